@@ -1,0 +1,58 @@
+"""Where extraction runs: the Dask cluster at LAKE_DASK_ADDRESS, or a local one for the length of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+from prefect_dask import DaskTaskRunner
+
+from flows.errors import LakeError
+from flows.settings import Settings
+
+
+@contextlib.contextmanager
+def task_runner(settings: Settings, workers: int) -> Iterator[DaskTaskRunner]:
+    """A started task runner.
+
+    Args:
+        settings: Names an existing scheduler, if there is one.
+        workers: Processes of a local cluster; an existing one has its own.
+
+    Raises:
+        LakeError: the scheduler does not answer.
+    """
+    import dask
+
+    # A partition that kills its worker is tried once more, then reported; see `flows.ingest`.
+    dask.config.set({"distributed.scheduler.allowed-failures": 1, "distributed.comm.timeouts.connect": "20s"})
+    with contextlib.ExitStack() as stack:
+        address = settings.dask_address or stack.enter_context(_local_cluster(settings, workers))
+        runner = DaskTaskRunner(address=address)
+        try:
+            stack.enter_context(runner)
+        except OSError:
+            raise LakeError(
+                f"The Dask scheduler at {address} does not answer.", "start it, or mend LAKE_DASK_ADDRESS"
+            ) from None
+        yield runner
+
+
+@contextlib.contextmanager
+def _local_cluster(settings: Settings, workers: int) -> Iterator[str]:
+    from distributed import LocalCluster
+
+    # The workers' own environment: absolute paths of the lake, and no catalog's password.
+    environment = {**settings.environment(), "PREFECT_API_URL": os.environ.get("PREFECT_API_URL", "")}
+    with LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        silence_logs=logging.ERROR,
+        env={name: value for name, value in environment.items() if value},
+    ) as cluster:
+        yield cluster.scheduler_address

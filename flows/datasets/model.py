@@ -1,0 +1,245 @@
+"""What a dataset is: its grain and partitions, its source, its contract and its audits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from enum import StrEnum
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from flows.errors import BadInput
+
+KEY = re.compile(r"[a-z][a-z0-9_]{0,62}")
+COLUMN = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+
+
+class Grain(StrEnum):
+    """A dataset's unit of work. ``full`` has one partition, which is refreshed whole."""
+
+    hour = "hour"
+    day = "day"
+    month = "month"
+    full = "full"
+
+
+_FORMATS = {Grain.hour: "%Y-%m-%dT%H", Grain.day: "%Y-%m-%d", Grain.month: "%Y-%m"}
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Partition:
+    """One unit of work of a dataset.
+
+    Args:
+        key: Its name, which sorts by time: ``2013-01-05``, ``2013-01-05T07``, ``2013-01`` or ``full``.
+        grain: The dataset's grain.
+    """
+
+    key: str
+    grain: Grain = field(compare=False, default=Grain.day)
+
+    @property
+    def start(self) -> datetime:
+        """The first moment of the partition, UTC, without zone."""
+        if self.grain is Grain.full:
+            return datetime.min
+        return datetime.strptime(self.key, _FORMATS[self.grain])
+
+    @property
+    def value(self) -> str:
+        """The partition column's value, in SQL's spelling: a date, or a timestamp for hours."""
+        return self.start.strftime("%Y-%m-%d %H:%M:%S" if self.grain is Grain.hour else "%Y-%m-%d")
+
+    def __str__(self) -> str:
+        return self.key
+
+
+def parse_partition(key: str, grain: Grain) -> Partition:
+    """Read a partition's key.
+
+    Raises:
+        BadInput: it is not a partition of this grain.
+    """
+    if grain is Grain.full:
+        if key != "full":
+            raise BadInput(f"{key!r} is not a partition: a full-refresh dataset has just one, 'full'.")
+        return Partition(key, grain)
+    try:
+        moment = datetime.strptime(key, _FORMATS[grain])
+    except ValueError:
+        example = datetime(2013, 1, 5, 7).strftime(_FORMATS[grain])
+        raise BadInput(f"{key!r} is not a partition by {grain}.", f"write it like this: {example}") from None
+    return Partition(moment.strftime(_FORMATS[grain]), grain)
+
+
+def partitions_between(grain: Grain, start: date, end: date) -> list[Partition]:
+    """All partitions of a grain that begin on a day from ``start`` to ``end``, both included.
+
+    Months count when any of their days lies in the range.
+
+    Raises:
+        BadInput: ``end`` is before ``start``.
+    """
+    if grain is Grain.full:
+        return [Partition("full", grain)]
+    if end < start:
+        raise BadInput(f"The range ends ({end}) before it starts ({start}).", "swap --start and --end")
+    moment = datetime(start.year, start.month, 1 if grain is Grain.month else start.day)
+    last = datetime(end.year, end.month, end.day, 23)
+    found = []
+    while moment <= last:
+        found.append(Partition(moment.strftime(_FORMATS[grain]), grain))
+        if grain is Grain.month:
+            moment = (moment + timedelta(days=32)).replace(day=1)
+        else:
+            moment += timedelta(hours=1) if grain is Grain.hour else timedelta(days=1)
+    return found
+
+
+DataType = Literal["text", "bigint", "double", "bool", "timestamp", "date", "time", "decimal", "binary", "json"]
+"""dlt's names of the column types."""
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a dataset's rows must look like.
+
+    Args:
+        columns: Name and dlt data type of every column, in order. Empty: dlt infers them.
+        new_columns: dlt's schema contract for a column that is not declared: ``evolve`` adds it to the
+            table, ``freeze`` rejects the partition, ``discard_value`` leaves it out.
+    """
+
+    columns: Mapping[str, DataType] = field(default_factory=dict)
+    new_columns: Literal["evolve", "freeze", "discard_value"] = "evolve"
+
+    def __post_init__(self) -> None:
+        for name in self.columns:
+            if not COLUMN.fullmatch(name):
+                raise BadInput(f"{name!r} is not a column name: use {COLUMN.pattern}")
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A condition on a partition's rows, checked before it is published.
+
+    Args:
+        name: How a failure is named.
+        condition: A SQL expression over the columns of one row that must not be false, or an aggregate
+            over the partition that must be true.
+        on_fail: ``reject`` keeps the partition from being published; ``warn`` only says so.
+    """
+
+    name: str
+    condition: str
+    on_fail: Literal["reject", "warn"] = "reject"
+    aggregate: bool = False
+
+
+def not_null(*columns: str) -> Audit:
+    """No row has a null in any of these columns."""
+    return Audit(f"not_null({', '.join(columns)})", " AND ".join(f'"{c}" IS NOT NULL' for c in columns))
+
+
+def at_least(rows: int) -> Audit:
+    """The partition has at least so many rows."""
+    return Audit(f"at_least({rows})", f"count(*) >= {rows}", aggregate=True)
+
+
+def expect(name: str, condition: str, on_fail: Literal["reject", "warn"] = "reject") -> Audit:
+    """No row makes this SQL condition false (a null passes)."""
+    return Audit(name, condition, on_fail)
+
+
+Rows = Iterable[Any]
+"""What reading yields: Arrow tables or batches, dicts, lists of dicts, or a dlt resource of any of them."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A source that can say, without reading, what it has; a plain function of the partition will do otherwise."""
+
+    def versions(self, partitions: Sequence[Partition]) -> Mapping[str, str]:
+        """The version of each partition that is there, by key; one that is not there is left out.
+
+        A version is any text that changes when the partition's content may have changed.
+        """
+        ...
+
+    def read(self, partition: Partition, contract: Contract) -> Rows:
+        """Read one partition.
+
+        Raises:
+            NoSource: there is nothing for this partition (yet).
+            SourceError: there is something, but it cannot be read.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One dataset: everything the pipeline knows of it.
+
+    Args:
+        key: Its name; the raw table is ``raw.<key>``.
+        source: Reads one partition: a ``Source``, or a function of the partition that returns a dlt resource or
+            yields rows.
+        grain: Its unit of work.
+        partition_column: The raw table's partition column, a DATE (a TIMESTAMP for hours). The pipeline fills
+            it in where the source lacks it, and rejects rows that disagree. None for ``full``.
+        primary_key: Columns that identify a row; audited to be unique and not null.
+        contract: Columns and types.
+        audits: Further conditions.
+        start: The first day there is, the default of ``--start``.
+        end: The last day there is; None means yesterday.
+        complete: Whether a partition without a source is a failure.
+    """
+
+    key: str
+    source: Source | Callable[[Partition], Rows]
+    grain: Grain = Grain.day
+    partition_column: str | None = None
+    primary_key: tuple[str, ...] = ()
+    contract: Contract = Contract()
+    audits: tuple[Audit, ...] = ()
+    start: date | None = None
+    end: date | None = None
+    complete: bool = False
+
+    def __post_init__(self) -> None:
+        if not KEY.fullmatch(self.key):
+            raise BadInput(f"{self.key!r} is not a dataset key: use {KEY.pattern}")
+        if (self.grain is Grain.full) != (self.partition_column is None):
+            raise BadInput(f"{self.key}: every grain but 'full' needs a partition_column, and 'full' none.")
+        if self.partition_column and not COLUMN.fullmatch(self.partition_column):
+            raise BadInput(f"{self.key}: {self.partition_column!r} is not a column name.")
+
+    @property
+    def table(self) -> str:
+        """The raw table, schema and name."""
+        return f"raw.{self.key}"
+
+    def partitions(self, start: date | None = None, end: date | None = None) -> list[Partition]:
+        """The partitions of a range; the dataset's own where an end is left open.
+
+        Raises:
+            BadInput: the range is reversed, or has no start and the dataset names none.
+        """
+        first = start or self.start
+        last = end or self.end or (datetime.now(UTC).date() - timedelta(days=1))
+        if self.grain is not Grain.full and first is None:
+            raise BadInput(f"{self.key} has no start of its own.", "name one with --start YYYY-MM-DD")
+        return partitions_between(self.grain, first or last, last)
+
+    def versions(self, partitions: Sequence[Partition]) -> dict[str, str]:
+        """What the source has: a version by partition key. ``""`` where it cannot say before reading."""
+        if isinstance(self.source, Source):
+            return dict(self.source.versions(partitions))
+        return {p.key: "" for p in partitions}
+
+    def read(self, partition: Partition) -> Rows:
+        """Read one partition from the source; raises what the source raises."""
+        if isinstance(self.source, Source):
+            return self.source.read(partition, self.contract)
+        return self.source(partition)

@@ -1,0 +1,347 @@
+"""The ingest flow: plan, extract chunks of partitions on Dask, publish them in gated groups as they arrive."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
+from prefect.runtime import flow_run, task_run
+
+from flows import gate
+from flows.cluster import task_runner
+from flows.datasets import get_datasets
+from flows.datasets.model import Dataset
+from flows.errors import RunFailed
+from flows.extract.chunk import extract_chunk
+from flows.lake.connect import connected
+from flows.lake.publish import Published, Publisher
+from flows.lake.schema import hints, table_columns
+from flows.plan import Mode, Planned, State, counts, make_plan
+from flows.progress import progress
+from flows.settings import Settings, load_settings
+from flows.stage.layout import new_attempt
+from flows.stage.receipt import Failure, Outcome, Receipt
+
+CHUNK = 30
+"""Partitions in one Dask task at most: one dlt run for many costs a quarter of a run each."""
+
+GROUP = 128
+"""Partitions in one publishing transaction at most: it bounds how long the gate is held."""
+
+
+@dataclass
+class Summary:
+    """What a run did. Seconds are wall time, but for ``extract``, which adds up the workers' time."""
+
+    datasets: list[str]
+    flow_run: str = ""
+    planned: dict[str, int] = field(default_factory=dict)
+    published: list[Receipt] = field(default_factory=list)
+    unchanged: list[Receipt] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+    no_source: list[str] = field(default_factory=list)
+    commits: int = 0
+    snapshot_id: int | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add_seconds(self, stage: str, since: float) -> None:
+        """Add the time since a moment of `time.monotonic` to a stage."""
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.monotonic() - since, 3)
+
+    @property
+    def rows(self) -> int:
+        """Rows published."""
+        return sum(r.rows for r in self.published)
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as plain values."""
+        return {
+            "datasets": self.datasets,
+            "flow_run": self.flow_run,
+            "planned": self.planned,
+            "published": len(self.published),
+            "unchanged": len(self.unchanged),
+            "failed": [{"dataset": f.dataset, "partition": f.partition, "error": f.error} for f in self.failed],
+            "no_source": self.no_source,
+            "rows": self.rows,
+            "bytes": sum(r.bytes for r in self.published),
+            "commits": self.commits,
+            "snapshot_id": self.snapshot_id,
+            "peak_rss": max((r.peak_rss for r in self.published), default=0),
+            "seconds": self.seconds,
+        }
+
+
+def _chunk_name() -> str:
+    parameters = task_run.parameters
+    keys = list(parameters["versions"])
+    span = keys[0] if len(keys) == 1 else f"{keys[0]}..{keys[-1]} ({len(keys)})"
+    return f"{parameters['dataset']} {span}"
+
+
+@task(name="extract", task_run_name=_chunk_name, cache_policy=NO_CACHE, persist_result=False)
+def extract(dataset: str, versions: dict[str, str], column_types: dict[str, str]) -> list[Outcome]:
+    """Extract one chunk of partitions on a Dask worker; see `flows.extract.chunk.extract_chunk`."""
+    outcomes = extract_chunk(dataset, versions, load_settings(), column_types)
+    logger = get_run_logger()
+    for outcome in outcomes:
+        if isinstance(outcome, Failure) and outcome.state != "no source":
+            logger.error("%s %s %s: %s", outcome.dataset, outcome.partition, outcome.state, outcome.error)
+    return outcomes
+
+
+def range_name(start: date | None, end: date | None) -> str:
+    """A range of days as it stands in the names of runs."""
+    return f"{start or 'first'}..{end or 'last'}"
+
+
+def _flow_run_name() -> str:
+    parameters = flow_run.parameters
+    return f"ingest {'+'.join(parameters['datasets'])} {range_name(parameters['start'], parameters['end'])}"
+
+
+@flow(name="ingest", flow_run_name=_flow_run_name)
+def ingest(
+    datasets: list[str],
+    start: date | None = None,
+    end: date | None = None,
+    mode: Mode = Mode.missing_failed,
+    workers: int = 2,
+) -> dict[str, Any]:
+    """Bring partitions of datasets into the lake.
+
+    Args:
+        datasets: Keys of the datasets.
+        start: First day; each dataset's own when it is left open.
+        end: Last day, included; each dataset's own when it is left open.
+        mode: Which partitions: missing, failed, missing-failed, stale or all.
+        workers: Processes of the local Dask cluster; an existing cluster has its own.
+
+    Returns:
+        The summary: counts, rows, bytes, commits, seconds by stage.
+
+    Raises:
+        RunFailed: some partitions failed; the others are published.
+    """
+    settings, logger = load_settings(), get_run_logger()
+    summary = Summary(datasets, flow_run.name or "")
+    began = time.monotonic()
+    gate.check()
+    chosen = get_datasets(datasets)
+    planned = make_plan(settings, chosen, start, end, mode)
+    summary.planned = dict(counts(planned))
+    summary.no_source = [f"{p.dataset} {p.partition}" for p in planned if p.state is State.no_source and not p.runs]
+    todo = [p for p in planned if p.runs]
+    summary.add_seconds("plan", began)
+    logger.info("plan: %d of %d partitions to do", len(todo), len(planned))
+    if todo:
+        _Run(settings, chosen, summary).drive(todo, workers)
+    summary.add_seconds("total", began)
+    _artifacts(summary)
+    if summary.failed:
+        raise RunFailed(
+            _failures(summary.failed),
+            f"mend the cause, then the same command again does just {_them(len(summary.failed))}",
+            summary.to_json(),
+        )
+    return summary.to_json()
+
+
+class _Run:
+    """The run's moving parts: chunks out to Dask, outcomes back, groups to the lake."""
+
+    def __init__(self, settings: Settings, datasets: Sequence[Dataset], summary: Summary) -> None:
+        self._settings, self._summary = settings, summary
+        self._datasets = {d.key: d for d in datasets}
+        self._publisher = Publisher(settings, datasets, str(flow_run.id))
+        self._finished: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._running: dict[str, tuple[Any, str, dict[str, str]]] = {}
+        self._waiting: list[Outcome] = []
+
+    def drive(self, todo: Sequence[Planned], workers: int) -> None:
+        """Extract and publish everything; outcomes gather while a group is being published."""
+        began = time.monotonic()
+        with connected(self._settings, read_only=True) as con:
+            tables = table_columns(con)
+        self._hints = {k: dict(hints(tables.get(d.table, {}), d)) for k, d in self._datasets.items()}
+        with task_runner(self._settings, workers) as self._runner:
+            self._summary.add_seconds("cluster start", began)
+            began = time.monotonic()
+            for dataset, versions in chunks(todo, workers):
+                self._submit(dataset, versions)
+            try:
+                with progress(len(todo), ", ".join(self._datasets)) as shown:
+                    while self._running or self._waiting:
+                        self._gather()
+                        group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
+                        result = self._publish(group)
+                        rows = sum(r.rows for r in result.receipts)
+                        shown.advance(len(group), rows, len(result.failures))
+            finally:
+                self._publisher.close()
+            self._summary.add_seconds("extract and publish", began)
+
+    def _submit(self, dataset: str, versions: dict[str, str]) -> None:
+        future = self._runner.submit(
+            extract,
+            parameters={"dataset": dataset, "versions": versions, "column_types": self._hints[dataset]},
+        )
+        wrapped = future.wrapped_future
+        self._running[wrapped.key] = (future, dataset, versions)
+        wrapped.add_done_callback(lambda done: self._finished.put(done.key))
+
+    def _gather(self) -> None:
+        """Wait for a chunk if nothing is waiting, and take all that have finished."""
+        keys = [] if self._waiting else [self._finished.get()]
+        while not self._finished.empty():
+            keys.append(self._finished.get())
+        for key in keys:
+            future, dataset, versions = self._running.pop(key)
+            self._waiting += self._outcomes(future, dataset, versions)
+
+    def _outcomes(self, future: Any, dataset: str, versions: dict[str, str]) -> list[Outcome]:
+        """A finished chunk's outcomes. One whose worker died is run again partition by partition."""
+        try:
+            outcomes: list[Outcome] = future.result()
+        except Exception as error:  # noqa: BLE001 - a dead worker surfaces as any of several errors
+            text = " ".join(str(error).split())[:300]
+            get_run_logger().warning("a chunk of %s was lost: %s: %s", dataset, type(error).__name__, text)
+            if len(versions) > 1:
+                for key, version in versions.items():
+                    self._submit(dataset, {key: version})
+                return []
+            return [
+                Failure(dataset, key, new_attempt(), "failed", f"its worker died: {type(error).__name__}", version)
+                for key, version in versions.items()
+            ]
+        finally:
+            # Dask computes a finished task again when its worker dies while somebody still holds its future.
+            future.wrapped_future.release()
+        self._summary.seconds["extract"] = round(
+            self._summary.seconds.get("extract", 0.0) + sum(o.seconds for o in outcomes), 3
+        )
+        return [o for o in outcomes if not self._is_just_absent(o)]
+
+    def _is_just_absent(self, outcome: Outcome) -> bool:
+        """Whether a source that could not say so before turned out to have nothing: no failure."""
+        absent = isinstance(outcome, Failure) and outcome.state == "no source"
+        if absent and not self._datasets[outcome.dataset].complete:
+            self._summary.no_source.append(f"{outcome.dataset} {outcome.partition}")
+            return True
+        return False
+
+    def _publish(self, group: Sequence[Outcome]) -> Published:
+        if not group:
+            return Published()
+        began = time.monotonic()
+        with gate.hold():
+            self._summary.add_seconds("wait for the gate", began)
+            began = time.monotonic()
+            result = self._publisher.publish(group)
+            self._summary.add_seconds("in the gate", began)
+        self._summary.published += result.receipts
+        self._summary.unchanged += result.unchanged
+        self._summary.failed += result.failures
+        if result.snapshot_id is not None:
+            self._summary.commits += 1
+            self._summary.snapshot_id = result.snapshot_id
+        _emit(result)
+        return result
+
+
+def chunks(todo: Sequence[Planned], workers: int) -> list[tuple[str, dict[str, str]]]:
+    """Cut a plan into chunks of one dataset each: dataset and the source's version by partition.
+
+    Small enough that every worker gets several, so that the last ones end together and publishing overlaps.
+    """
+    by_dataset: dict[str, dict[str, str]] = {}
+    for planned in todo:
+        by_dataset.setdefault(planned.dataset, {})[planned.partition] = planned.source_version
+    size = max(1, min(CHUNK, -(-len(todo) // (workers * 4))))
+    cut = []
+    for dataset, versions in by_dataset.items():
+        keys = list(versions)
+        cut += [(dataset, {k: versions[k] for k in keys[i : i + size]}) for i in range(0, len(keys), size)]
+    return cut
+
+
+def _emit(result: Published) -> None:
+    """One event per dataset with what was just published."""
+    by_dataset: dict[str, list[Receipt]] = {}
+    for receipt in result.receipts:
+        by_dataset.setdefault(receipt.dataset, []).append(receipt)
+    for dataset, receipts in by_dataset.items():
+        emit_event(
+            "lake.partitions.published",
+            resource={"prefect.resource.id": f"lake.dataset.{dataset}", "prefect.resource.name": dataset},
+            payload={
+                "dataset": dataset,
+                "partitions": [r.partition for r in receipts],
+                "attempt_ids": [r.attempt_id for r in receipts],
+                "snapshot_id": result.snapshot_id,
+                "rows": sum(r.rows for r in receipts),
+            },
+        )
+
+
+def _artifacts(summary: Summary) -> None:
+    """What the Prefect UI shows of a run: a table of its partitions, and a summary."""
+    table = [
+        {
+            "dataset": f.dataset,
+            "partition": f.partition,
+            "state": f.state,
+            "rows": None,
+            "bytes": None,
+            "seconds": round(f.seconds, 3),
+            "error": f.error,
+        }
+        for f in summary.failed
+    ]
+    for state, receipts in (("published", summary.published), ("unchanged", summary.unchanged)):
+        table += [
+            {
+                "dataset": r.dataset,
+                "partition": r.partition,
+                "state": state,
+                "rows": r.rows,
+                "bytes": r.bytes,
+                "seconds": round(r.seconds, 3),
+                "error": "; ".join(r.warnings),
+            }
+            for r in sorted(receipts, key=lambda r: (r.dataset, r.partition))
+        ]
+    if table:
+        create_table_artifact(table, key="partitions-done", description="every partition of this run")
+    lines = [
+        f"## {summary.flow_run}",
+        "" if table or summary.no_source else "Nothing to do.",
+        f"- published: **{len(summary.published)}** partitions, {summary.rows:,} rows, {summary.commits} commits",
+        f"- unchanged: {len(summary.unchanged)}",
+        f"- failed: **{len(summary.failed)}**",
+        *(f"    - `{f.dataset} {f.partition}` {f.error}" for f in summary.failed[:20]),
+        f"- no source: {len(summary.no_source)} {', '.join(summary.no_source[:10])}",
+        "",
+        "| stage | seconds |",
+        "| --- | ---: |",
+        *(f"| {stage} | {seconds:.1f} |" for stage, seconds in summary.seconds.items()),
+    ]
+    create_markdown_artifact("\n".join(lines), key="ingest-summary", description=summary.flow_run)
+
+
+def _failures(failed: Sequence[Failure]) -> str:
+    shown = "\n".join(f"  {f.dataset} {f.partition}: {f.error}" for f in failed[:10])
+    more = f"\n  and {len(failed) - 10} more: lake status" if len(failed) > 10 else ""
+    return f"{len(failed)} partition{'s' if len(failed) > 1 else ''} failed; the others are published.\n{shown}{more}"
+
+
+def _them(count: int) -> str:
+    return "that one" if count == 1 else "those"

@@ -1,0 +1,1 @@
+"""The lake: DuckDB and DuckLake. Connect, bootstrap, publish, read the ledger, verify."""

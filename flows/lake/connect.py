@@ -1,0 +1,181 @@
+"""Connect to the lake: one way to attach it, for every reader and writer, with errors a user can act on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.errors import CatalogError, NotInitialised
+from flows.settings import LAKE, Settings
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+ENGINE_CONFIG = {"autoinstall_known_extensions": "false", "TimeZone": "UTC"}
+"""Nothing is downloaded at run time, and a timestamp reads the same on every machine."""
+
+BUSY_MS = 10_000
+"""How long a SQLite catalog waits for its lock, in milliseconds. Readers overlap a commit; writers are gated."""
+
+
+def connect(settings: Settings, *, read_only: bool = False, create: bool = False) -> DuckDBPyConnection:
+    """Open a DuckDB connection of its own with the lake attached as ``lake``.
+
+    Args:
+        settings: Where the catalog and the data lie.
+        read_only: Refuse every write.
+        create: Make a new catalog where there is none: only `bootstrap` does.
+
+    Raises:
+        NotInitialised: there is no catalog yet.
+        CatalogError: the catalog is something else, is locked, or cannot be reached.
+    """
+    import duckdb
+
+    if settings.catalog_file is not None:
+        _check_file(settings.catalog_file, create=create)
+    con = duckdb.connect()
+    try:
+        prepare(con, settings)
+        con.execute(attach_sql(settings, read_only=read_only, create=create))
+        con.execute(f"USE {LAKE}")
+    except duckdb.Error as error:
+        con.close()
+        raise _explain(error, settings) from None
+    return con
+
+
+@contextlib.contextmanager
+def connected(settings: Settings, *, read_only: bool = False) -> Iterator[DuckDBPyConnection]:
+    """A connection for the length of a block; see `connect`."""
+    con = connect(settings, read_only=read_only)
+    try:
+        yield con
+    finally:
+        con.close()
+
+
+def prepare(con: DuckDBPyConnection, settings: Settings) -> None:
+    """Load the extensions and set the secrets of a fresh DuckDB connection."""
+    for name, value in ENGINE_CONFIG.items():
+        con.execute(f"SET GLOBAL {name} = '{value}'")
+    extensions = ["ducklake", "sqlite_scanner" if settings.embedded else "postgres_scanner"]
+    if settings.data_path.startswith("s3://") or settings.landing.startswith("s3://"):
+        extensions.append("httpfs")
+    for name in extensions:
+        _load(con, name)
+    if "httpfs" in extensions and settings.s3_key_id and settings.s3_secret:
+        options = {
+            "KEY_ID": settings.s3_key_id.get_secret_value(),
+            "SECRET": settings.s3_secret.get_secret_value(),
+            "REGION": settings.s3_region,
+            "URL_STYLE": "path",
+            **({"ENDPOINT": settings.s3_endpoint} if settings.s3_endpoint else {}),
+        }
+        given = ", ".join(f"{key} {literal(value)}" for key, value in options.items())
+        con.execute(f"CREATE OR REPLACE SECRET lake_s3 (TYPE s3, {given}, USE_SSL {settings.s3_use_ssl})")
+
+
+def attach_sql(settings: Settings, *, read_only: bool = False, create: bool = False) -> str:
+    """The ATTACH statement. For Postgres it holds the catalog's password: never log it."""
+    target = settings.catalog
+    options = [f"DATA_PATH {literal(settings.data_path)}"]
+    if settings.embedded:
+        options.append(f"META_BUSY_TIMEOUT {BUSY_MS}")
+        if not read_only:
+            options.append("META_JOURNAL_MODE 'WAL'")
+    elif settings.catalog_password is not None:
+        password = settings.catalog_password.get_secret_value().replace("\\", "\\\\").replace("'", "\\'")
+        target += f" password='{password}'"
+    if read_only:
+        options.append("READ_ONLY")
+    if not create:
+        options.append("CREATE_IF_NOT_EXISTS false")
+    return f"ATTACH IF NOT EXISTS {literal('ducklake:' + target)} AS {LAKE} ({', '.join(options)})"
+
+
+def literal(value: str) -> str:
+    """A SQL string literal, for the statements that take no bound parameters (ATTACH, CREATE SECRET)."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def rows(con: DuckDBPyConnection, sql: str, parameters: list[Any] | None = None) -> list[dict[str, Any]]:
+    """Run a query and return its rows as dicts."""
+    result = con.execute(sql, parameters)
+    names = [column[0] for column in result.description or []]
+    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+
+
+def commit_message(con: DuckDBPyConnection, message: str, **extra: Any) -> None:
+    """Name the transaction in DuckLake's snapshot: author, message, and a JSON of further facts."""
+    info = literal(json.dumps(extra))
+    con.execute(f"CALL {LAKE}.set_commit_message('ducklake-flows', {literal(message)}, extra_info => {info})")
+
+
+def _load(con: DuckDBPyConnection, name: str) -> None:
+    import duckdb
+
+    try:
+        con.execute(f"LOAD {name}")
+    except duckdb.Error:
+        import duckdb_extensions
+
+        # The wheel's file goes into DuckDB's own extension folder, once a machine.
+        duckdb_extensions.import_extension(name)
+        con.execute(f"LOAD {name}")
+
+
+def _check_file(path: Path, *, create: bool) -> None:
+    """Say what is wrong with a SQLite catalog's file before DuckLake writes its tables into it."""
+    import sqlite3
+
+    if not path.exists():
+        if create:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise CatalogError(
+                    f"The lake's folder cannot be made: {error.strerror or error} ({path.parent})",
+                    "set LAKE_HOME to a folder that can be written",
+                ) from None
+            return
+        raise NotInitialised(f"There is no lake yet: {path} does not exist.", "lake init")
+    if path.is_dir():
+        raise CatalogError(f"The catalog is a folder: {path}", "set LAKE_CATALOG to sqlite:<file>")
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as found:
+            names = {name for (name,) in found.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.DatabaseError as error:
+        raise CatalogError(
+            f"The catalog cannot be read: {error} ({path})",
+            "restore it from a backup, or set LAKE_CATALOG (or LAKE_HOME) to another place",
+        ) from None
+    if names and "ducklake_metadata" not in names:
+        raise CatalogError(
+            f"{path} is a SQLite database, but not a DuckLake catalog.", "set LAKE_CATALOG to another file"
+        )
+    if not names and not create:
+        raise NotInitialised(f"There is no lake yet: {path} is empty.", "lake init")
+
+
+def _explain(error: Exception, settings: Settings) -> CatalogError:
+    """The user's error for a failed attach: the cause without connection strings or secrets."""
+    text = " ".join(str(error).split())
+    for secret in (settings.catalog_password, settings.s3_key_id, settings.s3_secret):
+        if secret is not None and secret.get_secret_value():
+            text = text.replace(secret.get_secret_value(), "***")
+    lower = text.lower()
+    place = settings.catalog_file or "the Postgres catalog"
+    if "creating a new ducklake is explicitly disabled" in lower or "no ducklake" in lower:
+        return NotInitialised(f"There is no lake yet in {place}.", "lake init")
+    if "data_path" in lower and "does not match" in lower:
+        return CatalogError(
+            f"The catalog's data path is not LAKE_DATA_PATH ({settings.data_path}): {text}",
+            "set LAKE_DATA_PATH to the path the lake was made with",
+        )
+    if "locked" in lower:
+        return CatalogError(f"The catalog is locked by another process: {place}", "wait for it, then try again")
+    return CatalogError(f"The lake cannot be opened: {text[:400]}", "check LAKE_CATALOG and LAKE_DATA_PATH")

@@ -1,0 +1,313 @@
+"""The publish protocol: one transaction that replaces many partitions, fences off other publishers, keeps the ledger.
+
+    BEGIN
+      fence       UPDATE the one row of ops.fence: of two transactions that touch it, one cannot commit
+      drop        what the ledger holds already, and what has not changed
+      evolve      the raw tables, as far as the contracts allow
+      delete      the partitions' rows: whole files, so it is metadata only
+      register    the staged files
+      ledger      a row for each partition
+    COMMIT        and when its outcome is unknown, ask the ledger by attempt id
+
+The caller holds the gate. The fence keeps the lake right even when the gate does not.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from flows.datasets.model import Dataset, parse_partition
+from flows.errors import CommitConflict, LakeError, Rejected
+from flows.lake import ledger
+from flows.lake.connect import commit_message, connect
+from flows.lake.schema import create_table, evolve, qualified, table_columns
+from flows.settings import LAKE, Settings
+from flows.stage.receipt import Failure, Outcome, Receipt
+from flows.stage.types import quoted
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+log = logging.getLogger(__name__)
+
+RETRIES = 5
+"""Transactions begun anew after a known conflict, within one hold of the gate."""
+
+_CONFLICT = ("conflict", "primary key", "unique constraint", "concurrent", "maximum retry count", "database is locked")
+_LOST = ("connection", "server closed", "terminating", "broken pipe", "i/o error", "disk i/o")
+
+
+class UnknownOutcome(Exception):
+    """COMMIT was sent and no answer came: only the ledger knows."""
+
+
+@dataclass(slots=True)
+class Published:
+    """What became of a group.
+
+    Args:
+        snapshot_id: DuckLake's snapshot, None when nothing had to be committed.
+        receipts: Published, or found to be published by an earlier commit.
+        unchanged: Receipts whose rows were in the table already.
+        failures: Recorded as failed or rejected.
+    """
+
+    snapshot_id: int | None = None
+    receipts: list[Receipt] = field(default_factory=list)
+    unchanged: list[Receipt] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    def add(self, other: Published) -> None:
+        """Take over the outcome of a further group."""
+        self.snapshot_id = other.snapshot_id if other.snapshot_id is not None else self.snapshot_id
+        self.receipts += other.receipts
+        self.unchanged += other.unchanged
+        self.failures += other.failures
+
+
+class Publisher:
+    """Publishes groups over one connection of its own, which it opens again when it was lost."""
+
+    def __init__(self, settings: Settings, datasets: Sequence[Dataset], flow_run_id: str) -> None:
+        self._settings = settings
+        self._datasets = {d.key: d for d in datasets}
+        self._flow_run_id = flow_run_id
+        self._con: DuckDBPyConnection | None = None
+
+    def close(self) -> None:
+        """Close the connection; an open transaction is rolled back."""
+        if self._con is not None:
+            self._con.close()
+            self._con = None
+
+    def publish(self, group: Sequence[Outcome]) -> Published:
+        """Publish a group of outcomes in one transaction. Call it within the gate.
+
+        A receipt that cannot be registered (its file is gone, say) does not stop the others: the group is then
+        published one by one, and that receipt becomes a failure.
+
+        Raises:
+            CommitConflict: other writers won every retry.
+            CatalogError: the catalog cannot be reached.
+        """
+        import duckdb
+
+        try:
+            return self._with_retries(group)
+        except duckdb.Error as error:
+            if len(group) > 1:
+                log.warning("a group of %d could not be published, trying one by one: %s", len(group), _text(error))
+                result = Published()
+                for outcome in group:
+                    result.add(self.publish([outcome]))
+                return result
+            if isinstance(group[0], Failure):
+                raise
+            return self._with_retries([_failed(group[0], "failed", _text(error))])
+
+    def _with_retries(self, group: Sequence[Outcome]) -> Published:
+        for attempt in Retrying(
+            retry=retry_if_exception_type((CommitConflict, UnknownOutcome)),
+            stop=stop_after_attempt(RETRIES),
+            wait=wait_random_exponential(0.05, max=1.0),
+            reraise=True,
+        ):
+            with attempt:
+                return self._once(group)
+        raise AssertionError("unreachable")
+
+    def _once(self, group: Sequence[Outcome]) -> Published:
+        """One transaction; a conflict and a lost answer each have an error of their own."""
+        import duckdb
+
+        con = self._connection()
+        committing = False
+        try:
+            con.execute("BEGIN")
+            result, work = self._fill(con, group)
+            if not work:
+                con.execute("ROLLBACK")
+                return result
+            committing = True
+            con.execute("COMMIT")
+            result.snapshot_id = con.execute(f"SELECT id FROM {LAKE}.last_committed_snapshot()").fetchone()[0]  # type: ignore[index]
+        except duckdb.Error as error:
+            text = _text(error)
+            conflict = any(word in text.lower() for word in _CONFLICT)
+            if committing and not conflict or any(word in text.lower() for word in _LOST):
+                self.close()
+                if committing and self._is_committed(group):
+                    return self._as_published(group)
+                raise UnknownOutcome(text) from error
+            _rollback(con)
+            if conflict:
+                raise CommitConflict(
+                    f"Another writer changed the lake first: {text}", "run the same command again"
+                ) from error
+            raise
+        return result
+
+    def _fill(self, con: DuckDBPyConnection, group: Sequence[Outcome]) -> tuple[Published, bool]:
+        """Everything between BEGIN and COMMIT. Returns the outcome, and whether there is anything to commit."""
+        token = raise_fence(con, "fence")
+        known = ledger.latest(con, partitions=sorted({o.partition for o in group}))
+        done = ledger.attempts_in(con, [o.attempt_id for o in group])
+        result, rows = Published(), []
+        changed: dict[str, list[Receipt]] = defaultdict(list)
+        tables = table_columns(con)
+        for outcome in group:
+            entry = known.get((outcome.dataset, outcome.partition))
+            if outcome.attempt_id in done:
+                if isinstance(outcome, Receipt):
+                    result.receipts.append(outcome)
+            elif isinstance(outcome, Failure):
+                result.failures.append(outcome)
+                rows.append(self._failure_row(outcome))
+            elif entry is not None and entry.fingerprint == outcome.fingerprint:
+                result.unchanged.append(outcome)
+                if entry.state != "published" or entry.source_version != outcome.source_version:
+                    # The rows of the published attempt stand for this version of the source, too.
+                    rows.append(self._receipt_row(replace(outcome, attempt_id=entry.attempt_id)))
+            else:
+                try:
+                    self._fit(con, tables, outcome)
+                except Rejected as error:
+                    failure = _failed(outcome, "rejected", error.message)
+                    result.failures.append(failure)
+                    rows.append(self._failure_row(failure))
+                    continue
+                changed[outcome.dataset].append(outcome)
+                result.receipts.append(outcome)
+                rows.append(self._receipt_row(outcome))
+        for key, receipts in changed.items():
+            self._replace(con, self._datasets[key], receipts)
+        now = datetime.now(UTC)
+        ledger.append(con, "ledger", [{**row, "recorded_at": now, "token": token} for row in rows])
+        if rows:
+            commit_message(con, _message(result), token=token, flow_run_id=self._flow_run_id)
+        return result, bool(rows)
+
+    def _fit(self, con: DuckDBPyConnection, tables: dict[str, dict[str, str]], receipt: Receipt) -> None:
+        """Make or evolve the raw table so that the receipt's files fit."""
+        dataset = self._datasets[receipt.dataset]
+        if dataset.table in tables:
+            evolve(con, dataset, tables[dataset.table], receipt.columns)
+        elif receipt.columns:
+            create_table(con, dataset, receipt.columns)
+            tables[dataset.table] = dict(receipt.columns)
+
+    def _replace(self, con: DuckDBPyConnection, dataset: Dataset, receipts: Sequence[Receipt]) -> None:
+        """Delete the partitions' rows, and register the staged files in their place."""
+        column = dataset.partition_column
+        if column is None:
+            con.execute(f"DELETE FROM {qualified(dataset)}")
+        else:
+            values = ", ".join(f"'{parse_partition(r.partition, dataset.grain).value}'" for r in receipts)
+            con.execute(f"DELETE FROM {qualified(dataset)} WHERE {quoted(column)} IN ({values})")
+        paths = [self._settings.data_path + path for r in receipts for path in r.files]
+        if paths:
+            con.execute(
+                f"CALL ducklake_add_data_files('{LAKE}', ?, ?, schema => 'raw', allow_missing => true, "
+                f"hive_partitioning => {column is not None})",
+                [dataset.key, paths],
+            )
+
+    def _receipt_row(self, receipt: Receipt) -> dict[str, Any]:
+        return {
+            "dataset": receipt.dataset,
+            "partition": receipt.partition,
+            "attempt_id": receipt.attempt_id,
+            "state": "published",
+            "rows_in": receipt.rows,
+            "rows_published": receipt.rows,
+            "rows_quarantined": 0,
+            "files": len(receipt.files),
+            "bytes": receipt.bytes,
+            "fingerprint": receipt.fingerprint,
+            "source_version": receipt.source_version,
+            "seconds": receipt.seconds,
+            "flow_run_id": self._flow_run_id,
+            "error": "; ".join(receipt.warnings) or None,
+        }
+
+    def _failure_row(self, failure: Failure) -> dict[str, Any]:
+        return {
+            "dataset": failure.dataset,
+            "partition": failure.partition,
+            "attempt_id": failure.attempt_id,
+            "state": "failed" if failure.state == "no source" else failure.state,
+            "source_version": failure.source_version,
+            "seconds": failure.seconds,
+            "flow_run_id": self._flow_run_id,
+            "error": failure.error,
+        }
+
+    def _connection(self) -> DuckDBPyConnection:
+        if self._con is None:
+            self._con = connect(self._settings)
+        return self._con
+
+    def _is_committed(self, group: Sequence[Outcome]) -> bool:
+        """Whether a transaction whose answer was lost is in the ledger: all of it is, or nothing."""
+        return bool(ledger.attempts_in(self._connection(), [o.attempt_id for o in group]))
+
+    def _as_published(self, group: Sequence[Outcome]) -> Published:
+        """The outcome of a group as the ledger tells it after its answer was lost."""
+        con = self._connection()
+        inside = ledger.attempts_in(con, [o.attempt_id for o in group])
+        receipts = [o for o in group if isinstance(o, Receipt)]
+        snapshot = con.execute(f"SELECT max(snapshot_id) FROM {LAKE}.snapshots()").fetchone()
+        return Published(
+            snapshot[0] if snapshot else None,
+            [r for r in receipts if r.attempt_id in inside],
+            [r for r in receipts if r.attempt_id not in inside],
+            [o for o in group if isinstance(o, Failure)],
+        )
+
+
+def raise_fence(con: DuckDBPyConnection, fence: str) -> int:
+    """Touch the one row that every transaction of this kind touches, and return its new value.
+
+    Two transactions that both did cannot both commit, not even where each saw an empty partition; and the value
+    orders what they write.
+    """
+    con.execute(f"UPDATE {LAKE}.ops.{fence} SET token = token + 1")
+    found = con.execute(f"SELECT token FROM {LAKE}.ops.{fence}").fetchall()
+    if len(found) != 1:
+        raise LakeError(f"ops.{fence} has {len(found)} rows instead of one.", "lake verify")
+    return int(found[0][0])
+
+
+def _rollback(con: DuckDBPyConnection) -> None:
+    import duckdb
+
+    try:
+        con.execute("ROLLBACK")
+    except duckdb.TransactionException:
+        log.debug("the failed transaction was rolled back already")
+
+
+def _failed(receipt: Receipt, state: Any, error: str) -> Failure:
+    return Failure(
+        receipt.dataset, receipt.partition, receipt.attempt_id, state, error, receipt.source_version, receipt.seconds
+    )
+
+
+def _message(result: Published) -> str:
+    parts = [f"publish {len(result.receipts)}"] if result.receipts else []
+    if result.unchanged:
+        parts.append(f"{len(result.unchanged)} unchanged")
+    if result.failures:
+        parts.append(f"{len(result.failures)} failed")
+    return ", ".join(parts)
+
+
+def _text(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500]

@@ -1,0 +1,65 @@
+"""What a worker hands to the publisher: a receipt for a staged partition, or why there is none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """One staged partition, ready to publish.
+
+    Args:
+        dataset: The dataset's key.
+        partition: The partition's key.
+        attempt_id: Names this attempt, its files and its ledger row.
+        files: Paths below the data path.
+        rows: Rows in the files.
+        bytes: Size of the files.
+        columns: Name and DuckDB type of each column, in the files' order.
+        fingerprint: Digest of the rows, whatever their order.
+        source_version: What the source said of itself before it was read, "" when it cannot say.
+        seconds: Time the worker took over this partition.
+        peak_rss: Peak memory of the worker process so far, in bytes.
+        warnings: Audits that failed and only warn.
+    """
+
+    dataset: str
+    partition: str
+    attempt_id: str
+    files: tuple[str, ...]
+    rows: int
+    bytes: int
+    columns: dict[str, str]
+    fingerprint: str
+    source_version: str
+    seconds: float
+    peak_rss: int
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A partition that could not be staged.
+
+    Args:
+        dataset: The dataset's key.
+        partition: The partition's key.
+        attempt_id: Names this attempt and its ledger row.
+        state: ``failed`` (could not be read), ``rejected`` (breaks the contract or an audit), or ``no source``.
+        error: One line, without secrets.
+        source_version: As in the receipt.
+        seconds: Time the worker took.
+    """
+
+    dataset: str
+    partition: str
+    attempt_id: str
+    state: Literal["failed", "rejected", "no source"]
+    error: str
+    source_version: str = ""
+    seconds: float = 0.0
+
+
+Outcome = Receipt | Failure
