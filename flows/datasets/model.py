@@ -47,6 +47,15 @@ class Partition:
         return datetime.strptime(self.key, _FORMATS[self.grain])
 
     @property
+    def end(self) -> datetime:
+        """The first moment after the partition, UTC, without zone."""
+        if self.grain is Grain.full:
+            return datetime.max
+        if self.grain is Grain.month:
+            return (self.start + timedelta(days=32)).replace(day=1)
+        return self.start + (timedelta(hours=1) if self.grain is Grain.hour else timedelta(days=1))
+
+    @property
     def value(self) -> str:
         """The partition column's value, in SQL's spelling: a date, or a timestamp for hours."""
         return self.start.strftime("%Y-%m-%d %H:%M:%S" if self.grain is Grain.hour else "%Y-%m-%d")
@@ -85,16 +94,18 @@ def partitions_between(grain: Grain, start: date, end: date) -> list[Partition]:
         return [Partition("full", grain)]
     if end < start:
         raise BadInput(f"The range ends ({end}) before it starts ({start}).", "swap --start and --end")
-    moment = datetime(start.year, start.month, 1 if grain is Grain.month else start.day)
+    partition = partition_at(datetime(start.year, start.month, start.day), grain)
     last = datetime(end.year, end.month, end.day, 23)
     found = []
-    while moment <= last:
-        found.append(Partition(moment.strftime(_FORMATS[grain]), grain))
-        if grain is Grain.month:
-            moment = (moment + timedelta(days=32)).replace(day=1)
-        else:
-            moment += timedelta(hours=1) if grain is Grain.hour else timedelta(days=1)
+    while partition.start <= last:
+        found.append(partition)
+        partition = partition_at(partition.end, grain)
     return found
+
+
+def partition_at(moment: datetime, grain: Grain) -> Partition:
+    """The partition that a moment (UTC) lies in."""
+    return Partition("full" if grain is Grain.full else moment.strftime(_FORMATS[grain]), grain)
 
 
 DataType = Literal["text", "bigint", "double", "bool", "timestamp", "date", "time", "decimal", "binary", "json"]

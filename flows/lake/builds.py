@@ -1,0 +1,91 @@
+"""What the models were built from: which published attempts an environment has taken up, and which it has not."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flows.lake import ledger
+from flows.lake.connect import commit_message, connected
+from flows.lake.publish import raise_fence
+from flows.settings import Settings
+
+
+@dataclass(frozen=True)
+class Todo:
+    """What a transform has to do.
+
+    Args:
+        environment: SQLMesh's environment.
+        changed: The published attempt that has not been built from, by dataset and partition.
+        project: Digest of the models as they are.
+        replan: Whether the environment was last built with other models, or never.
+    """
+
+    environment: str
+    changed: Mapping[str, Mapping[str, str]]
+    project: str
+    replan: bool
+
+    def __bool__(self) -> bool:
+        return bool(self.changed) or self.replan
+
+    @property
+    def changed_keys(self) -> dict[str, list[str]]:
+        """The changed partitions' keys, by dataset."""
+        return {dataset: sorted(partitions) for dataset, partitions in self.changed.items()}
+
+
+def read_todo(settings: Settings, environment: str, project: Path) -> Todo:
+    """Compare the ledger with what was built. Partitions published later than this are left to the next transform.
+
+    Args:
+        settings: Where the lake is.
+        environment: SQLMesh's environment.
+        project: The folder of the models.
+    """
+    with connected(settings, read_only=True) as con:
+        built = ledger.built(con, environment)
+        entries = ledger.latest(con)
+        before = ledger.built_project(con, environment)
+    changed: dict[str, dict[str, str]] = {}
+    for (dataset, partition), entry in entries.items():
+        if entry.attempt_id and built.get((dataset, partition)) != entry.attempt_id:
+            changed.setdefault(dataset, {})[partition] = entry.attempt_id
+    digest = project_digest(project)
+    return Todo(environment, changed, digest, replan=digest != before)
+
+
+def record(settings: Settings, todo: Todo, flow_run_id: str) -> None:
+    """Write down what was built from what. Call it within the gate, after the build has succeeded."""
+    with connected(settings) as con:
+        con.execute("BEGIN")
+        token = raise_fence(con, "transform_fence")
+        common = {
+            "environment": todo.environment,
+            "project": todo.project,
+            "flow_run_id": flow_run_id,
+            "recorded_at": datetime.now(UTC),
+            "token": token,
+        }
+        rows = [
+            {**common, "dataset": dataset, "partition": partition, "attempt_id": attempt}
+            for dataset, partitions in todo.changed.items()
+            for partition, attempt in partitions.items()
+        ]
+        ledger.append(con, "builds", rows or [common])
+        commit_message(con, f"built {todo.environment}", flow_run_id=flow_run_id)
+        con.execute("COMMIT")
+
+
+def project_digest(project: Path) -> str:
+    """A digest of the models, audits and signals: when it changes, a transform plans anew."""
+    digest = hashlib.sha256()
+    for path in sorted(project.rglob("*")):
+        if path.suffix in (".sql", ".py", ".yaml") and "tests" not in path.relative_to(project).parts:
+            digest.update(f"{path.relative_to(project)}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

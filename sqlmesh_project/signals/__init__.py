@@ -1,0 +1,19 @@
+"""Signals: an interval is ready when the ledger says that its partition is published."""
+
+from __future__ import annotations
+
+import typing as t
+
+from sqlmesh import signal
+from sqlmesh.utils.date import DatetimeRanges
+
+if t.TYPE_CHECKING:
+    from sqlmesh.core.context import ExecutionContext
+
+
+@signal()
+def published(batch: DatetimeRanges, context: ExecutionContext, dataset: str) -> bool | DatetimeRanges:
+    """The intervals of this batch whose partition of the dataset the ledger knows as published."""
+    from flows.build.ready import ready
+
+    return ready(batch, context.engine_adapter.cursor, dataset)
