@@ -1,4 +1,4 @@
-"""The demo's data: New York's flights and weather of 2013, laid into the landing zone as a source system would."""
+"""The demo: New York's flights and weather of 2013, laid into the landing zone and taken through the pipeline."""
 
 from __future__ import annotations
 
@@ -6,14 +6,33 @@ import csv
 import io
 import json
 import shutil
+import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
+from flows.datasets import get_datasets
 from flows.errors import BadInput, CatalogError
+from flows.lake.query import query
+from flows.plan import Mode, make_plan
+from flows.settings import Settings
 
 REFERENCE = ("airlines", "airports", "planes")
+DATASETS = ("flights", "weather", *REFERENCE)
+RESULTS = {
+    "On time by carrier": "FROM gold.carrier_performance ORDER BY on_time_percent DESC",
+    "What the weather does to departures": "FROM gold.weather_impact ORDER BY on_time_percent",
+}
+NEXT = """What to try next
+  lake status flights                              the partition grid
+  lake sql "FROM gold.carrier_daily LIMIT 5"       any query on the lake
+  lake demo                                        again: nothing to do
+  lake backfill flights --start 2013-01-05 --end 2013-01-05 --mode all
+  lake verify                                      every promise, checked
+  lake down                                        stop the Prefect server ({url})"""
 _TEXT = {"origin", "time_hour"}
 
 
@@ -102,3 +121,44 @@ def _write(path: Path, text: str) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(text, encoding="utf-8", newline="")
     partial.replace(path)
+
+
+def run(settings: Settings, start: date | None, end: date | None, workers: int) -> None:
+    """Land the year, run the pipeline, show what came of it.
+
+    Raises:
+        RunFailed: some partitions or models failed.
+        CatalogError: the lake's folder cannot be used.
+    """
+    from flows import server, show
+
+    datasets = get_datasets(DATASETS)
+    began = time.monotonic()
+    with ThreadPoolExecutor(1) as aside:
+        # The first start of a server takes as long as everything else here: begin it first.
+        starting = aside.submit(server.use, settings)
+        landed = land(Path(settings.landing))
+        show.console.print(
+            f"Landed {landed} files in {settings.landing}" if landed else f"The year has landed: {settings.landing}"
+        )
+        url = server.ui_url(starting.result())
+    show.console.print(f"Prefect's UI: {url}")
+    stages = {"landing and server": time.monotonic() - began}
+    began = time.monotonic()
+    from flows.pipeline import pipeline
+    from flows.setup import initialise
+
+    initialise(settings, datasets)
+    stages["imports and lake init"] = time.monotonic() - began
+    summary = pipeline([d.key for d in datasets], start, end, Mode.missing_failed, workers)
+    show.ingested(summary["ingest"])
+    show.transformed(summary["transform"])
+    for title, sql in RESULTS.items():
+        show.rows(query(settings, sql), title)
+    show.console.print()
+    show.grid(make_plan(settings, datasets, start, end))
+    stages |= {f"ingest: {stage}": took for stage, took in summary["ingest"]["seconds"].items()}
+    stages["transform: total"] = summary["transform"]["seconds"]
+    show.console.print()
+    show.seconds(stages)
+    show.console.print(NEXT.format(url=url))

@@ -7,11 +7,14 @@ price is that an orphan clean-up could see them before they are registered: ever
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from urllib.parse import quote
 
 from flows.datasets.model import Dataset, Partition
+
+_NAME = re.compile(r"/([0-9a-f]{26})-\d+\.parquet$")
 
 
 def new_attempt() -> str:
@@ -25,3 +28,9 @@ def staged_path(dataset: Dataset, partition: Partition, attempt: str, number: in
     if dataset.partition_column is None:
         return f"raw/{dataset.key}/{name}"
     return f"raw/{dataset.key}/{dataset.partition_column}={quote(partition.value, safe='-')}/{name}"
+
+
+def attempt_of(path: str) -> str:
+    """The attempt id in a staged file's path, "" when the file was not staged by us."""
+    found = _NAME.search(path)
+    return found[1] if found else ""

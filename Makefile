@@ -1,0 +1,53 @@
+# Everything here needs only Python 3.11 or newer, make and git; .venv is made from requirements.lock.
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint format bench lock clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+# An empty value lets Python keep its compiled files: without them every process compiles Prefect and SQLMesh anew.
+export PYTHONDONTWRITEBYTECODE :=
+export DO_NOT_TRACK := 1
+
+##@ Main
+
+help:  ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/installed  ## Real data, from files to gold (ARGS="--start 2013-01-01 --end 2013-01-31" narrows it)
+	$(BIN)/lake demo $(ARGS)
+
+##@ Development
+
+test: .venv/installed  ## All tests (ARGS="-k name" narrows them)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/installed  ## Style, types, and the lock against pyproject.toml
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/installed  ## Put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/installed  ## Side by side: DuckDB alone, this project, dlt's own destination
+	$(BIN)/python -m benchmarks.run
+
+##@ Environment
+
+# uv comes first, alone and hash-checked: it installs the rest several times faster than pip.
+.venv/installed: requirements.lock requirements-uv.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %s: make PYTHON=python3.12 ..." % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lock: .venv/installed  ## Resolve the pins anew
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --extra dev --python-version 3.11 pyproject.toml -o requirements.lock
+	grep -A999 '^uv==' requirements.lock | awk 'NR > 1 && /^[a-z]/ {exit} {print}' > requirements-uv.lock
+
+clean:  ## Remove the environment and the local lake (stops its server first)
+	-test -x $(BIN)/lake && $(BIN)/lake down
+	rm -rf .venv .lake

@@ -1,0 +1,139 @@
+"""What the terminal shows: grids, tables and times, with Rich."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from flows.plan import Planned, State, counts
+
+console = Console(highlight=False)
+
+_MARKS = {
+    State.published: ("■", "green"),
+    State.stale: ("◪", "yellow"),
+    State.failed: ("✗", "red"),
+    State.rejected: ("✗", "red"),
+    State.rolled_back: ("◧", "yellow"),
+    State.missing: ("□", "blue"),
+    State.no_source: ("·", "dim"),
+}
+
+
+def plan(planned: Sequence[Planned]) -> None:
+    """What would run: counts, and the first partitions of each kind that is not just published."""
+    todo = [p for p in planned if p.runs]
+    _counts(planned)
+    noted = [p for p in planned if p.runs or p.state is not State.published]
+    if noted:
+        table = Table(box=None, header_style="dim")
+        for name in ("dataset", "partition", "state", "runs", "why"):
+            table.add_column(name)
+        for p in noted[:20]:
+            table.add_row(p.dataset, p.partition, p.state.value, "yes" if p.runs else "", p.why)
+        console.print(table)
+        if len(noted) > 20:
+            console.print(f"  and {len(noted) - 20} more: --json lists them all", style="dim")
+    console.print(f"{len(todo)} partitions to do." if todo else "Nothing to do.")
+
+
+def status(planned: Sequence[Planned]) -> None:
+    """The partition grid of each dataset, counts, and the last errors."""
+    grid(planned)
+    failed = [p for p in planned if p.state in (State.failed, State.rejected)]
+    for p in failed[:10]:
+        console.print(f"  {p.dataset} {p.partition} {p.state.value}: {p.why}", style="red")
+    if len(failed) > 10:
+        console.print(f"  and {len(failed) - 10} more: --json lists them all", style="red")
+
+
+def grid(planned: Sequence[Planned]) -> None:
+    """One mark a partition: a line a month for days, a line a day for hours, a line a year for months."""
+    for dataset, group in groupby(planned, key=lambda p: p.dataset):
+        partitions = list(group)
+        rows = sum(p.entry.rows for p in partitions if p.entry)
+        summary = ", ".join(f"{n} {state}" for state, n in counts(partitions).items())
+        console.print(Text.assemble((dataset, "bold"), f"  {summary}, {rows:,} rows"))
+        for label, line in groupby(partitions, key=lambda p: _line(p.partition)):
+            marks = Text(f"  {label:10} ")
+            for p in line:
+                marks.append(*_MARKS[p.state])
+            console.print(marks)
+    seen = {p.state for p in planned}
+    console.print("  ".join(f"[{style}]{mark}[/] {state}" for state, (mark, style) in _MARKS.items() if state in seen))
+
+
+def _line(key: str) -> str:
+    return key[:10] if "T" in key else key.rpartition("-")[0] or key
+
+
+def ingested(summary: Mapping[str, Any]) -> None:
+    """What a backfill did."""
+    if not summary["published"] and not summary["unchanged"]:
+        console.print("Nothing to do: every partition with a source is published.")
+    else:
+        console.print(
+            f"Published {summary['published']} partitions, {summary['rows']:,} rows, in {summary['commits']} commits"
+            + (f"; {summary['unchanged']} unchanged" if summary["unchanged"] else "")
+            + f"; {summary['seconds']['total']:.1f} s."
+        )
+    if absent := summary["no_source"]:
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        console.print(f"No source (yet): {', '.join(absent[:3])}{more}.", style="dim")
+
+
+def transformed(summary: Mapping[str, Any]) -> None:
+    """What a transform did."""
+    if not summary["models"]:
+        console.print("Nothing to do: the models are up to date.")
+        return
+    table = Table(box=None, header_style="dim")
+    for name in ("model", "from", "to"):
+        table.add_column(name)
+    table.add_column("seconds", justify="right")
+    for m in summary["models"]:
+        table.add_row(m["model"], m["start"], m["end"], f"{m['seconds']:.1f}")
+    console.print(table)
+    console.print(f"Built {len(summary['models'])} intervals in {summary['seconds']:.1f} s.")
+
+
+def seconds(stages: Mapping[str, float]) -> None:
+    """The time each stage took."""
+    table = Table(box=None, header_style="dim")
+    table.add_column("stage")
+    table.add_column("seconds", justify="right")
+    for stage, took in stages.items():
+        table.add_row(stage, f"{took:.1f}")
+    console.print(table)
+
+
+def rows(found: Sequence[Mapping[str, Any]], title: str = "") -> None:
+    """Rows of a query."""
+    if title:
+        console.print(f"\n{title}", style="bold")
+    if not found:
+        console.print("No rows.")
+        return
+    table = Table(box=None, header_style="dim")
+    for name, value in found[0].items():
+        table.add_column(name, justify="right" if isinstance(value, int | float) else "left")
+    for row in found:
+        table.add_row(*(_cell(v) for v in row.values()))
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _counts(planned: Sequence[Planned]) -> None:
+    for dataset, group in groupby(planned, key=lambda p: p.dataset):
+        found = counts(list(group))
+        console.print(Text.assemble((f"{dataset:10}", "bold"), "  ".join(f"{n} {state}" for state, n in found.items())))
