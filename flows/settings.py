@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
@@ -95,6 +97,12 @@ def load_settings() -> Settings:
     Raises:
         BadInput: a setting is malformed; names it, never its value.
     """
+    return _load(frozenset((k, v) for k, v in os.environ.items() if k.upper().startswith("LAKE_")), Path.cwd())
+
+
+@lru_cache(maxsize=8)
+def _load(_environment: frozenset[tuple[str, str]], _folder: Path) -> Settings:
+    """Reading takes milliseconds, and sources ask for each partition: once for an environment will do."""
     try:
         return Settings()
     except ValidationError as error:

@@ -1,8 +1,9 @@
 """Extract a chunk of a dataset's partitions through one dlt run, stage the files, and return a receipt for each.
 
-One run for many partitions costs a quarter of a run each. Each partition is a dlt resource of its own, and a fault in
-one never takes its neighbours along: a reading error ends just that resource, and where dlt itself refuses the run (a
-contract that is frozen, say) every partition of the chunk is run again alone.
+One run for many partitions: dlt's own cost is a run's, not a row's. All partitions of a chunk go through one resource,
+each row marked with its partition, and are split into one file a partition afterwards. A fault in one never takes its
+neighbours along: a reading error ends just that partition, and where dlt itself refuses the run (a contract that is
+frozen, say) every partition of the chunk is run again alone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import os
 import resource
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +21,16 @@ from flows.datasets import get_dataset
 from flows.datasets.model import Dataset, Grain, Partition, parse_partition
 from flows.errors import LakeError, NoSource, Rejected, SourceError
 from flows.settings import Settings
-from flows.stage.inspect import inspect
+from flows.stage.inspect import MARK, Inspection, inspect
 from flows.stage.layout import new_attempt, staged_path
 from flows.stage.receipt import Failure, Outcome, Receipt
 from flows.storage import Storage, open_storage
 
 os.environ.setdefault("RUNTIME__DLTHUB_TELEMETRY", "false")
 os.environ.setdefault("RUNTIME__LOG_LEVEL", "ERROR")
+
+BATCH = 122_880
+"""Rows read and written at once when a chunk is split: one row group of DuckDB's size."""
 
 
 @dataclass
@@ -36,9 +39,9 @@ class _Attempt:
 
     partition: Partition
     source_version: str
-    resource: str
     id: str = field(default_factory=new_attempt)
     files: list[Path] = field(default_factory=list)
+    seen: Inspection | None = None
     error: Exception | None = None
     seconds: float = 0.0
 
@@ -58,10 +61,7 @@ def extract_chunk(
         One outcome a partition, in the order given. Nothing is raised for a partition that fails.
     """
     dataset = get_dataset(dataset_key)
-    attempts = [
-        _Attempt(parse_partition(key, dataset.grain), version, f"{dataset.key}__p{_identifier(key)}")
-        for key, version in versions.items()
-    ]
+    attempts = [_Attempt(parse_partition(key, dataset.grain), version) for key, version in versions.items()]
     stage = open_storage(settings.data_path, settings)
     columns = _columns(dataset, hints or {})
     with tempfile.TemporaryDirectory(prefix="lake-extract-") as work:
@@ -71,12 +71,8 @@ def extract_chunk(
         return [_stage(dataset, attempt, stage) for attempt in attempts]
 
 
-def _identifier(key: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in key).lower()
-
-
 def _columns(dataset: Dataset, hints: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The column hints for dlt: what the table has already, what the contract declares, and the partition column."""
+    """The column hints for dlt: what the table has already, what the contract declares, and the pipeline's own."""
     columns: dict[str, dict[str, Any]] = {
         name: {"data_type": data_type, "nullable": True}
         for name, data_type in {**hints, **dataset.contract.columns}.items()
@@ -102,7 +98,7 @@ def _run(dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str, dict
 
     started = time.monotonic()
     work.mkdir()
-    found: dict[str, list[Path]] = defaultdict(list)
+    found: list[Path] = []
 
     @dlt.destination(
         batch_size=0,
@@ -113,46 +109,49 @@ def _run(dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str, dict
         skip_dlt_columns_and_tables=True,
     )
     def keep(path: str, table: dict[str, Any]) -> None:
-        target = work / Path(path).name
+        target = work / f"{len(found)}.parquet"
         target.hardlink_to(path)
-        found[table["name"]].append(target)
+        found.append(target)
 
     for attempt in attempts:
         attempt.error = None
     pipeline = dlt.pipeline("lake", destination=keep, dataset_name="raw", pipelines_dir=str(work / "dlt"))
-    refused = None
     try:
-        pipeline.extract([_resource(dataset, a, columns) for a in attempts], loader_file_format="parquet")
+        pipeline.extract(_resource(dataset, attempts, columns), loader_file_format="parquet")
         pipeline.normalize()
         pipeline.load(raise_on_failed_jobs=True)
+        _split(dataset, attempts, found, work)
     except PipelineStepFailed as error:
         if len(attempts) > 1:
             return False
-        refused = _cause(error)
+        attempts[0].error = attempts[0].error or _cause(error)
+    except Rejected as error:
+        for attempt in attempts:
+            attempt.error = attempt.error or error
     seconds = (time.monotonic() - started) / len(attempts)
     for attempt in attempts:
-        attempt.files = sorted(found[attempt.resource])
-        attempt.error = attempt.error or refused
         attempt.seconds += seconds
     return True
 
 
-def _resource(dataset: Dataset, attempt: _Attempt, columns: dict[str, dict[str, Any]]) -> Any:
-    """The attempt's rows as a dlt resource that ends at a reading error and keeps it."""
+def _resource(dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str, dict[str, Any]]) -> Any:
+    """All attempts' rows as one dlt resource. One whose source raises ends there and keeps the error."""
     import dlt
 
     def rows() -> Iterator[Any]:
-        try:
-            for item in dataset.read(attempt.partition):
-                yield _with_partition(dataset, attempt.partition, item)
-        except Exception as error:  # noqa: BLE001 - any fault of a source is its partition's, not the chunk's
-            attempt.error = error
+        for number, attempt in enumerate(attempts):
+            mark = number if len(attempts) > 1 else None
+            try:
+                for item in dataset.read(attempt.partition):
+                    yield _marked(dataset, attempt.partition, item, mark)
+            except Exception as error:  # noqa: BLE001 - any fault of a source is its partition's, not the chunk's
+                attempt.error = error
 
     contract = dataset.contract
     return dlt.resource(
-        rows,
-        name=attempt.resource,
-        columns=columns,
+        lambda: _coalesced(rows()),
+        name=dataset.key,
+        columns={**columns, **({MARK: {"data_type": "bigint", "nullable": True}} if len(attempts) > 1 else {})},
         schema_contract={
             "tables": "evolve",
             "columns": contract.new_columns if contract.columns else "evolve",
@@ -161,35 +160,89 @@ def _resource(dataset: Dataset, attempt: _Attempt, columns: dict[str, dict[str, 
     )
 
 
-def _with_partition(dataset: Dataset, partition: Partition, item: Any) -> Any:
-    """Fill the partition column in where the rows lack it; `inspect` rejects those that disagree."""
-    column = dataset.partition_column
-    if column is None:
-        return item
-    value = partition.start if dataset.grain is Grain.hour else partition.start.date()
-    if isinstance(item, dict):
-        return {column: value, **item}
-    if isinstance(item, list):
-        return [{column: value, **row} for row in item]
+def _coalesced(items: Iterator[Any]) -> Iterator[Any]:
+    """Small Arrow items as fewer large ones: what dlt does for an item costs more than a small item's rows do."""
     import pyarrow as pa
 
-    if column in item.schema.names:
-        return item
-    kind = pa.timestamp("us") if dataset.grain is Grain.hour else pa.date32()
-    return item.append_column(pa.field(column, kind), pa.repeat(pa.scalar(value, kind), item.num_rows))
+    waiting: list[pa.Table] = []
+    for item in items:
+        table = pa.Table.from_batches([item]) if isinstance(item, pa.RecordBatch) else item
+        if waiting and (not isinstance(table, pa.Table) or table.schema != waiting[0].schema):
+            yield pa.concat_tables(waiting)
+            waiting = []
+        if not isinstance(table, pa.Table):
+            yield table
+            continue
+        waiting.append(table)
+        if sum(t.num_rows for t in waiting) >= BATCH:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def _marked(dataset: Dataset, partition: Partition, item: Any, mark: int | None) -> Any:
+    """Mark rows with their partition, and fill the partition column in where they lack it.
+
+    Rows whose partition column says something else are found by `inspect`, and the partition rejected.
+    """
+    column = dataset.partition_column
+    value = partition.start if dataset.grain is Grain.hour else partition.start.date()
+    if isinstance(item, dict | list):
+        own = {**({column: value} if column else {}), **({MARK: mark} if mark is not None else {})}
+        return [{**own, **row} for row in ([item] if isinstance(item, dict) else item)]
+    import pyarrow as pa
+
+    if column and column not in item.schema.names:
+        kind = pa.timestamp("us") if dataset.grain is Grain.hour else pa.date32()
+        item = item.append_column(pa.field(column, kind), pa.repeat(pa.scalar(value, kind), item.num_rows))
+    if mark is not None:
+        item = item.append_column(pa.field(MARK, pa.int64()), pa.repeat(pa.scalar(mark, pa.int64()), item.num_rows))
+    return item
+
+
+def _split(dataset: Dataset, attempts: Sequence[_Attempt], found: Sequence[Path], work: Path) -> None:
+    """Inspect a run's files, and give each attempt its own: without the mark and without dlt's own columns."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    seen = inspect(dataset, [a.partition for a in attempts], [str(f) for f in found])
+    for attempt, inspection in zip(attempts, seen, strict=True):
+        attempt.seen = inspection
+    writers: dict[int, pq.ParquetWriter] = {}
+    for path in found:
+        parquet = pq.ParquetFile(path)
+        names = parquet.schema_arrow.names
+        wanted = [n for n in names if n != MARK and not n.startswith("_dlt_")]
+        if wanted == names:
+            attempts[0].files.append(path)
+            continue
+        for batch in parquet.iter_batches(BATCH):
+            marks = batch.column(MARK) if MARK in names else None
+            rows = batch.select(wanted)
+            for mark in pc.unique(marks).to_pylist() if marks is not None else [0]:
+                if mark not in writers:
+                    target = work / f"partition-{mark}.parquet"
+                    writers[mark] = pq.ParquetWriter(target, rows.schema)
+                    attempts[mark].files.append(target)
+                one = rows.filter(pc.equal(marks, mark)) if marks is not None else rows
+                writers[mark].write_batch(one)
+    for writer in writers.values():
+        writer.close()
 
 
 def _stage(dataset: Dataset, attempt: _Attempt, stage: Storage) -> Outcome:
-    """Inspect an attempt's files and put them into the stage."""
+    """Put an attempt's files into the stage, unless something is wrong with it."""
     started = time.monotonic()
     try:
         if attempt.error is not None:
             raise attempt.error
-        files = [_without_dlt_columns(path) for path in attempt.files]
-        seen = inspect(dataset, attempt.partition, [str(f) for f in files])
+        seen = attempt.seen
+        if seen is None:
+            raise SourceError("nothing came of it")
         if seen.broken:
             raise Rejected("; ".join(seen.broken))
-        staged = {staged_path(dataset, attempt.partition, attempt.id, n): f for n, f in enumerate(files)}
+        staged = {staged_path(dataset, attempt.partition, attempt.id, n): f for n, f in enumerate(attempt.files)}
         for relative, file in staged.items():
             stage.put(file, relative)
     except Exception as error:  # noqa: BLE001 - whatever it is, it goes into the ledger by name
@@ -213,7 +266,7 @@ def _stage(dataset: Dataset, attempt: _Attempt, stage: Storage) -> Outcome:
         attempt.id,
         tuple(staged),
         seen.rows,
-        sum(f.stat().st_size for f in files),
+        sum(f.stat().st_size for f in attempt.files),
         seen.columns,
         seen.fingerprint,
         attempt.source_version,
@@ -221,26 +274,6 @@ def _stage(dataset: Dataset, attempt: _Attempt, stage: Storage) -> Outcome:
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         seen.warnings,
     )
-
-
-def _without_dlt_columns(path: Path) -> Path:
-    """The file without dlt's own columns, which differ at every load."""
-    import pyarrow.parquet as pq
-
-    parquet = pq.ParquetFile(path)
-    names = parquet.schema_arrow.names
-    wanted = [n for n in names if not n.startswith("_dlt_")]
-    if wanted == names:
-        return path
-    target = path.with_suffix(".plain.parquet")
-    schema = parquet.schema_arrow
-    for name in names:
-        if name not in wanted:
-            schema = schema.remove(schema.get_field_index(name))
-    with pq.ParquetWriter(target, schema) as writer:
-        for batch in parquet.iter_batches(columns=wanted):
-            writer.write_batch(batch.cast(schema))
-    return target
 
 
 def _cause(error: BaseException) -> Exception:

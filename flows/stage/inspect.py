@@ -12,13 +12,17 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from flows.datasets.model import Dataset, Partition
+from flows.errors import Rejected
 from flows.stage.types import DUCKDB_TYPES, partition_type, quoted
 
 if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
+    from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
 ALGORITHM = "h1"
 """Names the way the fingerprint is computed; it changes with the way, and with DuckDB's hash function."""
+
+MARK = "_lake_partition"
+"""The column that says which partition of a chunk a row is of, by its number in the chunk; never published."""
 
 _FAMILIES = {
     **dict.fromkeys(("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"), "BIGINT"),
@@ -76,27 +80,63 @@ def _connection() -> DuckDBPyConnection:
     return duckdb.connect(config={"threads": 1, "autoinstall_known_extensions": False})
 
 
-def inspect(dataset: Dataset, partition: Partition, paths: Sequence[str]) -> Inspection:
-    """Read a partition's staged files once.
+def inspect(dataset: Dataset, partitions: Sequence[Partition], paths: Sequence[str]) -> list[Inspection]:
+    """Read the files of some partitions once.
 
     Args:
         dataset: Whose primary key and audits are checked.
-        partition: Whose value the partition column must have.
-        paths: Local Parquet files.
+        partitions: Whose rows the files hold, in the order of the mark; a single one needs no mark.
+        paths: Local Parquet files. Columns of dlt's own and the mark are left out of what is found.
+
+    Returns:
+        What was found of each partition, in the same order.
 
     Raises:
-        duckdb.Error: an audit's condition does not fit the columns.
+        Rejected: an audit's condition does not fit the columns.
     """
+    import duckdb
+
     con = _connection()
-    if paths:
-        files = con.read_parquet(list(paths), hive_partitioning=False)
-    else:
-        files = con.sql(f"SELECT {_no_rows(dataset)} WHERE false")
-    columns = dict(zip(files.columns, (str(t) for t in files.types), strict=True))
-    checks = _checks(dataset, partition)
-    selected = ["count(*)", fingerprint_sql(columns), *(sql for _, sql, _ in checks)]
-    rows, digest, *counts = files.aggregate(", ".join(selected)).fetchall()[0]
-    found = [
+    files = con.read_parquet(list(paths), hive_partitioning=False) if paths else _nothing(con, dataset)
+    columns = {
+        name: str(data_type)
+        for name, data_type in zip(files.columns, files.types, strict=True)
+        if name != MARK and not name.startswith("_dlt_")
+    }
+    marked = MARK in files.columns
+    try:
+        found = _aggregate(files, dataset, partitions, columns, MARK if marked else "0")
+        if len(found) < len(partitions):
+            # No row of a partition is no group: what holds of nothing is asked of nothing.
+            nothing = _nothing(con, dataset)
+            types = dict(zip(nothing.columns, map(str, nothing.types), strict=True))
+            empty = _aggregate(nothing, dataset, partitions, types, "0")[0]
+            found = {number: found.get(number, empty) for number in range(len(partitions))}
+    except duckdb.Error as error:
+        raise Rejected(f"the audits do not fit the rows: {' '.join(str(error).split())[:300]}") from None
+    return [found[number] for number in range(len(partitions))]
+
+
+def _aggregate(
+    files: DuckDBPyRelation,
+    dataset: Dataset,
+    partitions: Sequence[Partition],
+    columns: dict[str, str],
+    mark: str,
+) -> dict[int, Inspection]:
+    """One pass over a relation: an inspection for each mark in it."""
+    checks = _checks(dataset, partitions, mark)
+    selected = ", ".join([mark, "count(*)", fingerprint_sql(columns), *(sql for _, sql, _ in checks)])
+    return {
+        row[0]: _inspection(columns, checks, *row[1:])
+        for row in files.aggregate(selected, mark if mark == MARK else "").fetchall()
+    }
+
+
+def _inspection(
+    columns: dict[str, str], checks: Sequence[tuple[str, str, str]], rows: int, digest: int | None, *counts: int
+) -> Inspection:
+    broken = [
         (f"{name}: {count:,} row{'s' if count != 1 else ''}" if count > 0 else name, on_fail)
         for (name, _, on_fail), count in zip(checks, counts, strict=True)
         if count
@@ -105,27 +145,30 @@ def inspect(dataset: Dataset, partition: Partition, paths: Sequence[str]) -> Ins
         rows,
         columns,
         fingerprint_text(rows, digest),
-        tuple(text for text, on_fail in found if on_fail == "reject"),
-        tuple(text for text, on_fail in found if on_fail == "warn"),
+        tuple(text for text, on_fail in broken if on_fail == "reject"),
+        tuple(text for text, on_fail in broken if on_fail == "warn"),
     )
 
 
-def _no_rows(dataset: Dataset) -> str:
-    """The select list of an empty partition: the declared columns."""
+def _nothing(con: DuckDBPyConnection, dataset: Dataset) -> DuckDBPyRelation:
+    """The relation of an empty partition: the declared columns, no rows."""
     columns = {name: DUCKDB_TYPES[t] for name, t in dataset.contract.columns.items()}
     if dataset.partition_column:
         columns[dataset.partition_column] = partition_type(dataset.grain)
-    return ", ".join(f"NULL::{t} AS {quoted(n)}" for n, t in columns.items()) or "1 AS no_column"
+    selected = ", ".join(f"NULL::{t} AS {quoted(n)}" for n, t in columns.items()) or "NULL AS nothing"
+    return con.sql(f"SELECT {selected} WHERE false")
 
 
-def _checks(dataset: Dataset, partition: Partition) -> list[tuple[str, str, str]]:
+def _checks(dataset: Dataset, partitions: Sequence[Partition], mark: str) -> list[tuple[str, str, str]]:
     """Name, aggregate that counts the rows which break it (-1: the whole breaks it), and what then happens."""
     checks = []
     if column := dataset.partition_column:
+        values = ", ".join(f"'{p.value}'" for p in partitions)
+        wanted = f"[{values}][{mark} + 1]::{partition_type(dataset.grain)}"
         checks.append(
             (
-                f"{column} is not {partition.value}",
-                f"count(*) FILTER ({quoted(column)} IS DISTINCT FROM '{partition.value}')",
+                f"{column} is not the partition's",
+                f"count(*) FILTER ({quoted(column)} IS DISTINCT FROM {wanted})",
                 "reject",
             )
         )
