@@ -6,6 +6,7 @@ runs no schedules.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -15,7 +16,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flows.errors import CatalogError, LakeError
 from flows.settings import Settings
@@ -46,31 +49,63 @@ CLIENT_SETTINGS = {
 
 
 def use(settings: Settings) -> str:
-    """Make sure that this process and its children have a Prefect server.
+    """Make sure that this process and its children have a Prefect server that answers; see `begin`."""
+    url = begin(settings)
+    wait(settings, url)
+    return url
+
+
+def begin(settings: Settings) -> str:
+    """Point this process and its children at a Prefect server, starting one when there is none.
 
     Where PREFECT_API_URL is set, that server is used as it is. Otherwise the lake's own one is used, and started
     first when it does not run. Call it before Prefect is imported.
 
     Returns:
-        The API's URL.
+        The API's URL, which may not answer yet: `wait` for it before the first call.
 
     Raises:
-        LakeError: the server does not come up; names its log.
+        CatalogError: the lake's folder cannot be written.
     """
     for name, value in CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
     if url := os.environ.get("PREFECT_API_URL"):
         return url
-    os.environ["PREFECT_HOME"] = str(_home(settings))
-    url = running(settings) or _start(settings)
+    home = _home(settings)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with (home / "server.lock").open("w") as lock:
+            # Two commands at once must not start two servers on one database.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            url = running(settings) or _start(home)
+    except OSError as error:
+        raise CatalogError(
+            f"The lake's folder cannot be written: {error.strerror or error} ({home})",
+            "set LAKE_HOME to a folder that can be written",
+        ) from None
+    os.environ["PREFECT_HOME"] = str(home)
     os.environ["PREFECT_API_URL"] = url
     return url
 
 
-def running(settings: Settings) -> str | None:
-    """The URL of the lake's own server's API, None when it does not run."""
+def wait(settings: Settings, url: str) -> None:
+    """Wait until the server answers.
+
+    Raises:
+        LakeError: it ended or took too long; names its log, or the setting that points at it.
+    """
     state = _state(settings)
-    return state["url"] if state and _alive(state["pid"]) and _answers(state["url"]) else None
+    ours = state if state and state["url"] == url else None
+    if ours is None and not _until(lambda: _answers(url), 10):
+        raise LakeError(f"The Prefect server at {url} does not answer.", "start it, or unset PREFECT_API_URL")
+    if ours and not _until(lambda: _answers(url) or not _alive(ours["pid"]), START_SECONDS) or not _answers(url):
+        raise LakeError("The local Prefect server did not start.", f"read {_home(settings) / 'server.log'}")
+
+
+def running(settings: Settings) -> str | None:
+    """The URL of the lake's own server's API, None when its process does not run."""
+    state = _state(settings)
+    return str(state["url"]) if state and _alive(state["pid"]) else None
 
 
 def stop(settings: Settings) -> bool:
@@ -103,29 +138,20 @@ def _state_file(settings: Settings) -> Path:
     return _home(settings) / "server.json"
 
 
-def _state(settings: Settings) -> dict[str, object] | None:
+def _state(settings: Settings) -> dict[str, Any] | None:
     try:
         return dict(json.loads(_state_file(settings).read_text()))
     except (OSError, ValueError):
         return None
 
 
-def _start(settings: Settings) -> str:
-    home = _home(settings)
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        log = (home / "server.log").open("ab")
-    except OSError as error:
-        raise CatalogError(
-            f"The lake's folder cannot be written: {error.strerror or error} ({home})",
-            "set LAKE_HOME to a folder that can be written",
-        ) from None
+def _start(home: Path) -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
     environment = {**os.environ, **SERVER_SETTINGS, "PREFECT_HOME": str(home), "PREFECT_API_URL": url}
-    with log:
+    with (home / "server.log").open("ab") as log:
         process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
             stdin=subprocess.DEVNULL,
@@ -134,11 +160,7 @@ def _start(settings: Settings) -> str:
             env=environment,
             start_new_session=True,
         )
-    if not _until(lambda: process.poll() is not None or _answers(url), START_SECONDS) or process.poll() is not None:
-        if process.poll() is None:
-            process.kill()
-        raise LakeError("The local Prefect server did not start.", f"read {home / 'server.log'}")
-    _state_file(settings).write_text(json.dumps({"pid": process.pid, "url": url}))
+    (home / "server.json").write_text(json.dumps({"pid": process.pid, "url": url}))
     return url
 
 
@@ -150,22 +172,29 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _alive(pid: object) -> bool:
-    """Whether the process runs and is a Prefect server (a process id may have been given to another since)."""
+def _alive(pid: int) -> bool:
+    """Whether the process runs and is a Prefect server: its number may have been given to another one since."""
     try:
-        return b"prefect" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except FileNotFoundError:
+        # A child of ours that ended stays a zombie until it is asked about.
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
         pass
+    proc = Path("/proc")
+    if proc.exists():
+        try:
+            return b"prefect" in (proc / str(pid) / "cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
     try:
-        os.kill(int(str(pid)), 0)
-    except OSError:
+        os.kill(pid, 0)
+    except ProcessLookupError:
         return False
-    return not Path("/proc").exists()
+    return True
 
 
-def _until(condition: object, seconds: float) -> bool:
+def _until(condition: Callable[[], bool], seconds: float) -> bool:
     """Poll a condition until it holds."""
     deadline = time.monotonic() + seconds
-    while not (held := bool(condition())) and time.monotonic() < deadline:  # type: ignore[operator]
+    while not (held := condition()) and time.monotonic() < deadline:
         time.sleep(0.1)
     return held

@@ -60,6 +60,8 @@ def project_config(settings: Settings) -> Config:
         loader=LakeLoader,
         cache_dir=str(settings.home / "sqlmesh-cache"),
         disable_anonymized_analytics=True,
+        # The models' Python is this project's own; inferring its packages takes a second of every plan.
+        infer_python_dependencies=False,
     )
 
 

@@ -6,7 +6,6 @@ MODEL (
     batch_size 366
   ),
   start '2013-01-01',
-  partitioned_by flight_date,
   grain (flight_date, carrier, origin),
   audits (
     not_null(columns := (flight_date, carrier, origin)),
