@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 
-from prefect_dask import DaskTaskRunner
+from prefect_dask.task_runners import DaskTaskRunner
 
 from flows.errors import LakeError
 from flows.settings import Settings

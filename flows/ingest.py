@@ -195,8 +195,8 @@ class _Run:
             parameters={"dataset": dataset, "versions": versions, "column_types": self._hints[dataset]},
         )
         wrapped = future.wrapped_future
-        self._running[wrapped.key] = (future, dataset, versions)
-        wrapped.add_done_callback(lambda done: self._finished.put(done.key))
+        self._running[str(wrapped.key)] = (future, dataset, versions)
+        wrapped.add_done_callback(lambda done: self._finished.put(str(done.key)))
 
     def _gather(self) -> None:
         """Wait for a chunk if nothing is waiting, and take all that have finished."""

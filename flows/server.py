@@ -6,6 +6,7 @@ runs no schedules.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -174,11 +175,9 @@ def _answers(url: str) -> bool:
 
 def _alive(pid: int) -> bool:
     """Whether the process runs and is a Prefect server: its number may have been given to another one since."""
-    try:
+    with contextlib.suppress(ChildProcessError):
         # A child of ours that ended stays a zombie until it is asked about.
         os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        pass
     proc = Path("/proc")
     if proc.exists():
         try:

@@ -8,6 +8,7 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from flows.datasets.model import Dataset
 from flows.errors import BadInput
@@ -58,7 +59,7 @@ def get_dataset(key: str) -> Dataset:
     return get_datasets([key])[0]
 
 
-def _load(path: Path) -> object:
+def _load(path: Path) -> ModuleType:
     name = f"lake_datasets_{path.stem}"
     if (loaded := sys.modules.get(name)) and loaded.__file__ == str(path):
         return loaded

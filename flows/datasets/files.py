@@ -32,11 +32,14 @@ class Files:
             run of characters but a slash. ``flights/{partition}.csv``, ``weather/{partition}/*.jsonl``.
         format: How the files are written.
         nulls: The texts that mean null, in CSV.
+        ends_with_newline: Whether a CSV file whose last line has no end is taken for truncated. A value cut short
+            can look like a whole one, so turn this off only for a source that never writes the last line's end.
     """
 
     pattern: str
     format: Format
     nulls: tuple[str, ...] = ("",)
+    ends_with_newline: bool = True
 
     def versions(self, partitions: Sequence[Partition]) -> Mapping[str, str]:
         """The version of every partition that has files: a digest of their names, sizes and times."""
@@ -80,7 +83,7 @@ class Files:
     def _all(self, keys: set[str]) -> dict[str, list[FileInfo]]:
         """The files of each of these partitions, from one listing of the deepest folder without a variable."""
         if "{partition}" not in self.pattern:
-            return {key: found for key in keys if (found := self._one(key))}
+            return {key: files for key in keys if (files := self._one(key))}
         first, *rest = [_regex(part) for part in self.pattern.split("{partition}")]
         match = re.compile(f"{first}(?P<key>[^/]+?){'(?P=key)'.join(rest)}")
         landing = self._landing()
@@ -103,6 +106,8 @@ class Files:
 
     def _read(self, landing: Storage, path: str, contract: Contract) -> Iterator[pa.RecordBatch]:
         if self.format == "csv":
+            if self.ends_with_newline and path.endswith(".csv"):
+                _check_end(landing, path)
             with landing.fs.open_input_stream(path) as stream:
                 yield from _checked(self._open_csv(stream, contract), contract)
         elif self.format == "jsonl":
@@ -142,6 +147,13 @@ def _open_json(stream: Any, contract: Contract) -> Any:
         read_options=json.ReadOptions(block_size=BLOCK, use_threads=False),
         parse_options=json.ParseOptions(explicit_schema=pa.schema(list(columns.items())) if columns else None),
     )
+
+
+def _check_end(landing: Storage, path: str) -> None:
+    with landing.fs.open_input_file(path) as file:
+        file.seek(file.size() - 1)
+        if file.read(1) != b"\n":
+            raise SourceError("its last line has no end: it is truncated", "have the source write it again")
 
 
 def _checked(reader: Any, contract: Contract) -> Iterator[pa.RecordBatch]:

@@ -71,9 +71,9 @@ def extract_chunk(
         return [_stage(dataset, attempt, stage) for attempt in attempts]
 
 
-def _columns(dataset: Dataset, hints: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def _columns(dataset: Dataset, hints: Mapping[str, str]) -> dict[str, Any]:
     """The column hints for dlt: what the table has already, what the contract declares, and the pipeline's own."""
-    columns: dict[str, dict[str, Any]] = {
+    columns: dict[str, Any] = {
         name: {"data_type": data_type, "nullable": True}
         for name, data_type in {**hints, **dataset.contract.columns}.items()
     }
@@ -87,7 +87,7 @@ def _columns(dataset: Dataset, hints: Mapping[str, str]) -> dict[str, dict[str, 
     return columns
 
 
-def _run(dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str, dict[str, Any]], work: Path) -> bool:
+def _run(dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str, Any], work: Path) -> bool:
     """One dlt run over these attempts; fills in their files.
 
     Returns:
@@ -108,7 +108,7 @@ def _run(dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str, dict
         max_table_nesting=0,
         skip_dlt_columns_and_tables=True,
     )
-    def keep(path: str, table: dict[str, Any]) -> None:
+    def keep(path: Any, table: Any) -> None:
         target = work / f"{len(found)}.parquet"
         target.hardlink_to(path)
         found.append(target)
@@ -134,7 +134,7 @@ def _run(dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str, dict
     return True
 
 
-def _resource(dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str, dict[str, Any]]) -> Any:
+def _resource(dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str, Any]) -> Any:
     """All attempts' rows as one dlt resource. One whose source raises ends there and keeps the error."""
     import dlt
 
@@ -147,16 +147,14 @@ def _resource(dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str,
             except Exception as error:  # noqa: BLE001 - any fault of a source is its partition's, not the chunk's
                 attempt.error = error
 
-    contract = dataset.contract
+    marked: Any = {MARK: {"data_type": "bigint", "nullable": True}} if len(attempts) > 1 else {}
+    contract: Any = {
+        "tables": "evolve",
+        "columns": dataset.contract.new_columns if dataset.contract.columns else "evolve",
+        "data_type": "freeze" if dataset.contract.columns else "evolve",
+    }
     return dlt.resource(
-        lambda: _coalesced(rows()),
-        name=dataset.key,
-        columns={**columns, **({MARK: {"data_type": "bigint", "nullable": True}} if len(attempts) > 1 else {})},
-        schema_contract={
-            "tables": "evolve",
-            "columns": contract.new_columns if contract.columns else "evolve",
-            "data_type": "freeze" if contract.columns else "evolve",
-        },
+        lambda: _coalesced(rows()), name=dataset.key, columns={**columns, **marked}, schema_contract=contract
     )
 
 

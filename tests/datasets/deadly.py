@@ -1,0 +1,17 @@
+"""Its source kills the worker that reads one of its days."""
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+from flows.datasets.model import Dataset, Partition
+
+
+def deadly(partition: Partition) -> Iterator[dict[str, Any]]:
+    if partition.key == "2024-01-03":
+        os.kill(os.getpid(), signal.SIGKILL)
+    yield {"n": 1}
+
+
+DATASET = Dataset(key="deadly", source=deadly, partition_column="day")

@@ -1,0 +1,14 @@
+"""Readings by day with an inferred schema that may evolve; JSON lines."""
+
+from datetime import date
+
+from flows.datasets.files import Files
+from flows.datasets.model import Dataset
+
+DATASET = Dataset(
+    key="readings",
+    source=Files("readings/{partition}.jsonl", "jsonl"),
+    partition_column="day",
+    start=date(2024, 1, 1),
+    end=date(2024, 1, 31),
+)

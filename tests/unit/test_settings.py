@@ -1,0 +1,49 @@
+"""Settings: absolute paths, and errors that name the setting but never its value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows.errors import BadInput
+from flows.settings import load_settings
+
+
+def test_the_defaults_give_the_embedded_lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings()
+    assert settings.embedded
+    assert settings.catalog_file == tmp_path / ".lake" / "catalog.sqlite"
+    assert settings.data_path == f"{tmp_path}/.lake/data/"
+    assert settings.landing == f"{tmp_path}/.lake/landing/"
+
+
+def test_dotenv_is_read_and_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("LAKE_HOME=from-file\nLAKE_DATA_PATH=s3://bucket/lake\n")
+    assert load_settings().home == tmp_path / "from-file"
+    assert load_settings().data_path == "s3://bucket/lake/"
+    monkeypatch.setenv("LAKE_HOME", "from-environment")
+    assert load_settings().home == tmp_path / "from-environment"
+
+
+@pytest.mark.parametrize("catalog", ["mysql:x", "postgres:host=h password=hunter2"])
+def test_a_bad_catalog_is_named_without_its_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, catalog: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LAKE_CATALOG", catalog)
+    with pytest.raises(BadInput, match="LAKE_CATALOG") as caught:
+        load_settings()
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_secrets_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LAKE_S3_SECRET", "hunter2")
+    monkeypatch.setenv("LAKE_CATALOG_PASSWORD", "hunter2")
+    settings = load_settings()
+    assert "hunter2" not in repr(settings)
+    assert "hunter2" not in str(settings.environment())
