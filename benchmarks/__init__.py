@@ -1,0 +1,1 @@
+"""Side by side on one machine: DuckDB alone, this project, and dlt's own destination."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from prefect_dask.task_runners import DaskTaskRunner
 
 from flows.errors import LakeError
+from flows.extract.chunk import warm_up
 from flows.settings import Settings
 
 
@@ -26,13 +27,14 @@ def task_runner(settings: Settings, workers: int) -> Iterator[DaskTaskRunner]:
     """
     import dask
 
-    # A partition that kills its worker is tried once more, then reported; see `flows.ingest`.
-    dask.config.set({"distributed.scheduler.allowed-failures": 1, "distributed.comm.timeouts.connect": "20s"})
+    # A chunk whose worker died is not tried again here, with its neighbours, but alone; see `flows.ingest`.
+    dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.comm.timeouts.connect": "20s"})
     with contextlib.ExitStack() as stack:
         address = settings.dask_address or stack.enter_context(_local_cluster(settings, workers))
         runner = DaskTaskRunner(address=address)
         try:
             stack.enter_context(runner)
+            runner.client.run(warm_up)
         except OSError:
             raise LakeError(
                 f"The Dask scheduler at {address} does not answer.", "start it, or mend LAKE_DASK_ADDRESS"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from flows.errors import GateError
 
@@ -43,7 +43,7 @@ def hold(timeout: float = WAIT_SECONDS) -> Iterator[None]:
             for attempt in Retrying(
                 retry=retry_if_exception_type(ConcurrencySlotAcquisitionError),
                 stop=stop_after_attempt(3),
-                wait=wait_exponential_jitter(0.2, max=2.0),
+                wait=wait_random_exponential(0.2, max=2.0),
                 reraise=True,
             ):
                 with attempt:

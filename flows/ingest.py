@@ -165,6 +165,8 @@ class _Run:
         self._finished: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._running: dict[str, tuple[Any, str, dict[str, str]]] = {}
         self._waiting: list[Outcome] = []
+        self._suspects: list[tuple[str, str, str]] = []
+        self._alone = False
 
     def drive(self, todo: Sequence[Planned], workers: int) -> None:
         """Extract and publish everything; outcomes gather while a group is being published."""
@@ -179,7 +181,11 @@ class _Run:
                 self._submit(dataset, versions)
             try:
                 with progress(len(todo), ", ".join(self._datasets)) as shown:
-                    while self._running or self._waiting:
+                    while self._running or self._waiting or self._suspects:
+                        self._alone = not self._running and not self._waiting
+                        if self._alone:
+                            dataset, key, version = self._suspects.pop()
+                            self._submit(dataset, {key: version})
                         self._gather()
                         group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
                         result = self._publish(group)
@@ -208,15 +214,18 @@ class _Run:
             self._waiting += self._outcomes(future, dataset, versions)
 
     def _outcomes(self, future: Any, dataset: str, versions: dict[str, str]) -> list[Outcome]:
-        """A finished chunk's outcomes. One whose worker died is run again partition by partition."""
+        """A finished chunk's outcomes.
+
+        A worker that dies takes with it the chunk it was at and those waiting for it, whichever is to blame: their
+        partitions are run again one at a time, with nothing else under way. One that is lost alone has failed.
+        """
         try:
             outcomes: list[Outcome] = future.result()
         except Exception as error:  # noqa: BLE001 - a dead worker surfaces as any of several errors
             text = " ".join(str(error).split())[:300]
             get_run_logger().warning("a chunk of %s was lost: %s: %s", dataset, type(error).__name__, text)
-            if len(versions) > 1:
-                for key, version in versions.items():
-                    self._submit(dataset, {key: version})
+            if not self._alone:
+                self._suspects += [(dataset, key, version) for key, version in versions.items()]
                 return []
             return [
                 Failure(dataset, key, new_attempt(), "failed", f"its worker died: {type(error).__name__}", version)

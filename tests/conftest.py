@@ -125,11 +125,19 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real Prefect server, as `lake up` starts it."""
     settings = Settings(home=tmp_path_factory.mktemp("prefect"))
     url = server.use(settings)
-    from prefect.settings import get_current_settings
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-    assert get_current_settings().api.url == url
-    yield url
-    server.stop(settings)
+    # Prefect was imported with the tests, before there was a server.
+    try:
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_HOME: settings.home / "prefect"}):
+            yield url
+            # What is still on its way to the server would be tried again for minutes once it is gone.
+            APILogWorker.drain_all(timeout=10)
+            EventsWorker.drain_all(timeout=10)
+    finally:
+        server.stop(settings)
 
 
 @pytest.fixture

@@ -23,8 +23,13 @@ class Grain(StrEnum):
     month = "month"
     full = "full"
 
+    @property
+    def key_format(self) -> str:
+        """How a partition's key is written, for `strftime`, Python's or SQL's."""
+        return _FORMATS[self]
 
-_FORMATS = {Grain.hour: "%Y-%m-%dT%H", Grain.day: "%Y-%m-%d", Grain.month: "%Y-%m"}
+
+_FORMATS = {Grain.hour: "%Y-%m-%dT%H", Grain.day: "%Y-%m-%d", Grain.month: "%Y-%m", Grain.full: "full"}
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -44,7 +49,7 @@ class Partition:
         """The first moment of the partition, UTC, without zone."""
         if self.grain is Grain.full:
             return datetime.min
-        return datetime.strptime(self.key, _FORMATS[self.grain])
+        return datetime.strptime(self.key, self.grain.key_format)
 
     @property
     def end(self) -> datetime:
@@ -75,11 +80,11 @@ def parse_partition(key: str, grain: Grain) -> Partition:
             raise BadInput(f"{key!r} is not a partition: a full-refresh dataset has just one, 'full'.")
         return Partition(key, grain)
     try:
-        moment = datetime.strptime(key, _FORMATS[grain])
+        moment = datetime.strptime(key, grain.key_format)
     except ValueError:
-        example = datetime(2013, 1, 5, 7).strftime(_FORMATS[grain])
+        example = datetime(2013, 1, 5, 7).strftime(grain.key_format)
         raise BadInput(f"{key!r} is not a partition by {grain}.", f"write it like this: {example}") from None
-    return Partition(moment.strftime(_FORMATS[grain]), grain)
+    return Partition(moment.strftime(grain.key_format), grain)
 
 
 def partitions_between(grain: Grain, start: date, end: date) -> list[Partition]:
@@ -105,7 +110,7 @@ def partitions_between(grain: Grain, start: date, end: date) -> list[Partition]:
 
 def partition_at(moment: datetime, grain: Grain) -> Partition:
     """The partition that a moment (UTC) lies in."""
-    return Partition("full" if grain is Grain.full else moment.strftime(_FORMATS[grain]), grain)
+    return Partition(moment.strftime(grain.key_format), grain)
 
 
 DataType = Literal["text", "bigint", "double", "bool", "timestamp", "date", "time", "decimal", "binary", "json"]

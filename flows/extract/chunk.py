@@ -8,6 +8,7 @@ frozen, say) every partition of the chunk is run again alone.
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import tempfile
@@ -28,6 +29,8 @@ from flows.storage import Storage, open_storage
 
 os.environ.setdefault("RUNTIME__DLTHUB_TELEMETRY", "false")
 os.environ.setdefault("RUNTIME__LOG_LEVEL", "ERROR")
+
+log = logging.getLogger(__name__)
 
 BATCH = 122_880
 """Rows read and written at once when a chunk is split: one row group of DuckDB's size."""
@@ -269,9 +272,29 @@ def _stage(dataset: Dataset, attempt: _Attempt, stage: Storage) -> Outcome:
         seen.fingerprint,
         attempt.source_version,
         attempt.seconds + time.monotonic() - started,
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        _peak_rss(),
         seen.warnings,
     )
+
+
+def _peak_rss() -> int:
+    """The most memory this process has held, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Linux hands `ru_maxrss` down from the parent process, which may have held more than this one ever did.
+        return int(status.read_text().partition("VmHWM:")[2].split(maxsplit=1)[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def warm_up() -> None:
+    """Import what extraction needs, so that a worker's first partition takes no longer than its others."""
+    import dlt
+    import duckdb
+    import pyarrow.csv
+    import pyarrow.json
+    import pyarrow.parquet
+
+    log.debug("warm: %s %s %s", dlt.__version__, duckdb.__version__, pyarrow.__version__)
 
 
 def _cause(error: BaseException) -> Exception:

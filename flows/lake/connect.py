@@ -36,10 +36,12 @@ def connect(settings: Settings, *, read_only: bool = False, create: bool = False
     import duckdb
 
     if settings.catalog_file is not None:
-        _check_file(settings.catalog_file, create=create)
+        _check_place(settings.catalog_file, create=create)
     con = duckdb.connect()
     try:
         prepare(con, settings)
+        if settings.catalog_file is not None:
+            _check_content(con, settings.catalog_file, create=create)
         con.execute(attach_sql(settings, read_only=read_only, create=create))
         con.execute(f"USE {LAKE}")
     except duckdb.Error as error:
@@ -128,31 +130,43 @@ def _load(con: DuckDBPyConnection, name: str) -> None:
         con.execute(f"LOAD {name}")
 
 
-def _check_file(path: Path, *, create: bool) -> None:
-    """Say what is wrong with a SQLite catalog's file before DuckLake writes its tables into it."""
-    import sqlite3
-
-    if not path.exists():
-        if create:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise CatalogError(
-                    f"The lake's folder cannot be made: {error.strerror or error} ({path.parent})",
-                    "set LAKE_HOME to a folder that can be written",
-                ) from None
-            return
-        raise NotInitialised(f"There is no lake yet: {path} does not exist.", "lake init")
+def _check_place(path: Path, *, create: bool) -> None:
+    """Say what is wrong with the place of a SQLite catalog, without opening it."""
     if path.is_dir():
         raise CatalogError(f"The catalog is a folder: {path}", "set LAKE_CATALOG to sqlite:<file>")
+    if path.exists():
+        return
+    if not create:
+        raise NotInitialised(f"There is no lake yet: {path} does not exist.", "lake init")
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as found:
-            names = {name for (name,) in found.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except sqlite3.DatabaseError as error:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
         raise CatalogError(
-            f"The catalog cannot be read: {error} ({path})",
+            f"The lake's folder cannot be made: {error.strerror or error} ({path.parent})",
+            "set LAKE_HOME to a folder that can be written",
+        ) from None
+
+
+def _check_content(con: DuckDBPyConnection, path: Path, *, create: bool) -> None:
+    """Say what is wrong with a SQLite catalog's file before DuckLake writes its tables into it.
+
+    Only through DuckDB's own SQLite: were Python to open the file too, closing it would drop the locks that this
+    process holds on it, and the next writer would pull the WAL from under a reader (seen as SIGBUS).
+    """
+    import duckdb
+
+    if not path.exists():
+        return
+    try:
+        con.execute(f"ATTACH {literal(str(path))} AS probe (TYPE sqlite, READ_ONLY)")
+        found = con.execute("SELECT table_name FROM duckdb_tables() WHERE database_name = 'probe'").fetchall()
+        con.execute("DETACH probe")
+    except duckdb.Error as error:
+        raise CatalogError(
+            f"The catalog cannot be read: {' '.join(str(error).split())[:300]} ({path})",
             "restore it from a backup, or set LAKE_CATALOG (or LAKE_HOME) to another place",
         ) from None
+    names = {name for (name,) in found}
     if names and "ducklake_metadata" not in names:
         raise CatalogError(
             f"{path} is a SQLite database, but not a DuckLake catalog.", "set LAKE_CATALOG to another file"

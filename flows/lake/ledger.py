@@ -98,7 +98,9 @@ def append(con: DuckDBPyConnection, table: str, rows: Sequence[dict[str, Any]]) 
         return
     import pyarrow as pa
 
-    staged = pa.Table.from_pylist(list(rows))
+    # Every row's columns: Arrow would take the first row's for all.
+    names = dict.fromkeys(name for row in rows for name in row)
+    staged = pa.table({name: [row.get(name) for row in rows] for name in names})
     con.register("appended", staged)
     con.execute(f"INSERT INTO {LAKE}.ops.{table} BY NAME SELECT * FROM appended")
     con.unregister("appended")

@@ -252,6 +252,8 @@ class Publisher:
     def _connection(self) -> DuckDBPyConnection:
         if self._con is None:
             self._con = connect(self._settings)
+            # A commit is metadata: more threads only take the cores from the workers that extract.
+            self._con.execute("SET threads = 1")
         return self._con
 
     def _is_committed(self, group: Sequence[Outcome]) -> bool:

@@ -51,19 +51,21 @@ def verify(settings: Settings) -> Iterator[Finding]:
         NotInitialised: there is no lake yet.
         CatalogError: the catalog cannot be opened.
     """
+    import duckdb
+
     with connected(settings, read_only=True) as con:
         tables = table_columns(con)
         yield from _fences(con)
         files = dict(_files(con))
-        readable = True
-        for finding in _storage(settings, con, files):
-            readable &= finding.severity != "error"
-            yield finding
-        if readable:
-            for dataset in all_datasets().values():
-                if dataset.table in tables:
-                    yield from _rows(con, dataset, tables[dataset.table])
-                    yield from _paths(con, dataset, files)
+        yield from _storage(settings, con, files)
+        for dataset in all_datasets().values():
+            if dataset.table not in tables:
+                continue
+            try:
+                yield from _rows(con, dataset, tables[dataset.table])
+                yield from _paths(con, dataset, files)
+            except duckdb.Error as error:
+                yield Finding("error", "file readable", dataset.table, " ".join(str(error).split())[:300])
         yield from _snapshots(con)
         yield from _builds(con)
 
@@ -106,17 +108,11 @@ def _storage(settings: Settings, con: DuckDBPyConnection, files: Mapping[str, li
 def _rows(con: DuckDBPyConnection, dataset: Dataset, columns: Mapping[str, str]) -> Iterator[Finding]:
     """Each published partition's rows are the ledger's, by count and by content."""
     column = dataset.partition_column
-    key = f"strftime({quoted(column)}, '{dataset.grain.format}')" if column else "'full'"
-    import duckdb
-
-    try:
-        found = con.execute(
-            f"SELECT {key}, count(*), {fingerprint_sql(columns)} FROM {qualified(dataset)} GROUP BY ALL"
-        ).fetchall()
-    except duckdb.Error as error:
-        yield Finding("error", "file readable", dataset.table, " ".join(str(error).split())[:300])
-        return
-    here = {partition: (count, fingerprint_text(count, digest)) for partition, count, digest in found}
+    key = f"strftime({quoted(column)}, '{dataset.grain.key_format}')" if column else "'full'"
+    found = con.execute(
+        f"SELECT {key}, count(*), {fingerprint_sql(columns)} FROM {qualified(dataset)} GROUP BY ALL"
+    ).fetchall()
+    here = {partition: (count, fingerprint_text(count, digest)) for partition, count, digest in found if count}
     entries = {p: e for (_, p), e in ledger.latest(con, dataset.key).items() if e.attempt_id}
     for partition, entry in entries.items():
         count, fingerprint = here.pop(partition, (0, fingerprint_text(0, 0)))

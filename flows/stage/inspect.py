@@ -100,36 +100,31 @@ def inspect(dataset: Dataset, partitions: Sequence[Partition], paths: Sequence[s
     import duckdb
 
     con = _connection()
-    files = con.read_parquet(list(paths), hive_partitioning=False) if paths else _nothing(con, dataset)
-    columns = {
-        name: str(data_type)
-        for name, data_type in zip(files.columns, files.types, strict=True)
-        if name != MARK and not name.startswith("_dlt_")
-    }
-    marked = MARK in files.columns
     try:
-        found = _aggregate(files, dataset, partitions, columns, MARK if marked else "0")
+        found = _rows_of(con.read_parquet(list(paths), hive_partitioning=False), dataset, partitions) if paths else {}
         if len(found) < len(partitions):
-            # No row of a partition is no group: what holds of nothing is asked of nothing.
-            nothing = _nothing(con, dataset)
-            types = dict(zip(nothing.columns, map(str, nothing.types), strict=True))
-            empty = _aggregate(nothing, dataset, partitions, types, "0")[0]
+            # No row of a partition is no group. Every condition on a row holds of none; only the whole is asked.
+            whole = [check for check in _checks(dataset, partitions, "0") if check.of_the_whole]
+            empty = _aggregate(_nothing(con, dataset), {}, whole, "0")[0]
             found = {number: found.get(number, empty) for number in range(len(partitions))}
     except duckdb.Error as error:
         raise Rejected(f"the audits do not fit the rows: {' '.join(str(error).split())[:300]}") from None
     return [found[number] for number in range(len(partitions))]
 
 
+def _rows_of(files: DuckDBPyRelation, dataset: Dataset, partitions: Sequence[Partition]) -> dict[int, Inspection]:
+    """What the files say of each partition that has rows, by number."""
+    types = dict(zip(files.columns, map(str, files.types), strict=True))
+    mark = MARK if MARK in types else "0"
+    columns = {name: t for name, t in types.items() if name != MARK and not name.startswith("_dlt_")}
+    return _aggregate(files, columns, _checks(dataset, partitions, mark), mark)
+
+
 def _aggregate(
-    files: DuckDBPyRelation,
-    dataset: Dataset,
-    partitions: Sequence[Partition],
-    columns: dict[str, str],
-    mark: str,
+    files: DuckDBPyRelation, columns: dict[str, str], checks: Sequence[_Check], mark: str
 ) -> dict[int, Inspection]:
     """One pass over a relation: an inspection for each mark in it."""
-    checks = _checks(dataset, partitions, mark)
-    selected = ", ".join([mark, "count(*)", fingerprint_sql(columns), *(sql for _, sql, _ in checks)])
+    selected = ", ".join([mark, "count(*)", fingerprint_sql(columns), *(check.sql for check in checks)])
     return {
         row[0]: _inspection(columns, checks, *row[1:])
         for row in files.aggregate(selected, mark if mark == MARK else "").fetchall()
@@ -137,11 +132,11 @@ def _aggregate(
 
 
 def _inspection(
-    columns: dict[str, str], checks: Sequence[tuple[str, str, str]], rows: int, digest: int | None, *counts: int
+    columns: dict[str, str], checks: Sequence[_Check], rows: int, digest: int | None, *counts: int
 ) -> Inspection:
     broken = [
-        (f"{name}: {count:,} row{'s' if count != 1 else ''}" if count > 0 else name, on_fail)
-        for (name, _, on_fail), count in zip(checks, counts, strict=True)
+        (f"{check.name}: {count:,} row{'s' if count != 1 else ''}" if count > 0 else check.name, check.on_fail)
+        for check, count in zip(checks, counts, strict=True)
         if count
     ]
     return Inspection(
@@ -162,30 +157,34 @@ def _nothing(con: DuckDBPyConnection, dataset: Dataset) -> DuckDBPyRelation:
     return con.sql(f"SELECT {selected} WHERE false")
 
 
-def _checks(dataset: Dataset, partitions: Sequence[Partition], mark: str) -> list[tuple[str, str, str]]:
-    """Name, aggregate that counts the rows which break it (-1: the whole breaks it), and what then happens."""
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """An aggregate that counts the rows which break a condition; -1 when the partition as a whole does."""
+
+    name: str
+    sql: str
+    on_fail: str = "reject"
+    of_the_whole: bool = False
+
+
+def _checks(dataset: Dataset, partitions: Sequence[Partition], mark: str) -> list[_Check]:
     checks = []
     if column := dataset.partition_column:
         values = ", ".join(f"'{p.value}'" for p in partitions)
         wanted = f"[{values}][{mark} + 1]::{partition_type(dataset.grain)}"
-        checks.append(
-            (
-                f"{column} is not the partition's",
-                f"count(*) FILTER ({quoted(column)} IS DISTINCT FROM {wanted})",
-                "reject",
-            )
-        )
+        sql = f"count(*) FILTER ({quoted(column)} IS DISTINCT FROM {wanted})"
+        checks.append(_Check(f"{column} is not the partition's", sql))
     if key := dataset.primary_key:
         names = ", ".join(map(quoted, key))
         label = ", ".join(key)
         nulls = " OR ".join(f"{quoted(c)} IS NULL" for c in key)
         checks += [
-            (f"null in the primary key ({label})", f"count(*) FILTER ({nulls})", "reject"),
-            (f"duplicate of the primary key ({label})", f"count(*) - count(DISTINCT row({names}))", "reject"),
+            _Check(f"null in the primary key ({label})", f"count(*) FILTER ({nulls})"),
+            _Check(f"duplicate of the primary key ({label})", f"count(*) - count(DISTINCT row({names}))"),
         ]
     for audit in dataset.audits:
         sql = f"CASE WHEN {audit.condition} THEN 0 ELSE -1 END"
         if not audit.aggregate:
             sql = f"count(*) FILTER (NOT ({audit.condition}))"
-        checks.append((f"audit {audit.name!r} failed", sql, audit.on_fail))
+        checks.append(_Check(f"audit {audit.name!r} failed", sql, audit.on_fail, audit.aggregate))
     return checks

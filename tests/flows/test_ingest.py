@@ -1,0 +1,243 @@
+"""The ingest flow on a real Prefect server and a real Dask cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import date
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from flows import gate
+from flows.errors import GateError, RunFailed
+from flows.ingest import chunks, ingest
+from flows.plan import Mode, Planned, State, make_plan
+from tests.conftest import Lake
+
+FLIGHT = "2013,1,1,517,515,2,830,819,11,UA,{number},N14228,EWR,IAH,227,1400,5,15,2013-01-{day:02}T10:00:00Z\n"
+HEADER = (
+    "year,month,day,dep_time,sched_dep_time,dep_delay,arr_time,sched_arr_time,arr_delay,carrier,flight,tailnum,"
+    "origin,dest,air_time,distance,hour,minute,time_hour\n"
+)
+
+
+def flights(day: int, rows: int = 3) -> str:
+    line = FLIGHT.replace("2013,1,1,", f"2013,1,{day},")
+    return HEADER + "".join(line.format(number=n, day=day) for n in range(rows))
+
+
+def land(lake: Lake, *days: int, rows: int = 3) -> None:
+    for day in days:
+        lake.land(f"flights/2013-01-{day:02}.csv", flights(day, rows))
+
+
+def run(dataset: str, start: str, end: str, **more: Any) -> dict[str, Any]:
+    return ingest([dataset], date.fromisoformat(start), date.fromisoformat(end), **more)
+
+
+def states(lake: Lake, dataset: str, start: str, end: str) -> dict[str, str]:
+    from flows.datasets import get_datasets
+
+    planned = make_plan(lake.settings, get_datasets([dataset]), date.fromisoformat(start), date.fromisoformat(end))
+    return {p.partition[-2:]: p.state.value for p in planned}
+
+
+def test_the_three_partitions_that_once_hung_are_published_at_once(gated_lake: Lake) -> None:
+    """2024-10-13, -14 and -15 into raw.entries: loaded at once they hung the first attempt for ever."""
+    days = {"2024-10-13": 40, "2024-10-14": 50, "2024-10-15": 60}
+    for day, count in days.items():
+        gated_lake.land(f"entries/{day}.json", [{"id": f"{day}/{n}", "amount": n / 4} for n in range(count)])
+    summary = run("entries", "2024-10-13", "2024-10-15", workers=3)
+    assert (summary["published"], summary["failed"], summary["rows"]) == (3, [], 150)
+    found = gated_lake.sql(
+        "SELECT entry_date::VARCHAR AS d, count(*) AS n, sum(amount) AS a FROM raw.entries GROUP BY ALL ORDER BY d"
+    )
+    assert found == [{"d": d, "n": n, "a": sum(range(n)) / 4} for d, n in days.items()]
+    assert gated_lake.errors() == []
+
+
+def test_one_failing_partition_stops_no_other_and_is_all_the_next_run_does(gated_lake: Lake) -> None:
+    land(gated_lake, 1, 2, 3, 4)
+    gated_lake.land("flights/2013-01-02.csv", flights(2) + "2013,1,2,x\n")
+    with pytest.raises(RunFailed, match="1 partition failed") as caught:
+        run("flights", "2013-01-01", "2013-01-05")
+    assert "flights 2013-01-02: flights/2013-01-02.csv cannot be read as csv" in caught.value.message
+    assert caught.value.summary["published"] == 3
+    assert caught.value.summary["no_source"] == ["flights 2013-01-05"]
+    assert states(gated_lake, "flights", "2013-01-01", "2013-01-05") == {
+        "01": "published",
+        "02": "failed",
+        "03": "published",
+        "04": "published",
+        "05": "no source",
+    }
+    assert gated_lake.errors() == []
+
+    land(gated_lake, 2)
+    summary = run("flights", "2013-01-01", "2013-01-05")
+    assert (summary["published"], summary["failed"]) == (1, [])
+    again = run("flights", "2013-01-01", "2013-01-05")
+    assert (again["published"], again["unchanged"], again["commits"]) == (0, 0, 0)
+    assert gated_lake.column("SELECT count(*) FROM raw.flights") == [12]
+
+
+def test_every_way_a_landing_file_can_be_bad_is_told_apart_and_leaves_the_lake_right(gated_lake: Lake) -> None:
+    land(gated_lake, *range(1, 10))
+    gated_lake.land("flights/2013-01-01.csv", "")
+    gated_lake.land("flights/2013-01-02.csv", flights(2)[:-9])
+    gated_lake.land("flights/2013-01-03.csv", "a,b\n1,2\n")
+    gated_lake.land("flights/2013-01-04.csv", flights(4).replace(",1400,", ",far,"))
+    gated_lake.land("flights/2013-01-05.csv", HEADER)
+    gated_lake.land("flights/2013-01-06.csv", flights(7))
+    gated_lake.land("flights/2013-01-07.csv", flights(7) + flights(7).partition("\n")[2])
+    with pytest.raises(RunFailed) as caught:
+        run("flights", "2013-01-01", "2013-01-09")
+    errors = {f["partition"][-2:]: f["error"] for f in caught.value.summary["failed"]}
+    said = {
+        "01": "is empty",
+        "02": "truncated",
+        "03": "wrong header",
+        "04": "invalid value 'far'",
+        "05": "at_least(1)",
+        "06": "the rows are of this day",
+        "07": "duplicate of the primary key",
+    }
+    assert errors.keys() == said.keys()
+    for day, words in said.items():
+        assert words in errors[day], day
+    assert gated_lake.column("SELECT DISTINCT day(flight_date) FROM raw.flights ORDER BY 1") == [8, 9]
+    assert gated_lake.errors() == []
+
+
+def test_modes_choose_their_partitions(gated_lake: Lake) -> None:
+    land(gated_lake, 1, 2)
+    run("flights", "2013-01-01", "2013-01-02")
+    gated_lake.land("flights/2013-01-03.csv", "")
+    with pytest.raises(RunFailed):
+        run("flights", "2013-01-03", "2013-01-03")
+    land(gated_lake, 2, rows=5)
+    land(gated_lake, 4)
+
+    from flows.datasets import get_datasets
+
+    def chosen(mode: Mode) -> list[str]:
+        planned = make_plan(gated_lake.settings, get_datasets(["flights"]), date(2013, 1, 1), date(2013, 1, 5), mode)
+        return [p.partition[-2:] for p in planned if p.runs]
+
+    assert chosen(Mode.missing) == ["04"]
+    assert chosen(Mode.failed) == ["03"]
+    assert chosen(Mode.missing_failed) == ["03", "04"]
+    assert chosen(Mode.stale) == ["02"]
+    assert chosen(Mode.all) == ["01", "02", "03", "04"]
+
+    summary = run("flights", "2013-01-01", "2013-01-05", mode=Mode.stale)
+    assert (summary["published"], summary["rows"]) == (1, 5)
+    summary = run("flights", "2013-01-01", "2013-01-02", mode=Mode.all)
+    assert (summary["published"], summary["unchanged"], summary["commits"]) == (0, 2, 0)
+
+
+def test_no_source_fails_only_a_dataset_that_must_be_complete(gated_lake: Lake) -> None:
+    summary = run("entries", "2024-10-13", "2024-10-14")
+    assert (summary["published"], summary["no_source"]) == (0, ["entries 2024-10-13", "entries 2024-10-14"])
+    assert gated_lake.column("SELECT count(*) FROM ops.ledger") == [0]
+    with pytest.raises(RunFailed, match=r"monthly 2024-01: no file matches monthly/2024-01\.parquet"):
+        run("monthly", "2024-01-01", "2024-01-31")
+
+
+def test_a_partition_that_kills_its_worker_is_the_only_one_that_fails(gated_lake: Lake) -> None:
+    with pytest.raises(RunFailed, match="1 partition failed") as caught:
+        run("deadly", "2024-01-01", "2024-01-06")
+    assert [f["partition"] for f in caught.value.summary["failed"]] == ["2024-01-03"]
+    assert "its worker died" in caught.value.message
+    assert gated_lake.column("SELECT day(day) FROM raw.deadly ORDER BY 1") == [1, 2, 4, 5, 6]
+    assert gated_lake.errors() == []
+
+
+def test_without_the_gate_nothing_starts(gated_lake: Lake) -> None:
+    from prefect.client.orchestration import get_client
+
+    land(gated_lake, 1)
+    with get_client(sync_client=True) as client:
+        client.delete_global_concurrency_limit_by_name(gate.NAME)
+        with pytest.raises(GateError, match="does not exist") as caught:
+            run("flights", "2013-01-01", "2013-01-01")
+        assert caught.value.fix == "lake init"
+        client.upsert_global_concurrency_limit_by_name(gate.NAME, 3)
+        with pytest.raises(GateError, match="3 slots instead of one"):
+            run("flights", "2013-01-01", "2013-01-01")
+    assert gate.ensure()
+    assert not gate.ensure()
+    assert gated_lake.column("SELECT count(*) FROM ops.ledger") == [0]
+
+
+async def _seen(name: str) -> dict[str, Any]:
+    """What the Prefect UI shows of the latest run of this name."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, TaskRunFilter
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    async with get_client() as client:
+        found = await client.read_flow_runs(
+            flow_run_filter=FlowRunFilter.model_validate({"name": {"any_": [name]}}),
+            sort=FlowRunSort.START_TIME_DESC,
+        )
+        run_id: UUID = found[0].id
+        tasks: list[Any] = []
+        # Task runs are recorded from events, a moment after they end.
+        while not tasks or not all(t.state and t.state.is_final() for t in tasks):
+            tasks = await client.read_task_runs(
+                task_run_filter=TaskRunFilter.model_validate({"flow_run_id": {"any_": [str(run_id)]}})
+            )
+        artifacts = await client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+        )
+    return {
+        "parameters": found[0].parameters,
+        "tasks": sorted(t.name for t in tasks),
+        "artifacts": {a.key: a for a in artifacts if a.key},
+    }
+
+
+def test_what_the_prefect_ui_shows_of_a_run(gated_lake: Lake) -> None:
+    land(gated_lake, 1, 2, 3, 4)
+    gated_lake.land("flights/2013-01-04.csv", "")
+    with pytest.raises(RunFailed):
+        run("flights", "2013-01-01", "2013-01-04", workers=1)
+    seen = asyncio.run(_seen("ingest flights 2013-01-01..2013-01-04"))
+    assert seen["tasks"] == [f"flights 2013-01-0{n}" for n in (1, 2, 3, 4)]
+    assert seen["artifacts"].keys() == {"partitions", "partitions-done", "ingest-summary"}
+    assert seen["artifacts"]["partitions"].type == "progress"
+    assert seen["artifacts"]["partitions"].data == 100.0
+    import json
+
+    table = json.loads(seen["artifacts"]["partitions-done"].data)
+    assert [(r["partition"], r["state"], r["rows"]) for r in table] == [
+        ("2013-01-04", "failed", None),
+        ("2013-01-01", "published", 3),
+        ("2013-01-02", "published", 3),
+        ("2013-01-03", "published", 3),
+    ]
+    assert "is empty" in table[0]["error"]
+    assert table[1].keys() == {"dataset", "partition", "state", "rows", "bytes", "seconds", "error"}
+    assert "| extract and publish |" in seen["artifacts"]["ingest-summary"].data
+
+
+def test_the_flows_forms_are_typed() -> None:
+    from flows.pipeline import pipeline
+
+    properties = pipeline.parameters.properties
+    assert properties["datasets"]["items"] == {"type": "string"}
+    assert properties["start"]["anyOf"][0] == {"format": "date", "type": "string"}
+    assert properties["workers"]["type"] == "integer"
+    assert pipeline.parameters.definitions is not None
+    assert pipeline.parameters.definitions["Mode"]["enum"] == ["missing", "failed", "missing-failed", "stale", "all"]
+    assert all("description" in p or "title" in p for p in properties.values())
+
+
+@pytest.mark.parametrize(("partitions", "workers", "sizes"), [(365, 2, {30, 5}), (4, 2, {1}), (100, 4, {7, 2})])
+def test_chunks_hold_every_partition_once_and_are_bounded(partitions: int, workers: int, sizes: set[int]) -> None:
+    todo = [Planned("a", f"{n:04}", State.missing, True, "", None) for n in range(partitions)]
+    cut = chunks(todo, workers)
+    assert [key for _, versions in cut for key in versions] == [p.partition for p in todo]
+    assert {len(versions) for _, versions in cut} == sizes

@@ -1,0 +1,69 @@
+"""Bootstrap, and every way a catalog can be wrong."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from flows.datasets import all_datasets
+from flows.errors import BadInput, CatalogError, NotInitialised
+from flows.lake.connect import connect
+from flows.lake.query import query
+from flows.lake.schema import bootstrap
+from flows.settings import Settings, load_settings
+from tests.conftest import Lake
+
+
+def test_bootstrap_is_safe_to_repeat(lake: Lake) -> None:
+    snapshots = lake.column("SELECT count(*) FROM lake.snapshots()")
+    assert bootstrap(lake.settings, list(all_datasets().values())) == []
+    assert lake.column("SELECT count(*) FROM lake.snapshots()") == snapshots
+    assert lake.errors() == []
+
+
+def test_a_query_cannot_change_the_lake(lake: Lake) -> None:
+    for sql in ("DELETE FROM ops.ledger", "DROP TABLE ops.fence", "CREATE TABLE raw.x AS SELECT 1"):
+        with pytest.raises(BadInput, match="read-only"):
+            query(lake.settings, sql)
+    with pytest.raises(BadInput, match="does not exist"):
+        query(lake.settings, "FROM raw.nothing")
+
+
+def test_readers_need_no_lake_folder_to_tell_that_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(NotInitialised, match="no lake yet") as caught:
+        connect(Settings(home=tmp_path / "none"))
+    assert caught.value.fix == "lake init"
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_catalog_that_is_none_is_left_as_it_is(tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("just some notes, long enough to be taken for a file of its own")
+    other = tmp_path / "other.sqlite"
+    with sqlite3.connect(other) as con:
+        con.execute("CREATE TABLE mine (x)")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for path, says in ((text, "cannot be read"), (other, "not a DuckLake catalog"), (folder, "is a folder")):
+        settings = Settings(home=tmp_path, catalog=f"sqlite:{path}")
+        before = path.read_bytes() if path.is_file() else None
+        for act in (lambda s: connect(s), lambda s: bootstrap(s, [])):
+            with pytest.raises(CatalogError, match=says) as caught:
+                act(settings)
+            assert caught.value.fix
+        if before is not None:
+            assert path.read_bytes() == before
+
+
+def test_a_home_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CatalogError, match="folder cannot be made"):
+        bootstrap(Settings(home=tmp_path / "file" / "lake"), [])
+
+
+def test_another_data_path_than_the_catalogs_is_refused(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAKE_DATA_PATH", str(lake.landing / "elsewhere"))
+    with pytest.raises(CatalogError, match="LAKE_DATA_PATH"):
+        connect(load_settings())

@@ -1,0 +1,306 @@
+"""The publish protocol, on every combination of catalog and data."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from flows.errors import CommitConflict
+from flows.lake import publish as protocol
+from flows.lake.connect import connect
+from flows.stage.receipt import Failure
+from tests.conftest import Lake, receipts
+
+DAYS = ("2024-01-01", "2024-01-02", "2024-01-03")
+
+
+def land(lake: Lake, day: str, rows: int, value: object = 1) -> None:
+    lake.land(f"readings/{day}.jsonl", [{"id": i, "value": value} for i in range(rows)])
+
+
+def test_a_group_is_one_snapshot_with_its_ledger_rows(lake: Lake) -> None:
+    for number, day in enumerate(DAYS):
+        land(lake, day, 10 + number)
+    result = lake.load("readings", *DAYS)
+    assert lake.sql("SELECT strftime(day, '%Y-%m-%d') d, count(*) n FROM raw.readings GROUP BY ALL ORDER BY d") == [
+        {"d": "2024-01-01", "n": 10},
+        {"d": "2024-01-02", "n": 11},
+        {"d": "2024-01-03", "n": 12},
+    ]
+    ledger = lake.sql("SELECT * FROM ops.ledger ORDER BY partition")
+    assert [(r["partition"], r["state"], r["rows_published"]) for r in ledger] == [
+        ("2024-01-01", "published", 10),
+        ("2024-01-02", "published", 11),
+        ("2024-01-03", "published", 12),
+    ]
+    assert {r["attempt_id"] for r in ledger} == {r.attempt_id for r in result.receipts}
+    before = f"AT (VERSION => {result.snapshot_id})"
+    assert lake.column(f"SELECT count(*) FROM raw.readings {before}") == [33]
+    assert lake.column(f"SELECT count(*) FROM ops.ledger {before}") == [3]
+    assert lake.column(f"SELECT count(*) FROM ops.ledger AT (VERSION => {result.snapshot_id - 1})") == [0]  # type: ignore[operator]
+    message = lake.sql(f"SELECT author, commit_message FROM lake.snapshots() WHERE snapshot_id = {result.snapshot_id}")
+    assert message == [{"author": "ducklake-flows", "commit_message": "publish 3"}]
+    assert lake.errors() == []
+
+
+def test_a_replaced_partition_is_seen_wholly_before_or_wholly_after(lake: Lake) -> None:
+    land(lake, DAYS[0], 100)
+    land(lake, DAYS[1], 5)
+    lake.load("readings", *DAYS[:2])
+    seen: set[int] = set()
+    stop, ready = threading.Event(), threading.Event()
+
+    def read() -> None:
+        con = connect(lake.settings, read_only=True)
+        while not stop.is_set():
+            seen.add(con.execute("SELECT count(*) FROM raw.readings WHERE day = '2024-01-01'").fetchall()[0][0])
+            ready.set()
+        con.close()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        assert ready.wait(30)
+        for rows in (70, 100, 70):
+            land(lake, DAYS[0], rows)
+            lake.load("readings", DAYS[0])
+    finally:
+        stop.set()
+        reader.join()
+    assert seen <= {100, 70}
+    assert lake.column("SELECT count(*) FROM raw.readings WHERE day = '2024-01-02'") == [5]
+    changes = lake.column("SELECT changes FROM lake.snapshots() ORDER BY snapshot_id DESC LIMIT 1")[0]
+    assert {"tables_inserted_into", "tables_deleted_from"} <= changes.keys()
+    assert lake.errors() == []
+
+
+def test_a_replace_deletes_whole_files_and_writes_none(lake: Lake) -> None:
+    land(lake, DAYS[0], 100)
+    lake.load("readings", DAYS[0])
+    land(lake, DAYS[0], 50)
+    lake.load("readings", DAYS[0])
+    files = lake.sql("SELECT delete_file FROM ducklake_list_files('lake', 'readings', schema => 'raw')")
+    assert files == [{"delete_file": None}]
+
+
+def test_unchanged_content_is_published_as_nothing(lake: Lake) -> None:
+    land(lake, DAYS[0], 10)
+    first = lake.load("readings", DAYS[0])
+    snapshots = lake.column("SELECT count(*) FROM lake.snapshots()")
+    again = lake.load("readings", DAYS[0])
+    assert (again.snapshot_id, len(again.receipts), len(again.unchanged)) == (None, 0, 1)
+    assert lake.column("SELECT count(*) FROM lake.snapshots()") == snapshots
+
+    # The source wrote the same rows again: the ledger takes up its new version, the rows stay as they are.
+    land(lake, DAYS[0], 10)
+    files = lake.sql("SELECT data_file FROM ducklake_list_files('lake', 'readings', schema => 'raw')")
+    touched = lake.load("readings", DAYS[0])
+    assert len(touched.unchanged) == 1
+    assert lake.sql("SELECT data_file FROM ducklake_list_files('lake', 'readings', schema => 'raw')") == files
+    assert lake.column("SELECT DISTINCT attempt_id FROM ops.ledger") == [first.receipts[0].attempt_id]
+
+
+def test_a_receipt_is_published_once_however_often_it_is_handed_in(lake: Lake) -> None:
+    land(lake, DAYS[0], 10)
+    outcomes = lake.extract("readings", DAYS[0])
+    lake.publish(outcomes)
+    land(lake, DAYS[0], 20)
+    lake.load("readings", DAYS[0])
+    again = lake.publish(outcomes)
+    assert again.receipts == outcomes
+    assert again.snapshot_id is None
+    assert lake.column("SELECT count(*) FROM raw.readings") == [20]
+    assert lake.errors() == []
+
+
+def _race(lake: Lake, fence: bool, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Two publishers of the same empty day, each of which has filled its transaction before either commits."""
+    if not fence:
+        monkeypatch.setattr(protocol, "raise_fence", lambda con, name: 1)
+    monkeypatch.setattr(protocol, "RETRIES", 1)
+    land(lake, DAYS[1], 1)
+    lake.load("readings", DAYS[1])
+    land(lake, DAYS[0], 10)
+    first, second = lake.extract("readings", DAYS[0]), lake.extract("readings", DAYS[0])
+    one, two = lake.publisher(), lake.publisher()
+    con = one._connection()
+    con.execute("BEGIN")
+    one._fill(con, first)
+    results: list[Any] = []
+    if lake.settings.embedded:
+        # SQLite lets in one writer at a time: the other fills its transaction from an older snapshot, then commits.
+        other = two._connection()
+        other.execute("BEGIN")
+        two._fill(other, second)
+        con.execute("COMMIT")
+        try:
+            other.execute("COMMIT")
+        except duckdb.Error as error:
+            results.append(error)
+    one.close()
+    two.close()
+    return results
+
+
+def test_two_publishers_of_an_empty_partition_cannot_both_commit(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = _race(lake, True, monkeypatch)
+    assert len(errors) == 1
+    assert lake.column("SELECT count(*) FROM raw.readings WHERE day = '2024-01-01'") == [10]
+    assert lake.errors() == []
+
+
+def test_a_conflict_is_retried_until_it_is_published(lake: Lake) -> None:
+    land(lake, DAYS[0], 10)
+    outcomes = lake.extract("readings", DAYS[0])
+    publisher = lake.publisher()
+    con = _Faulty(publisher._connection(), fail_on="COMMIT", times=2, error="Transaction conflict - made by the test")
+    publisher._con = con  # type: ignore[assignment]
+    assert len(publisher.publish(outcomes).receipts) == 1
+    publisher.close()
+    assert con.failed == 2
+    assert lake.column("SELECT count(*) FROM raw.readings") == [10]
+
+
+def test_conflicts_without_end_are_an_error_and_leave_the_old_rows(lake: Lake) -> None:
+    land(lake, DAYS[0], 10)
+    lake.load("readings", DAYS[0])
+    land(lake, DAYS[0], 20)
+    outcomes = lake.extract("readings", DAYS[0])
+    publisher = lake.publisher()
+    publisher._con = _Faulty(publisher._connection(), "COMMIT", 99, "Transaction conflict - made by the test")  # type: ignore[assignment]
+    with pytest.raises(CommitConflict, match="Another writer"):
+        publisher.publish(outcomes)
+    publisher.close()
+    assert lake.column("SELECT count(*) FROM raw.readings") == [10]
+    assert lake.errors() == []
+
+
+class _Faulty:
+    """A connection whose statement fails: before it reaches the database, or after (its answer is lost)."""
+
+    def __init__(self, con: Any, fail_on: str, times: int, error: str, after: bool = False) -> None:
+        self.con, self.fail_on, self.times, self.error, self.after = con, fail_on, times, error, after
+        self.failed = 0
+
+    def execute(self, sql: str, *args: Any) -> Any:
+        if sql == self.fail_on and self.failed < self.times:
+            self.failed += 1
+            if self.after:
+                self.con.execute(sql, *args)
+            raise duckdb.TransactionException(self.error)
+        return self.con.execute(sql, *args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.con, name)
+
+
+@pytest.mark.parametrize("after", [True, False], ids=["committed", "not committed"])
+def test_a_commit_whose_answer_is_lost_is_resolved_by_the_ledger(lake: Lake, after: bool) -> None:
+    land(lake, DAYS[0], 10)
+    outcomes = lake.extract("readings", DAYS[0])
+    publisher = lake.publisher()
+    lost = _Faulty(publisher._connection(), "COMMIT", 1, "server closed the connection unexpectedly", after)
+    publisher._con = lost  # type: ignore[assignment]
+    result = publisher.publish(outcomes)
+    publisher.close()
+    assert lost.failed == 1
+    assert result.receipts == outcomes
+    assert lake.column("SELECT count(*) FROM raw.readings") == [10]
+    assert lake.column("SELECT count(*) FROM ops.ledger") == [1]
+    assert lake.errors() == []
+
+
+def test_a_receipt_whose_file_is_gone_does_not_stop_its_group(lake: Lake) -> None:
+    for day in DAYS:
+        land(lake, day, 10)
+    outcomes = lake.extract("readings", *DAYS)
+    Path(lake.settings.data_path, receipts(outcomes)[1].files[0]).unlink()
+    result = lake.publish(outcomes)
+    assert [r.partition for r in result.receipts] == [DAYS[0], DAYS[2]]
+    assert [(f.partition, f.state) for f in result.failures] == [(DAYS[1], "failed")]
+    assert lake.column("SELECT count(*) FROM raw.readings") == [20]
+    assert lake.sql("SELECT state, error IS NOT NULL AS why FROM ops.ledger WHERE partition = '2024-01-02'") == [
+        {"state": "failed", "why": True}
+    ]
+    assert lake.errors() == []
+
+
+def test_a_failure_is_recorded_and_the_published_rows_stay(lake: Lake) -> None:
+    land(lake, DAYS[0], 10)
+    lake.load("readings", DAYS[0])
+    lake.land(f"readings/{DAYS[0]}.jsonl", "{half")
+    outcomes = lake.extract("readings", DAYS[0])
+    assert isinstance(outcomes[0], Failure)
+    lake.publish(outcomes)
+    assert lake.column("SELECT count(*) FROM raw.readings") == [10]
+    assert lake.column("SELECT state FROM ops.ledger ORDER BY token") == ["published", "failed"]
+    assert lake.errors() == []
+
+    # The source is mended to what it was: the published rows stand, and the partition is no longer failed.
+    land(lake, DAYS[0], 10)
+    assert len(lake.load("readings", DAYS[0]).unchanged) == 1
+    assert lake.column("SELECT state FROM ops.ledger ORDER BY token DESC LIMIT 1") == ["published"]
+
+
+def test_an_empty_partition_is_published_with_no_rows_and_no_file(lake: Lake) -> None:
+    land(lake, DAYS[0], 10)
+    lake.load("readings", DAYS[0])
+    lake.land("entries/2024-01-01.json", [])
+    result = lake.load("entries", DAYS[0])
+    assert [r.files for r in result.receipts] == [()], result
+    assert lake.column("SELECT rows_published FROM ops.ledger WHERE dataset = 'entries'") == [0]
+    assert lake.errors() == []
+
+
+def test_staged_files_survive_a_clean_up_in_mid_run(lake: Lake) -> None:
+    """Staged files lie under the data path; the age guard that `lake init` stores keeps even a bare CHECKPOINT off."""
+    for day in DAYS[:2]:
+        land(lake, day, 10)
+    lake.load("readings", DAYS[0])
+    staged = lake.extract("readings", DAYS[1])
+    con = connect(lake.settings)
+    con.execute("CHECKPOINT lake")
+    con.close()
+    assert len(lake.publish(staged).receipts) == 1
+    assert lake.column("SELECT count(*) FROM raw.readings") == [20]
+    assert lake.errors() == []
+
+
+def test_every_grain_is_replaced_by_partition(lake: Lake) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for hour in ("2024-01-01T00", "2024-01-01T23"):
+        lake.land(f"hourly/{hour}/a.csv", "name,count\na,1\n")
+        lake.land(f"hourly/{hour}/b.csv", "name,count\nb,2\n")
+    lake.load("hourly", "2024-01-01T00", "2024-01-01T23")
+    lake.land("hourly/2024-01-01T23/b.csv", "name,count\nb,5\n")
+    lake.load("hourly", "2024-01-01T23")
+    assert lake.sql("SELECT hour_at::VARCHAR AS h, sum(count)::INT AS n FROM raw.hourly GROUP BY ALL ORDER BY h") == [
+        {"h": "2024-01-01 00:00:00", "n": 3},
+        {"h": "2024-01-01 23:00:00", "n": 6},
+    ]
+    for month in ("2023-12", "2024-01"):
+        target = lake.landing / f"monthly/{month}.parquet"
+        target.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"name": ["a"], "total": [1.5]}), target)
+    lake.load("monthly", "2023-12", "2024-01")
+    assert lake.column("SELECT month_from::VARCHAR FROM raw.monthly ORDER BY 1") == ["2023-12-01", "2024-01-01"]
+    lake.land("airlines.csv", "carrier,name\nAA,American\n")
+    lake.load("airlines", "full")
+    lake.land("airlines.csv", "carrier,name\nAA,American\nUA,United\n")
+    lake.load("airlines", "full")
+    assert lake.column("SELECT carrier FROM raw.airlines ORDER BY 1") == ["AA", "UA"]
+    assert lake.errors() == []
+
+
+def test_a_query_for_one_partition_reads_one_file(lake: Lake) -> None:
+    for day in DAYS:
+        land(lake, day, 10)
+    lake.load("readings", *DAYS)
+    plan = str(lake.sql("EXPLAIN ANALYZE SELECT * FROM raw.readings WHERE day = '2024-01-02'"))
+    assert "Total Files Read: 1" in plan

@@ -1,0 +1,97 @@
+"""Verify finds what is wrong: each kind of damage, done on purpose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows.lake.connect import connect
+from flows.lake.verify import verify
+from tests.conftest import Lake, receipts
+
+DAY = "2024-01-01"
+
+
+@pytest.fixture
+def loaded(lake: Lake) -> Lake:
+    lake.land(f"readings/{DAY}.jsonl", [{"id": i} for i in range(10)])
+    lake.load("readings", DAY)
+    assert list(verify(lake.settings)) == []
+    return lake
+
+
+def damage(lake: Lake, *statements: str) -> list[str]:
+    con = connect(lake.settings)
+    for statement in statements:
+        con.execute(statement)
+    con.close()
+    return lake.errors()
+
+
+def test_rows_behind_the_ledgers_back(loaded: Lake) -> None:
+    found = damage(loaded, "INSERT INTO raw.readings (id, day) VALUES (99, '2024-01-01'), (1, '2024-02-01')")
+    assert found == [
+        "rows: readings 2024-01-01: has 11 rows, the ledger says 10",
+        "rows: readings 2024-02-01: has 1 rows the ledger does not know",
+    ]
+
+
+def test_changed_rows_of_the_same_number(loaded: Lake) -> None:
+    found = damage(loaded, "UPDATE raw.readings SET id = 77 WHERE id = 3")
+    assert found == ["rows: readings 2024-01-01: has other rows than were staged"]
+
+
+def test_rows_that_are_gone(loaded: Lake) -> None:
+    found = damage(loaded, "DELETE FROM raw.readings")
+    assert found == ["rows: readings 2024-01-01: has 0 rows, the ledger says 10"]
+
+
+def test_a_file_registered_twice(loaded: Lake) -> None:
+    path = loaded.column("SELECT data_file FROM ducklake_list_files('lake', 'readings', schema => 'raw')")[0]
+    found = damage(
+        loaded,
+        f"CALL ducklake_add_data_files('lake', 'readings', '{path}', schema => 'raw', hive_partitioning => true)",
+    )
+    assert any("registered 2 times" in f for f in found)
+    assert any("has 20 rows, the ledger says 10" in f for f in found)
+
+
+@pytest.mark.parametrize("how", ["missing", "unreadable"])
+def test_a_file_that_cannot_be_read(loaded: Lake, how: str) -> None:
+    path = Path(loaded.column("SELECT data_file FROM ducklake_list_files('lake', 'readings', schema => 'raw')")[0])
+    if how == "missing":
+        path.unlink()
+        assert any("is missing" in f for f in loaded.errors())
+    else:
+        path.write_bytes(b"x" * path.stat().st_size)
+        assert any("file readable" in f for f in loaded.errors())
+
+
+def test_a_path_that_lies_about_its_rows(loaded: Lake) -> None:
+    loaded.land("readings/2024-01-02.jsonl", [{"id": 1}])
+    receipt = receipts(loaded.extract("readings", "2024-01-02"))[0]
+    source = Path(loaded.settings.data_path, receipt.files[0])
+    liar = source.parent.parent / "day=2024-01-05" / source.name
+    liar.parent.mkdir()
+    source.rename(liar)
+    found = damage(
+        loaded,
+        f"CALL ducklake_add_data_files('lake', 'readings', '{liar}', schema => 'raw', hive_partitioning => true)",
+    )
+    assert any(f.startswith("partition column: raw.readings") for f in found)
+
+
+def test_a_fence_with_two_rows(loaded: Lake) -> None:
+    assert damage(loaded, "INSERT INTO ops.fence VALUES (0)") == ["fence: ops.fence: has 2 rows instead of one"]
+
+
+def test_a_ledger_row_without_a_snapshot(loaded: Lake) -> None:
+    found = damage(loaded, "UPDATE ops.ledger SET token = 999")
+    assert any("no snapshot has token 999" in f for f in found)
+
+
+def test_staged_files_of_a_killed_run_are_noted_and_break_nothing(loaded: Lake) -> None:
+    loaded.land("readings/2024-01-02.jsonl", [{"id": 1}])
+    loaded.extract("readings", "2024-01-02")
+    assert [(f.severity, f.check) for f in verify(loaded.settings)] == [("note", "orphans")]
