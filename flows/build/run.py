@@ -92,7 +92,7 @@ def build(environment: str, changed: Mapping[str, Sequence[str]], replan: bool, 
             status = context.run(
                 environment,
                 start=min(bounds),
-                end=max(bounds) - timedelta(microseconds=1),
+                end=max(bounds),
                 execution_time=max(datetime.now(UTC), max(bounds)),
                 skip_janitor=True,
                 ignore_cron=True,
