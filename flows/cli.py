@@ -270,3 +270,7 @@ def _json(value: Any) -> None:
 
 def _echo(text: str) -> None:
     typer.echo(text)
+
+
+if __name__ == "__main__":
+    main()

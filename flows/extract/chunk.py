@@ -8,7 +8,6 @@ frozen, say) every partition of the chunk is run again alone.
 
 from __future__ import annotations
 
-import logging
 import os
 import resource
 import tempfile
@@ -29,8 +28,6 @@ from flows.storage import Storage, open_storage
 
 os.environ.setdefault("RUNTIME__DLTHUB_TELEMETRY", "false")
 os.environ.setdefault("RUNTIME__LOG_LEVEL", "ERROR")
-
-log = logging.getLogger(__name__)
 
 BATCH = 122_880
 """Rows read and written at once when a chunk is split: one row group of DuckDB's size."""
@@ -96,10 +93,34 @@ def _run(dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str, Any]
     Returns:
         False when dlt refused the run and there is more than one attempt, so that nothing is known of any.
     """
-    import dlt
     from dlt.pipeline.exceptions import PipelineStepFailed
 
     started = time.monotonic()
+    for attempt in attempts:
+        attempt.error = None
+    try:
+        _split(dataset, attempts, _load(_resource(dataset, attempts, columns), work), work)
+    except PipelineStepFailed as error:
+        if len(attempts) > 1:
+            return False
+        attempts[0].error = attempts[0].error or _cause(error)
+    except Rejected as error:
+        for attempt in attempts:
+            attempt.error = attempt.error or error
+    seconds = (time.monotonic() - started) / len(attempts)
+    for attempt in attempts:
+        attempt.seconds += seconds
+    return True
+
+
+def _load(rows: Any, work: Path) -> list[Path]:
+    """Take a resource through one dlt run: extract, normalize, and keep the finished Parquet files.
+
+    Raises:
+        PipelineStepFailed: dlt refused it.
+    """
+    import dlt
+
     work.mkdir()
     found: list[Path] = []
 
@@ -112,29 +133,15 @@ def _run(dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str, Any]
         skip_dlt_columns_and_tables=True,
     )
     def keep(path: Any, table: Any) -> None:
-        target = work / f"{len(found)}.parquet"
+        target = work / Path(path).name
         target.hardlink_to(path)
         found.append(target)
 
-    for attempt in attempts:
-        attempt.error = None
     pipeline = dlt.pipeline("lake", destination=keep, dataset_name="raw", pipelines_dir=str(work / "dlt"))
-    try:
-        pipeline.extract(_resource(dataset, attempts, columns), loader_file_format="parquet")
-        pipeline.normalize()
-        pipeline.load(raise_on_failed_jobs=True)
-        _split(dataset, attempts, found, work)
-    except PipelineStepFailed as error:
-        if len(attempts) > 1:
-            return False
-        attempts[0].error = attempts[0].error or _cause(error)
-    except Rejected as error:
-        for attempt in attempts:
-            attempt.error = attempt.error or error
-    seconds = (time.monotonic() - started) / len(attempts)
-    for attempt in attempts:
-        attempt.seconds += seconds
-    return True
+    pipeline.extract(rows, loader_file_format="parquet")
+    pipeline.normalize()
+    pipeline.load(raise_on_failed_jobs=True)
+    return found
 
 
 def _resource(dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str, Any]) -> Any:
@@ -287,14 +294,11 @@ def _peak_rss() -> int:
 
 
 def warm_up() -> None:
-    """Import what extraction needs, so that a worker's first partition takes no longer than its others."""
+    """Take one row through dlt, so that a worker's first partition takes no longer than its others."""
     import dlt
-    import duckdb
-    import pyarrow.csv
-    import pyarrow.json
-    import pyarrow.parquet
 
-    log.debug("warm: %s %s %s", dlt.__version__, duckdb.__version__, pyarrow.__version__)
+    with tempfile.TemporaryDirectory(prefix="lake-extract-") as work:
+        _load(dlt.resource([{"row": 1}], name="warm_up"), Path(work) / "run")
 
 
 def _cause(error: BaseException) -> Exception:

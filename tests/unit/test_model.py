@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flows.datasets.model import Dataset, Grain, parse_partition, partition_at, partitions_between
@@ -14,6 +14,7 @@ from flows.errors import BadInput
 DAYS = st.dates(date(1990, 1, 1), date(2090, 1, 1))
 
 
+@settings(deadline=None)
 @given(DAYS, st.integers(0, 400), st.sampled_from([Grain.hour, Grain.day, Grain.month]))
 def test_partitions_of_a_range_touch_and_cover_it(start: date, length: int, grain: Grain) -> None:
     end = start + timedelta(days=length % 20 if grain is Grain.hour else length)

@@ -1,0 +1,270 @@
+"""The `lake` command as a user runs it: the demo's whole year, its output, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from flows.demo import _packaged
+
+LAKE = str(Path(sys.executable).with_name("lake"))
+
+NOT_THE_TESTS = ("LAKE_", "PREFECT_")
+
+
+class Command:
+    """Runs `lake` in a folder of its own."""
+
+    def __init__(self, folder: Path, api: str) -> None:
+        self.folder = folder
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(NOT_THE_TESTS)}
+        self.environment = {**clean, "PREFECT_API_URL": api, "COLUMNS": "160"}
+
+    def __call__(self, *arguments: str, fails: bool = False, **environment: str) -> str:
+        done = subprocess.run(
+            [LAKE, *arguments],
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+        assert bool(done.returncode) == fails, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.stderr if fails else done.stdout
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self(*arguments, "--json"))
+
+
+@pytest.fixture(scope="module")
+def year(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> tuple[Command, str]:
+    """The demo's whole year, and what it printed."""
+    lake = Command(tmp_path_factory.mktemp("year"), prefect_server)
+    return lake, lake("demo")
+
+
+@pytest.fixture
+def lake(tmp_path: Path, prefect_server: str) -> Command:
+    return Command(tmp_path, prefect_server)
+
+
+def oracle(path: str, columns: Sequence[str], day: str) -> str:
+    """Rows and a checksum a day, of columns of a table or file, as a query."""
+    hashed = ", ".join(columns)
+    checksum = f"sum(hash({hashed})::HUGEINT)::VARCHAR AS checksum"
+    return f"SELECT {day}::VARCHAR AS day, count(*) AS n, {checksum} FROM {path} GROUP BY ALL ORDER BY day"
+
+
+def test_the_demo_prints_a_result_worth_reading(year: tuple[Command, str]) -> None:
+    printed = year[1]
+    for words in ("Hawaiian Airlines Inc.", "heavy rain", "2013-12", "transform: total", "What to try next"):
+        assert words in printed
+    assert "Published 732 partitions, 367,687 rows" in printed
+    assert "No source (yet): weather 2013-12-31." in printed
+
+
+def test_the_demo_run_again_finds_nothing_to_do(year: tuple[Command, str]) -> None:
+    printed = year[0]("demo")
+    assert "Nothing to do: every partition with a source is published." in printed
+    assert "Nothing to do: the models are up to date." in printed
+
+
+@pytest.fixture(scope="module")
+def packaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The packaged CSV files, read by DuckDB alone."""
+    import zipfile
+
+    folder = tmp_path_factory.mktemp("packaged")
+    with zipfile.ZipFile(_packaged("flights.csv.zip")) as archive:
+        archive.extract("flights.csv", folder)
+    con = duckdb.connect()
+    con.execute(f"CREATE VIEW flights AS FROM read_csv('{folder}/flights.csv', nullstr = 'NA', sample_size = -1)")
+    weather = _packaged("weather.csv")
+    con.execute(f"CREATE VIEW weather AS FROM read_csv('{weather}', nullstr = 'NA', sample_size = -1)")
+    yield con
+    con.close()
+
+
+def rows(con: duckdb.DuckDBPyConnection, query: str) -> list[dict[str, Any]]:
+    found = con.execute(query)
+    names = [d[0] for d in found.description or []]
+    return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
+
+FLIGHTS = [
+    "dep_time",
+    "sched_dep_time",
+    "dep_delay",
+    "arr_time",
+    "sched_arr_time",
+    "arr_delay",
+    "carrier",
+    "flight",
+    "tailnum",
+    "origin",
+    "dest",
+    "air_time",
+    "distance",
+    "hour",
+    "minute",
+    "time_hour",
+]
+WEATHER = [
+    "origin",
+    "temp",
+    "dewp",
+    "humid",
+    "wind_dir",
+    "wind_speed",
+    "wind_gust",
+    "precip",
+    "pressure",
+    "visib",
+    "time_hour",
+]
+DAY = "make_date(year, month, day)"
+
+
+def test_raw_and_bronze_have_exactly_the_sources_rows(
+    year: tuple[Command, str], packaged: duckdb.DuckDBPyConnection
+) -> None:
+    for dataset, columns, key, days in (
+        ("flights", FLIGHTS, "flight_date", 365),
+        ("weather", WEATHER, "weather_date", 364),
+    ):
+        wanted = rows(packaged, oracle(dataset, columns, DAY))
+        assert len(wanted) == days
+        assert year[0].json("sql", oracle(f"raw.{dataset}", columns, key)) == wanted
+        assert year[0].json("sql", oracle(f"bronze.{dataset}", columns, key)) == wanted
+
+
+def test_silver_has_exactly_the_sources_rows(year: tuple[Command, str], packaged: duckdb.DuckDBPyConnection) -> None:
+    source = ["carrier", "flight", "tailnum", "origin", "dest", "distance", "air_time", "dep_delay", "arr_delay"]
+    silver = [
+        "carrier",
+        "flight_number",
+        "tail_number",
+        "origin",
+        "destination",
+        "distance_miles",
+        "air_minutes",
+        "departure_delay_minutes",
+        "arrival_delay_minutes",
+    ]
+    wanted = rows(packaged, oracle("flights", [*source, "time_hour"], DAY))
+    found = year[0].json("sql", oracle("silver.flights", [*silver, "scheduled_hour"], "flight_date"))
+    assert found == wanted
+    wanted = rows(packaged, oracle("weather", ["origin", "time_hour", "wind_dir", "humid"], DAY))
+    names = ["origin", "observed_hour", "wind_degrees", "humidity_percent"]
+    assert year[0].json("sql", oracle("silver.weather", names, "weather_date")) == wanted
+
+
+def test_types_are_right(year: tuple[Command, str]) -> None:
+    found = {c["column_name"]: c["column_type"] for c in year[0].json("sql", "DESCRIBE raw.flights")}
+    assert found["dep_delay"] == "BIGINT"
+    assert found["time_hour"] == "TIMESTAMP WITH TIME ZONE"
+    assert found["flight_date"] == "DATE"
+    assert found["tailnum"] == "VARCHAR"
+    nulls = year[0].json("sql", "SELECT count(*) AS n FROM raw.flights WHERE tailnum = 'NA'")
+    assert nulls == [{"n": 0}]
+
+
+def test_plan_status_and_verify_speak_json(year: tuple[Command, str]) -> None:
+    planned = year[0].json("plan", "weather", "--start", "2013-12-30", "--end", "2013-12-31")
+    assert [(p["partition"], p["state"], p["runs"]) for p in planned] == [
+        ("2013-12-30", "published", False),
+        ("2013-12-31", "no source", False),
+    ]
+    status = year[0].json("status", "flights")
+    assert sum(p["rows"] for p in status) == 336_776
+    assert year[0].json("verify") == []
+    assert "The lake is right." in year[0]("verify")
+
+
+def test_an_old_day_published_again_is_all_that_a_transform_builds(year: tuple[Command, str]) -> None:
+    lake = year[0]
+    file = lake.folder / ".lake/landing/flights/2013-03-05.csv"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:-10]))
+    try:
+        summary = lake.json("backfill", "flights", "--mode", "stale")
+        assert (summary["published"], summary["failed"]) == (1, [])
+        assert "1 partitions are newer than silver and gold" in lake("verify")
+        built = lake.json("transform")["models"]
+        assert {(m["start"], m["end"]) for m in built if "flights" in m["model"]} == {("2013-03-05", "2013-03-05")}
+        gold = lake.json(
+            "sql", "SELECT sum(flights)::INT AS n FROM gold.carrier_daily WHERE flight_date = '2013-03-05'"
+        )
+        assert gold == [{"n": len(lines) - 11}]
+    finally:
+        file.write_text("".join(lines))
+        lake("backfill", "flights", "--mode", "stale")
+        lake("transform")
+    assert lake.json("verify") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["plan", "nope"], "Unknown dataset: 'nope'"),
+        (["backfill", "flights; DROP TABLE x"], "Unknown dataset"),
+        (["plan", "flights", "--start", "2013-02-30"], "is not a day"),
+        (["backfill", "flights", "--start", "2013-02-02", "--end", "2013-02-01"], "ends (2013-02-01) before it starts"),
+        (["status"], "There is no lake yet"),
+        (["verify"], "There is no lake yet"),
+        (["sql", "SELECT 1"], "There is no lake yet"),
+        (["backfill", "flights"], "There is no lake yet"),
+    ],
+)
+def test_bad_input_is_one_error_with_its_next_step(lake: Command, arguments: list[str], says: str) -> None:
+    printed = lake(*arguments, fails=True)
+    assert printed.startswith("error: ")
+    assert says in printed
+    assert printed.count("error:") == printed.count("next:") == 1
+
+
+def test_a_home_that_cannot_be_written_is_one_error(lake: Command) -> None:
+    (lake.folder / "file").write_text("")
+    for command in ("init", "demo"):
+        printed = lake(command, fails=True, LAKE_HOME=str(lake.folder / "file" / "home"))
+        assert printed.startswith("error: "), printed
+        assert "next:" in printed
+    assert (lake.folder / "file").read_text() == ""
+
+
+def test_a_full_disk_is_one_error_and_loses_nothing(lake: Command) -> None:
+    """The disk is full for the run: no file may grow past a few KiB (a limit the kernel keeps)."""
+    lake("init")
+    landing = lake.folder / ".lake/landing"
+    landing.mkdir(parents=True, exist_ok=True)
+    (landing / "airlines.csv").write_text("carrier,name\n" + "".join(f"C{n},Name {n}\n" for n in range(20_000)))
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 64 && exec "$0" backfill airlines', LAKE],
+        cwd=lake.folder,
+        env=lake.environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert lake.json("verify") == [] or all(f["severity"] == "note" for f in lake.json("verify"))
+    assert lake.json("backfill", "airlines")["published"] == 1
+
+
+def test_help_names_every_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "flows.cli", "--help"], capture_output=True, text=True, check=True)
+    for command in ("demo", "up", "down", "init", "plan", "backfill", "transform", "status", "verify", "sql"):
+        assert f" {command} " in done.stdout
