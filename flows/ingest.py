@@ -30,7 +30,7 @@ from flows.settings import Settings, load_settings
 from flows.stage.layout import new_attempt
 from flows.stage.receipt import Failure, Outcome, Receipt
 
-CHUNK = 30
+CHUNK = 50
 """Partitions in one Dask task at most: one dlt run for many costs a quarter of a run each."""
 
 GROUP = 128

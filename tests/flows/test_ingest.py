@@ -235,7 +235,7 @@ def test_the_flows_forms_are_typed() -> None:
     assert all("description" in p or "title" in p for p in properties.values())
 
 
-@pytest.mark.parametrize(("partitions", "workers", "sizes"), [(365, 2, {30, 5}), (4, 2, {1}), (100, 4, {7, 2})])
+@pytest.mark.parametrize(("partitions", "workers", "sizes"), [(365, 2, {46, 43}), (4, 2, {1}), (100, 4, {7, 2})])
 def test_chunks_hold_every_partition_once_and_are_bounded(partitions: int, workers: int, sizes: set[int]) -> None:
     todo = [Planned("a", f"{n:04}", State.missing, True, "", None) for n in range(partitions)]
     cut = chunks(todo, workers)
