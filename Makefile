@@ -36,17 +36,17 @@ bench: .venv/installed  ## Side by side: DuckDB alone, this project, dlt's own d
 ##@ Environment
 
 # uv comes first, alone and hash-checked: it installs the rest several times faster than pip.
-.venv/installed: requirements.lock requirements-uv.lock pyproject.toml
+.venv/installed: requirements.lock requirements-bootstrap.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %s: make PYTHON=python3.12 ..." % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bootstrap.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
 lock: .venv/installed  ## Resolve the pins anew
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --extra dev --python-version 3.11 pyproject.toml -o requirements.lock
-	grep -A999 '^uv==' requirements.lock | awk 'NR > 1 && /^[a-z]/ {exit} {print}' > requirements-uv.lock
+	grep -A999 '^uv==' requirements.lock | awk 'NR > 1 && /^[a-z]/ {exit} {print}' > requirements-bootstrap.lock
 
 clean:  ## Remove the environment and the local lake (stops its server first)
 	-test -x $(BIN)/lake && $(BIN)/lake down
