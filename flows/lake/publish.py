@@ -183,7 +183,9 @@ class Publisher:
                     result.failures.append(failure)
                     rows.append(self._failure_row(failure))
                     continue
-                changed[outcome.dataset].append(outcome)
+                # An empty first partition of an inferred dataset has no columns, so no table to replace rows in.
+                if self._datasets[outcome.dataset].table in tables:
+                    changed[outcome.dataset].append(outcome)
                 result.receipts.append(outcome)
                 rows.append(self._receipt_row(outcome))
         for key, receipts in changed.items():
