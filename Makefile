@@ -1,6 +1,6 @@
 # Everything here needs only Python 3.11 or newer, make and git; .venv is made from requirements.lock.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format bench lock clean
+.PHONY: help demo stack test lint format bench lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,6 +15,9 @@ help:  ## List the targets
 
 demo: .venv/installed  ## Real data, from files to gold (ARGS="--start 2013-01-01 --end 2013-01-31" narrows it)
 	$(BIN)/lake demo $(ARGS)
+
+stack: .venv/installed  ## PostgreSQL, S3, Prefect, a worker and Dask on this machine, without Docker
+	$(BIN)/python -m deployments.stack $(ARGS)
 
 ##@ Development
 

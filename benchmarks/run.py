@@ -20,6 +20,7 @@ from rich.table import Table
 from flows import server
 from flows.demo import land
 from flows.settings import Settings
+from flows.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "latest.json"
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120, help="time limit for dlt's destination")
     limit = parser.parse_args().seconds
     with tempfile.TemporaryDirectory(prefix="lake-bench-") as folder:
-        land(Path(folder) / "landing")
+        land(Settings(home=Path(folder)))
         runs = {name: _contend(name, Path(folder), limit) for name in CONTENDERS}
     result = {
         "when": date.today().isoformat(),

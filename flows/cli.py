@@ -167,6 +167,59 @@ def verify(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def maintain(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    retention_days: Annotated[
+        int | None, typer.Option(min=0, help="Expire snapshots older than this; LAKE_RETENTION_DAYS when left out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compact, expire, clean; never touches files in flight."""
+    _server(load_settings())
+    from flows.maintain import maintain as flow
+
+    summary = _finish(lambda: flow(dry_run, retention_days), as_json)
+    if not as_json:
+        from flows import show
+
+        show.maintained(summary)
+
+
+@app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset.")],
+    partition: Annotated[str, typer.Option(help="The partition, as `lake status --json` spells it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Back to the attempt before, as a new commit; the models follow."""
+    _keys([name])
+    _server(load_settings())
+    from flows.rollback import rollback as flow
+
+    summary = _finish(lambda: flow(name, partition), as_json)
+    if not as_json:
+        _echo(f"{name} {partition} is back at {summary['rows']:,} rows (attempt {summary['restores']}).")
+        from flows import show
+
+        show.transformed(summary["transform"])
+
+
+@app.command()
+def emit(
+    name: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset.")],
+    partitions: Annotated[list[str], typer.Argument(metavar="PARTITION...", help="What has arrived.")],
+) -> None:
+    """Say that a source has something for these partitions: the ingest deployment takes them up."""
+    settings = load_settings()
+    _keys([name])
+    _server(settings)
+    from flows.events import arrived
+
+    arrived(name, partitions)
+    _echo(f"Told Prefect: {name} {', '.join(partitions)}.")
+
+
+@app.command()
 def sql(query: Annotated[str, typer.Argument(help="One query.")], as_json: AsJson = False) -> None:
     """One query on the attached lake, read-only."""
     from flows.lake.query import query as run

@@ -46,8 +46,7 @@ def task_runner(settings: Settings, workers: int) -> Iterator[DaskTaskRunner]:
 def _local_cluster(settings: Settings, workers: int) -> Iterator[str]:
     from distributed import LocalCluster
 
-    # The workers' own environment: absolute paths of the lake, and no catalog's password.
-    environment = {**settings.environment(), "PREFECT_API_URL": os.environ.get("PREFECT_API_URL", "")}
+    environment = {**settings.worker_environment(), "PREFECT_API_URL": os.environ.get("PREFECT_API_URL", "")}
     with LocalCluster(
         n_workers=workers,
         threads_per_worker=1,
@@ -55,6 +54,6 @@ def _local_cluster(settings: Settings, workers: int) -> Iterator[str]:
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
         silence_logs=logging.ERROR,
-        env={name: value for name, value in environment.items() if value},
+        env=environment,
     ) as cluster:
         yield cluster.scheduler_address

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from datetime import date
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
+from flows import storage
 from flows.datasets import get_datasets
 from flows.errors import BadInput, CatalogError
 from flows.lake.query import query
@@ -21,6 +23,9 @@ from flows.settings import Settings
 
 REFERENCE = ("airlines", "airports", "planes")
 DATASETS = ("flights", "weather", *REFERENCE)
+DONE = ".nycflights13"
+"""The file that says that the year has landed."""
+
 RESULTS = {
     "On time by carrier": "FROM gold.carrier_performance ORDER BY on_time_percent DESC",
     "What the weather does to departures": "FROM gold.weather_impact ORDER BY on_time_percent",
@@ -35,33 +40,41 @@ NEXT = """What to try next
 _TEXT = {"origin", "time_hour"}
 
 
-def land(landing: Path) -> int:
-    """Write the year's daily files and the reference tables, unless they are there already.
+def land(settings: Settings) -> int:
+    """Put the year's daily files and the reference tables into the landing zone, unless they are there already.
 
     Args:
-        landing: The landing folder.
+        settings: Where the landing zone is, a folder or in S3.
 
     Returns:
         The number of files written; 0 when the year had landed before.
 
     Raises:
         BadInput: the package with the data is not installed.
-        CatalogError: the folder cannot be written.
+        CatalogError: the landing zone cannot be written.
     """
-    done = landing / ".nycflights13"
-    if done.exists():
+    storage.check(settings, create=True)
+    landing = storage.open_storage(settings.landing, settings)
+    if landing.info(DONE).is_file:
         return 0
     try:
-        written = _flights(landing / "flights") + _weather(landing / "weather")
-        for name in REFERENCE:
-            shutil.copyfile(_packaged(f"{name}.csv"), landing / f"{name}.csv")
-        done.write_text("laid by `lake demo`\n")
+        with tempfile.TemporaryDirectory(prefix="lake-demo-") as made:
+            folder = Path(made)
+            _flights(folder / "flights")
+            _weather(folder / "weather")
+            for name in REFERENCE:
+                shutil.copyfile(_packaged(f"{name}.csv"), folder / f"{name}.csv")
+            found = sorted(path for path in folder.rglob("*") if path.is_file())
+            for path in found:
+                landing.put(path, str(path.relative_to(folder)))
+            (folder / DONE).write_text("laid by `lake demo`\n")
+            landing.put(folder / DONE, DONE)
     except OSError as error:
         raise CatalogError(
-            f"The landing zone cannot be written: {error.strerror or error} ({landing})",
-            "set LAKE_HOME or LAKE_LANDING to a folder that can be written",
+            f"The landing zone cannot be written: {error.strerror or error} ({settings.landing})",
+            "set LAKE_HOME or LAKE_LANDING to a place that can be written",
         ) from None
-    return written + len(REFERENCE)
+    return len(found)
 
 
 def _packaged(name: str) -> Path:
@@ -75,7 +88,7 @@ def _packaged(name: str) -> Path:
     return Path(str(found[0].locate()))
 
 
-def _flights(folder: Path) -> int:
+def _flights(folder: Path) -> None:
     """One CSV a day, each line just as the package has it."""
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(_packaged("flights.csv.zip")) as archive, archive.open("flights.csv") as raw:
@@ -86,11 +99,10 @@ def _flights(folder: Path) -> int:
             year, month, day, _ = line.split(",", 3)
             days.setdefault(f"{year}-{month:0>2}-{day:0>2}", [header]).append(line)
     for day, rows in days.items():
-        _write(folder / f"{day}.csv", "".join(rows))
-    return len(days)
+        (folder / f"{day}.csv").write_text("".join(rows), encoding="utf-8", newline="")
 
 
-def _weather(folder: Path) -> int:
+def _weather(folder: Path) -> None:
     """One file of JSON lines a day: numbers as numbers, ``NA`` as null."""
     folder.mkdir(parents=True, exist_ok=True)
     days: dict[str, list[str]] = {}
@@ -99,8 +111,7 @@ def _weather(folder: Path) -> int:
         values = {name: _json_value(name, text) for name, text in row.items()}
         days.setdefault(day, []).append(json.dumps(values, separators=(",", ":")) + "\n")
     for day, lines in days.items():
-        _write(folder / f"{day}.jsonl", "".join(lines))
-    return len(days)
+        (folder / f"{day}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
@@ -116,12 +127,6 @@ def _json_value(name: str, text: str) -> str | float | int | None:
     return float(text) if "." in text or "e" in text else int(text)
 
 
-def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8", newline="")
-    partial.replace(path)
-
-
 def run(settings: Settings, start: date | None, end: date | None, workers: int) -> None:
     """Land the year, run the pipeline, show what came of it.
 
@@ -135,7 +140,7 @@ def run(settings: Settings, start: date | None, end: date | None, workers: int) 
     began = time.monotonic()
     # The first start of a server takes a while: it comes up while the year lands and the flows are imported.
     api = server.begin(settings)
-    landed = land(Path(settings.landing))
+    landed = land(settings)
     show.console.print(
         f"Landed {landed} files in {settings.landing}" if landed else f"The year has landed: {settings.landing}"
     )

@@ -37,6 +37,10 @@ class NotInitialised(CatalogError):
     """The lake has no catalog or no tables yet."""
 
 
+class StorageError(LakeError):
+    """The data path's or the landing zone's bucket is missing, refuses the credentials, or does not answer."""
+
+
 class GateError(LakeError):
     """The commit gate is missing, over-allocated, or could not be entered in time."""
 

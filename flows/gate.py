@@ -14,6 +14,9 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from flows.errors import GateError
 
 NAME = "ducklake-commit"
+TRANSFORM = "lake-transform"
+"""A second limit of one, held for the whole of a transform: SQLMesh has no lock of its own between two runs."""
+
 LEASE_SECONDS = 60
 """How long a holder that died keeps the slot at most, plus the server's reaper period."""
 
@@ -22,13 +25,14 @@ WAIT_SECONDS = 900
 
 
 @contextlib.contextmanager
-def hold(timeout: float = WAIT_SECONDS) -> Iterator[None]:
+def hold(name: str = NAME, timeout: float = WAIT_SECONDS) -> Iterator[None]:
     """Hold the gate for the length of a block; keep it short.
 
     The slot is taken strictly: without the limit nothing is written. A lease that cannot be renewed does not stop
     the block, since a commit must not be torn; the fence covers that.
 
     Args:
+        name: The gate, or the transforms' limit.
         timeout: Seconds to wait.
 
     Raises:
@@ -49,7 +53,7 @@ def hold(timeout: float = WAIT_SECONDS) -> Iterator[None]:
                 with attempt:
                     held.enter_context(
                         concurrency(
-                            NAME,
+                            name,
                             occupy=1,
                             timeout_seconds=timeout,
                             lease_duration=LEASE_SECONDS,
@@ -59,50 +63,51 @@ def hold(timeout: float = WAIT_SECONDS) -> Iterator[None]:
                     )
         except TimeoutError:
             raise GateError(
-                f"The gate {NAME!r} was not free within {timeout:.0f} s.",
-                f"see who holds it: prefect gcl inspect {NAME}",
+                f"The gate {name!r} was not free within {timeout:.0f} s.",
+                f"see who holds it: prefect gcl inspect {name}",
             ) from None
         except ConcurrencySlotAcquisitionError as error:
-            raise GateError(f"The gate {NAME!r} cannot be entered: {error}", "lake init") from None
+            raise GateError(f"The gate {name!r} cannot be entered: {error}", "lake init") from None
         yield
 
 
-def ensure() -> bool:
-    """Make the limit, or set it back to one slot. Safe to repeat.
+def ensure() -> list[str]:
+    """Make the limits, or set them back to one slot. Safe to repeat.
 
     Returns:
-        Whether anything had to change.
+        Those that had to change.
     """
     from prefect.client.orchestration import get_client
 
+    changed = [name for name in (NAME, TRANSFORM) if _slots(name) != 1]
     with get_client(sync_client=True) as client:
-        if _limit() == 1:
-            return False
-        client.upsert_global_concurrency_limit_by_name(NAME, 1)
-        return True
+        for name in changed:
+            client.upsert_global_concurrency_limit_by_name(name, 1)
+    return changed
 
 
 def check() -> None:
-    """Make sure of the limit before any work starts.
+    """Make sure of the limits before any work starts.
 
     Raises:
-        GateError: it is missing, switched off, or has more than one slot.
+        GateError: one is missing, switched off, or has more than one slot.
     """
-    slots = _limit()
-    if slots is None:
-        raise GateError(f"The gate {NAME!r} does not exist on this Prefect server.", "lake init")
-    if slots != 1:
-        raise GateError(f"The gate {NAME!r} has {slots} slots instead of one.", "lake init")
+    for name in (NAME, TRANSFORM):
+        slots = _slots(name)
+        if slots is None:
+            raise GateError(f"The gate {name!r} does not exist on this Prefect server.", "lake init")
+        if slots != 1:
+            raise GateError(f"The gate {name!r} has {slots} slots instead of one.", "lake init")
 
 
-def _limit() -> int | None:
-    """The limit's slots; None when it does not exist, 0 when it is switched off."""
+def _slots(name: str) -> int | None:
+    """A limit's slots; None when it does not exist, 0 when it is switched off."""
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
     with get_client(sync_client=True) as client:
         try:
-            found = client.read_global_concurrency_limit_by_name(NAME)
+            found = client.read_global_concurrency_limit_by_name(name)
         except ObjectNotFound:
             return None
     return found.limit if found.active else 0

@@ -12,10 +12,9 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.events import emit_event
 from prefect.runtime import flow_run, task_run
 
-from flows import gate
+from flows import events, gate
 from flows.cluster import task_runner
 from flows.datasets import get_datasets
 from flows.datasets.model import Dataset
@@ -27,6 +26,7 @@ from flows.lake.schema import hints, table_columns
 from flows.plan import Mode, Planned, State, counts, make_plan
 from flows.progress import progress
 from flows.settings import Settings, load_settings
+from flows.setup import check
 from flows.stage.layout import new_attempt
 from flows.stage.receipt import Failure, Outcome, Receipt
 
@@ -103,27 +103,39 @@ def range_name(start: date | None, end: date | None) -> str:
     return f"{start or 'first'}..{end or 'last'}"
 
 
+def names_of(datasets: Sequence[str] | None) -> str:
+    """Datasets as they stand in the names of runs."""
+    return "+".join(datasets) if datasets else "all"
+
+
 def _flow_run_name() -> str:
     parameters = flow_run.parameters
-    return f"ingest {'+'.join(parameters['datasets'])} {range_name(parameters['start'], parameters['end'])}"
+    span = range_name(parameters["start"], parameters["end"])
+    if partitions := parameters["partitions"]:
+        span = partitions[0] if len(partitions) == 1 else f"{partitions[0]} and {len(partitions) - 1} more"
+    return f"ingest {'due' if parameters['due'] else names_of(parameters['datasets'])} {span}"
 
 
 @flow(name="ingest", flow_run_name=_flow_run_name)
 def ingest(
-    datasets: list[str],
+    datasets: list[str] | None = None,
     start: date | None = None,
     end: date | None = None,
     mode: Mode = Mode.missing_failed,
     workers: int = 2,
+    partitions: list[str] | None = None,
+    due: bool = False,
 ) -> dict[str, Any]:
     """Bring partitions of datasets into the lake.
 
     Args:
-        datasets: Keys of the datasets.
+        datasets: Keys of the datasets; all when left open.
         start: First day; each dataset's own when it is left open.
         end: Last day, included; each dataset's own when it is left open.
         mode: Which partitions: missing, failed, missing-failed, stale or all.
         workers: Processes of the local Dask cluster; an existing cluster has its own.
+        partitions: Just these partitions, by key, instead of a range.
+        due: Only the datasets whose hour (UTC) the run was scheduled for.
 
     Returns:
         The summary: counts, rows, bytes, commits, seconds by stage.
@@ -132,11 +144,13 @@ def ingest(
         RunFailed: some partitions failed; the others are published.
     """
     settings, logger = load_settings(), get_run_logger()
-    summary = Summary(datasets, flow_run.name or "")
     began = time.monotonic()
-    gate.check()
-    chosen = get_datasets(datasets)
-    planned = make_plan(settings, chosen, start, end, mode)
+    chosen = get_datasets(datasets or [])
+    if due:
+        chosen = [d for d in chosen if d.hour == flow_run.scheduled_start_time.hour]
+    summary = Summary([d.key for d in chosen], flow_run.name or "")
+    check(settings)
+    planned = make_plan(settings, chosen, start, end, mode, partitions)
     summary.planned = dict(counts(planned))
     summary.no_source = [f"{p.dataset} {p.partition}" for p in planned if p.state is State.no_source and not p.runs]
     todo = [p for p in planned if p.runs]
@@ -262,7 +276,7 @@ class _Run:
         if result.snapshot_id is not None:
             self._summary.commits += 1
             self._summary.snapshot_id = result.snapshot_id
-        _emit(result)
+        events.published(result)
         return result
 
 
@@ -280,25 +294,6 @@ def chunks(todo: Sequence[Planned], workers: int) -> list[tuple[str, dict[str, s
         keys = list(versions)
         cut += [(dataset, {k: versions[k] for k in keys[i : i + size]}) for i in range(0, len(keys), size)]
     return cut
-
-
-def _emit(result: Published) -> None:
-    """One event per dataset with what was just published."""
-    by_dataset: dict[str, list[Receipt]] = {}
-    for receipt in result.receipts:
-        by_dataset.setdefault(receipt.dataset, []).append(receipt)
-    for dataset, receipts in by_dataset.items():
-        emit_event(
-            "lake.partitions.published",
-            resource={"prefect.resource.id": f"lake.dataset.{dataset}", "prefect.resource.name": dataset},
-            payload={
-                "dataset": dataset,
-                "partitions": [r.partition for r in receipts],
-                "attempt_ids": [r.attempt_id for r in receipts],
-                "snapshot_id": result.snapshot_id,
-                "rows": sum(r.rows for r in receipts),
-            },
-        )
 
 
 def _artifacts(summary: Summary) -> None:

@@ -9,19 +9,19 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.errors import RunFailed
-from flows.ingest import ingest, range_name
+from flows.ingest import ingest, names_of, range_name
 from flows.plan import Mode
 from flows.transform import transform
 
 
 def _flow_run_name() -> str:
     parameters = flow_run.parameters
-    return f"pipeline {'+'.join(parameters['datasets'])} {range_name(parameters['start'], parameters['end'])}"
+    return f"pipeline {names_of(parameters['datasets'])} {range_name(parameters['start'], parameters['end'])}"
 
 
 @flow(name="pipeline", flow_run_name=_flow_run_name)
 def pipeline(
-    datasets: list[str],
+    datasets: list[str] | None = None,
     start: date | None = None,
     end: date | None = None,
     mode: Mode = Mode.missing_failed,
@@ -31,7 +31,7 @@ def pipeline(
     """Bring partitions into the lake and the models up to date.
 
     Args:
-        datasets: Keys of the datasets.
+        datasets: Keys of the datasets; all when left open.
         start: First day; each dataset's own when it is left open.
         end: Last day, included; each dataset's own when it is left open.
         mode: Which partitions: missing, failed, missing-failed, stale or all.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
 
-from flows.datasets.model import Dataset
+from flows.datasets.model import Dataset, parse_partition
 from flows.lake.connect import connected
 from flows.lake.ledger import Entry, latest
 from flows.settings import Settings
@@ -83,6 +83,7 @@ def make_plan(
     start: date | None = None,
     end: date | None = None,
     mode: Mode = Mode.missing_failed,
+    only: Sequence[str] | None = None,
 ) -> list[Planned]:
     """Plan a run. Reads the ledger and lists the sources; changes nothing.
 
@@ -92,12 +93,16 @@ def make_plan(
         start: First day, the dataset's own when None.
         end: Last day, included; the dataset's own when None.
         mode: Which partitions would run.
+        only: Just these partitions, by key, instead of a range.
 
     Raises:
-        BadInput: the range is reversed, or has no start.
+        BadInput: the range is reversed, or has no start; or a key is not a partition of a dataset.
         NotInitialised: there is no lake yet.
     """
-    wanted = {d.key: d.partitions(start, end) for d in datasets}
+    if only:
+        wanted = {d.key: [parse_partition(key, d.grain) for key in only] for d in datasets}
+    else:
+        wanted = {d.key: d.partitions(start, end) for d in datasets}
     with connected(settings, read_only=True) as con:
         entries: dict[tuple[str, str], Entry] = {}
         for dataset in datasets:
@@ -125,6 +130,7 @@ def _state(entry: Entry | None, version: str | None) -> State:
         return State.no_source
     if entry is None:
         return State.missing
-    if entry.state == State.published and version and entry.source_version and version != entry.source_version:
+    there = entry.state in (State.published, State.rolled_back)
+    if there and version and entry.source_version and version != entry.source_version:
         return State.stale
     return State(entry.state)

@@ -96,9 +96,9 @@ def wait(settings: Settings, url: str) -> None:
     """
     state = _state(settings)
     ours = state if state and state["url"] == url else None
-    if ours is None and not _until(lambda: _answers(url), 10):
+    if ours is None and not _until(lambda: answers(url), 10):
         raise LakeError(f"The Prefect server at {url} does not answer.", "start it, or unset PREFECT_API_URL")
-    if ours and not _until(lambda: _answers(url) or not _alive(ours["pid"]), START_SECONDS) or not _answers(url):
+    if ours and not _until(lambda: answers(url) or not _alive(ours["pid"]), START_SECONDS) or not answers(url):
         raise LakeError("The local Prefect server did not start.", f"read {_home(settings) / 'server.log'}")
 
 
@@ -164,7 +164,8 @@ def _start(home: Path) -> str:
     return url
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether a Prefect API answers at this address."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:  # noqa: S310
             return bool(answer.status == 200)

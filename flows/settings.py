@@ -6,6 +6,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -32,6 +33,7 @@ class Settings(BaseSettings):
     data_path: str = ""
     landing: str = ""
     state: str = ""
+    state_password: SecretStr | None = None
     datasets: Path | None = None
     dask_address: str | None = None
     s3_endpoint: str | None = None
@@ -39,6 +41,8 @@ class Settings(BaseSettings):
     s3_secret: SecretStr | None = None
     s3_region: str = "us-east-1"
     s3_use_ssl: bool = True
+    notify_url: SecretStr | None = None
+    retention_days: int = 30
 
     @field_validator("home", "datasets")
     @classmethod
@@ -50,9 +54,37 @@ class Settings(BaseSettings):
     def _known_catalog(cls, value: str) -> str:
         if value and not value.startswith(("sqlite:", "postgres:")):
             raise ValueError("must start with sqlite: or postgres:")
-        if "password=" in value:
-            raise ValueError("must not hold the password; put it into LAKE_CATALOG_PASSWORD")
+        if "password=" in value or "://" in value:
+            raise ValueError("must be postgres:host=... dbname=... user=..., its password in LAKE_CATALOG_PASSWORD")
         return value
+
+    @field_validator("state")
+    @classmethod
+    def _known_state(cls, value: str) -> str:
+        if "://" in value and not value.startswith(("postgres://", "postgresql://")):
+            raise ValueError("must be a file, or postgres://user@host:port/database")
+        if "://" in value and urlsplit(value).password is not None:
+            raise ValueError("must not hold the password; put it into LAKE_STATE_PASSWORD")
+        return value
+
+    @field_validator("s3_endpoint")
+    @classmethod
+    def _no_scheme(cls, value: str | None) -> str | None:
+        if value and "/" in value:
+            raise ValueError("must be host:port; LAKE_S3_USE_SSL says whether it speaks TLS")
+        return value or None
+
+    @field_validator("s3_key_id", "s3_secret", "catalog_password", "state_password", "notify_url")
+    @classmethod
+    def _empty_is_none(cls, value: SecretStr | None) -> SecretStr | None:
+        return value if value is not None and value.get_secret_value() else None
+
+    @model_validator(mode="after")
+    def _s3_needs_keys(self) -> Self:
+        names = [n for n in ("data_path", "landing") if getattr(self, n).startswith("s3://")]
+        if names and not (self.s3_key_id and self.s3_secret):
+            raise ValueError(f"LAKE_{names[0].upper()} is in S3, so LAKE_S3_KEY_ID and LAKE_S3_SECRET must be set")
+        return self
 
     @model_validator(mode="after")
     def _defaults_under_home(self) -> Self:
@@ -85,10 +117,31 @@ class Settings(BaseSettings):
         """The SQLite catalog's file, or None for Postgres."""
         return Path(self.catalog.removeprefix("sqlite:")) if self.embedded else None
 
+    @property
+    def in_s3(self) -> bool:
+        """Whether the data or the landing zone is in S3."""
+        return self.data_path.startswith("s3://") or self.landing.startswith("s3://")
+
+    @property
+    def secrets(self) -> list[str]:
+        """Every secret's text, to keep it out of messages."""
+        found = (self.catalog_password, self.state_password, self.s3_key_id, self.s3_secret, self.notify_url)
+        return [secret.get_secret_value() for secret in found if secret is not None]
+
+    def redact(self, text: str) -> str:
+        """A text without any secret in it."""
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        return text
+
     def environment(self) -> dict[str, str]:
         """The plain (not secret) settings as environment variables, for a child process in any folder."""
         names = ("home", "catalog", "data_path", "landing", "state", "datasets")
         return {f"LAKE_{n.upper()}": str(getattr(self, n)) for n in names if getattr(self, n) is not None}
+
+    def worker_environment(self) -> dict[str, str]:
+        """The environment of a worker that extracts: the plain settings, and no password of a database."""
+        return {**self.environment(), "LAKE_CATALOG_PASSWORD": "", "LAKE_STATE_PASSWORD": "", "LAKE_NOTIFY_URL": ""}
 
 
 def load_settings() -> Settings:
@@ -106,5 +159,7 @@ def _load(_environment: frozenset[tuple[str, str]], _folder: Path) -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        what = "; ".join(f"LAKE_{'_'.join(str(p) for p in e['loc']).upper()} {e['msg']}" for e in error.errors())
+        said = (e["msg"].removeprefix("Value error, ") for e in error.errors())
+        named = ("_".join(["LAKE", *map(str, e["loc"])]).upper() if e["loc"] else "" for e in error.errors())
+        what = "; ".join(f"{name} {text}".strip() for name, text in zip(named, said, strict=True))
         raise BadInput(f"Bad settings: {what}", "mend the environment or .env") from None

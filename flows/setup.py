@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flows import gate
+from flows import gate, notify, storage
 from flows.datasets.model import Dataset
 from flows.lake.schema import bootstrap
 from flows.settings import Settings
@@ -18,8 +18,22 @@ def initialise(settings: Settings, datasets: Sequence[Dataset]) -> list[str]:
 
     Raises:
         CatalogError: the catalog or the data path cannot be made.
+        StorageError: a bucket cannot be made or used.
         GateError: the gate could not be entered.
     """
-    made = [f"the gate {gate.NAME}"] if gate.ensure() else []
+    made = [f"the gate {name}" for name in gate.ensure()]
+    made += notify.ensure(settings)
+    made += storage.check(settings, create=True)
     with gate.hold():
         return made + bootstrap(settings, datasets)
+
+
+def check(settings: Settings) -> None:
+    """Make sure, before a run starts any work, of what it needs besides the catalog: the gate and the buckets.
+
+    Raises:
+        GateError: the limit is missing or has another number of slots.
+        StorageError: a bucket is missing or cannot be used.
+    """
+    gate.check()
+    storage.check(settings)

@@ -102,6 +102,23 @@ def transformed(summary: Mapping[str, Any]) -> None:
     console.print(f"Built {len(summary['models'])} intervals in {summary['seconds']:.1f} s.")
 
 
+def maintained(summary: Mapping[str, Any]) -> None:
+    """What maintenance found and did, and the lake before and after."""
+    table = Table(box=None, header_style="dim")
+    for name in ("step", "on"):
+        table.add_column(name)
+    for name in ("found", "done"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for step in summary["steps"]:
+        table.add_row(step["step"], step["subject"], f"{step['found']:,}", f"{step['done']:,}", step["unit"])
+    console.print(table)
+    for name, value in summary["before"].items():
+        after = summary["after"][name]
+        console.print(f"  {name:20} {value:>14,}" + ("" if after == value else f"  ->  {after:,}"))
+    console.print("Nothing was changed: a dry run." if summary["dry_run"] else f"{summary['seconds']:.1f} s.")
+
+
 def seconds(stages: Mapping[str, float]) -> None:
     """The time each stage took."""
     table = Table(box=None, header_style="dim")

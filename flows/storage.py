@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.errors import StorageError
+
 if TYPE_CHECKING:
+    from minio import Minio
     from pyarrow.fs import FileInfo, FileSystem
 
     from flows.settings import Settings
@@ -21,11 +25,13 @@ class Storage:
         fs: The Arrow filesystem.
         base: The base path as the filesystem spells it, no slash at the end.
         url: The base as DuckDB spells it, with a slash at the end.
+        settings: Whose S3 endpoint and credentials are used.
     """
 
     fs: FileSystem
     base: str
     url: str
+    settings: Settings
 
     @property
     def is_local(self) -> bool:
@@ -37,16 +43,30 @@ class Storage:
         return f"{self.base}/{relative}"
 
     def list(self, folder: str = "") -> list[FileInfo]:
-        """All files under a folder of the base, recursively; an empty list when it does not exist."""
+        """All files under a folder of the base, recursively; an empty list when it does not exist.
+
+        Raises:
+            StorageError: the folder or bucket cannot be listed.
+        """
         from pyarrow.fs import FileSelector, FileType
 
         where = self.path(folder).rstrip("/")
-        infos = self.fs.get_file_info(FileSelector(where, recursive=True, allow_not_found=True))
+        try:
+            infos = self.fs.get_file_info(FileSelector(where, recursive=True, allow_not_found=True))
+        except OSError as error:
+            cause = " ".join(str(error).split())[:300]
+            raise StorageError(
+                f"{self.url} cannot be listed: {cause}", "check it and LAKE_S3_*, then: lake init"
+            ) from None
         return [i for i in infos if i.type == FileType.File]
 
     def info(self, relative: str) -> FileInfo:
         """What is known of one path under the base; its ``is_file`` is False when it is not there."""
         return self.fs.get_file_info(self.path(relative))
+
+    @cached_property
+    def _client(self) -> Minio:
+        return _client(self.settings, retries=5)
 
     def relative(self, path: str) -> str:
         """A listed path, from the base on."""
@@ -69,8 +89,85 @@ class Storage:
                 partial.unlink(missing_ok=True)
                 raise
             return
-        with local.open("rb") as source, self.fs.open_output_stream(self.path(relative)) as sink:
-            shutil.copyfileobj(source, sink, 8 << 20)
+        # Not through Arrow: it sends parts without their length, which not every S3 takes (rclone answers 411).
+        bucket, _, key = self.path(relative).partition("/")
+        self._client.fput_object(bucket, key, str(local), content_type="application/octet-stream")
+
+
+def check(settings: Settings, *, create: bool = False) -> list[str]:
+    """Make sure of the buckets before any work starts; folders are made when they are written.
+
+    Args:
+        settings: Where data and landing zone lie.
+        create: Make a bucket that is not there.
+
+    Returns:
+        The buckets made.
+
+    Raises:
+        StorageError: a bucket is missing, or the endpoint does not answer or refuses the credentials.
+    """
+    urls = {name: getattr(settings, name) for name in ("data_path", "landing")}
+    buckets = {
+        url.removeprefix("s3://").partition("/")[0]: name for name, url in urls.items() if url.startswith("s3://")
+    }
+    made = []
+    for bucket, name in buckets.items():
+        if _has_bucket(settings, bucket, create):
+            continue
+        if not create:
+            raise StorageError(f"There is no bucket {bucket!r} at {_endpoint(settings)}.", "lake init")
+        made.append(f"the bucket {bucket} (LAKE_{name.upper()})")
+    return made
+
+
+def _has_bucket(settings: Settings, bucket: str, create: bool) -> bool:
+    """Whether a bucket was there, and may be listed; made now if it was not and shall be."""
+    from minio.error import MinioException, S3Error
+    from urllib3.exceptions import HTTPError
+
+    client = _client(settings, retries=2)
+    try:
+        if client.bucket_exists(bucket):
+            next(iter(client.list_objects(bucket)), None)
+            return True
+        if create:
+            client.make_bucket(bucket)
+        return False
+    except S3Error as error:
+        raise StorageError(
+            f"S3 at {_endpoint(settings)} refuses access to the bucket {bucket!r}: {error.code}",
+            "check LAKE_S3_KEY_ID, LAKE_S3_SECRET, LAKE_S3_REGION and what they may do",
+        ) from None
+    except (MinioException, HTTPError) as error:
+        cause = " ".join(settings.redact(str(error)).split()).rpartition("Caused by ")[2][:200]
+        raise StorageError(
+            f"S3 at {_endpoint(settings)} does not answer as S3 does: {cause}",
+            "start it, or check LAKE_S3_ENDPOINT and LAKE_S3_USE_SSL",
+        ) from None
+
+
+def _client(settings: Settings, retries: int) -> Minio:
+    """A client of the object store that gives up: an answer within a minute, some retries with backoff."""
+    import urllib3
+    from minio import Minio
+
+    assert settings.s3_key_id and settings.s3_secret  # noqa: S101 - the settings' own rule
+    return Minio(
+        _endpoint(settings),
+        settings.s3_key_id.get_secret_value(),
+        settings.s3_secret.get_secret_value(),
+        secure=settings.s3_use_ssl,
+        region=settings.s3_region,
+        http_client=urllib3.PoolManager(
+            timeout=urllib3.Timeout(connect=10, read=60),
+            retries=urllib3.Retry(retries, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
+        ),
+    )
+
+
+def _endpoint(settings: Settings) -> str:
+    return settings.s3_endpoint or f"s3.{settings.s3_region}.amazonaws.com"
 
 
 def open_storage(url: str, settings: Settings) -> Storage:
@@ -84,7 +181,7 @@ def open_storage(url: str, settings: Settings) -> Storage:
     if not url.startswith("s3://"):
         from pyarrow.fs import LocalFileSystem
 
-        return Storage(LocalFileSystem(), base, base + "/")
+        return Storage(LocalFileSystem(), base, base + "/", settings)
     from pyarrow.fs import S3FileSystem
 
     fs = S3FileSystem(
@@ -96,4 +193,4 @@ def open_storage(url: str, settings: Settings) -> Storage:
         connect_timeout=10,
         request_timeout=60,
     )
-    return Storage(fs, base.removeprefix("s3://"), base + "/")
+    return Storage(fs, base.removeprefix("s3://"), base + "/", settings)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ for name in [n for n in os.environ if n.startswith(("LAKE_", "PREFECT_"))]:
     del os.environ[name]
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
 
+from deployments.services import ObjectStore, Postgres, new_secret  # noqa: E402
 from flows import server  # noqa: E402
 from flows.datasets import all_datasets, get_dataset  # noqa: E402
 from flows.extract.chunk import extract_chunk  # noqa: E402
@@ -25,6 +28,7 @@ from flows.lake.schema import bootstrap, hints, table_columns  # noqa: E402
 from flows.lake.verify import verify  # noqa: E402
 from flows.settings import Settings, load_settings  # noqa: E402
 from flows.stage.receipt import Outcome, Receipt  # noqa: E402
+from flows.storage import Storage, check, open_storage  # noqa: E402
 
 DATASETS = Path(__file__).parent / "datasets"
 
@@ -36,22 +40,15 @@ class Lake:
     settings: Settings
 
     @property
-    def landing(self) -> Path:
-        return Path(self.settings.landing)
+    def data(self) -> Storage:
+        return open_storage(self.settings.data_path, self.settings)
 
-    def land(self, path: str, content: str | bytes | Sequence[Mapping[str, Any]]) -> Path:
+    def land(self, path: str, content: str | bytes | Sequence[Mapping[str, Any]]) -> None:
         """Lay a file into the landing zone; rows become JSON lines, or a JSON list for .json."""
-        target = self.landing / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, bytes):
-            target.write_bytes(content)
-        elif isinstance(content, str):
-            target.write_text(content)
-        elif target.suffix == ".json":
-            target.write_text(json.dumps(list(content)))
-        else:
-            target.write_text("".join(json.dumps(row) + "\n" for row in content))
-        return target
+        if not isinstance(content, str | bytes):
+            lines = [json.dumps(row) for row in content]
+            content = f"[{','.join(lines)}]" if path.endswith(".json") else "".join(f"{line}\n" for line in lines)
+        write(open_storage(self.settings.landing, self.settings), path, content)
 
     def extract(self, dataset: str, *partitions: str) -> list[Outcome]:
         """Extract partitions in this process, with the table's columns as hints, as a run does."""
@@ -102,20 +99,82 @@ def receipts(outcomes: Sequence[Outcome]) -> list[Receipt]:
     return [o for o in outcomes if isinstance(o, Receipt)]
 
 
-Storage = Callable[[Path], dict[str, str]]
+def write(storage: Storage, path: str, content: str | bytes) -> None:
+    """Write a file below a base, over what is there."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        storage.put(Path(file.name), path)
 
-STORAGES: dict[str, Storage] = {"sqlite+folder": lambda home: {"LAKE_HOME": str(home)}}
-"""The environment of each combination of catalog and data; the lake suite runs on every one."""
+
+STORAGES = ("sqlite+folder", "postgres+folder", "postgres+s3")
+"""The combinations of catalog and data; the lake suite runs on every one, the flows' tests on the first and last."""
+
+
+@dataclass
+class Services:
+    """One PostgreSQL and one S3 server for the session; each test has a database and a prefix of its own."""
+
+    folder: Path
+    _held: contextlib.ExitStack
+    _count: int = 0
+    _postgres: Postgres | None = None
+    _store: ObjectStore | None = None
+    password: str = field(default_factory=new_secret)
+    key_id: str = field(default_factory=new_secret)
+    secret: str = field(default_factory=new_secret)
+
+    @property
+    def postgres(self) -> Postgres:
+        if self._postgres is None:
+            self._postgres = self._held.enter_context(Postgres(self.folder / "postgres", self.folder))
+        return self._postgres
+
+    @property
+    def store(self) -> ObjectStore:
+        if self._store is None:
+            store = ObjectStore(self.folder / "s3", self.folder, self.key_id, self.secret)
+            self._store = self._held.enter_context(store)
+        return self._store
+
+    def environment(self, storage: str, home: Path) -> dict[str, str]:
+        """The LAKE_ settings of a fresh lake on one of the `STORAGES`."""
+        environment = {"LAKE_HOME": str(home), "LAKE_DATASETS": str(DATASETS)}
+        self._count += 1
+        name = f"lake{self._count}"
+        if storage.startswith("postgres"):
+            self.postgres.database(name, self.password)
+            catalog = f"postgres:host=127.0.0.1 port={self.postgres.port} dbname={name} user={name}"
+            environment |= {"LAKE_CATALOG": catalog, "LAKE_CATALOG_PASSWORD": self.password}
+        if storage.endswith("s3"):
+            environment |= {
+                "LAKE_S3_ENDPOINT": self.store.endpoint,
+                "LAKE_S3_KEY_ID": self.key_id,
+                "LAKE_S3_SECRET": self.secret,
+                "LAKE_S3_USE_SSL": "false",
+                "LAKE_DATA_PATH": f"s3://lake/{name}/data/",
+                "LAKE_LANDING": f"s3://lake/{name}/landing/",
+            }
+        return environment
+
+
+@pytest.fixture(scope="session")
+def services() -> Iterator[Services]:
+    """The real services, each started when a test first asks for it."""
+    # Not pytest's own folder: PostgreSQL runs as a user of its own, who could not enter it.
+    with tempfile.TemporaryDirectory(prefix="lake-services-") as folder, contextlib.ExitStack() as held:
+        Path(folder).chmod(0o755)
+        yield Services(Path(folder), held)
 
 
 @pytest.fixture(params=STORAGES)
-def lake(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
+def lake(request: pytest.FixtureRequest, services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
     """A fresh, initialised lake that knows the tests' datasets."""
-    for name, value in STORAGES[request.param](tmp_path / "home").items():
+    for name, value in services.environment(request.param, tmp_path / "home").items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("LAKE_DATASETS", str(DATASETS))
     monkeypatch.chdir(tmp_path)
     settings = load_settings()
+    check(settings, create=True)
     bootstrap(settings, list(all_datasets().values()))
     return Lake(settings)
 

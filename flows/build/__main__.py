@@ -17,7 +17,10 @@ from flows.errors import LakeError, RunFailed
 
 
 def main() -> int:
-    """Run one build; see `flows.build.run.build` for what a request holds."""
+    """Serve one request: ``{"environment", "changed", "replan"}`` builds, ``{"janitor": true}`` cleans up.
+
+    See `flows.build.run`.
+    """
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints goes to stderr, never between the events
 
@@ -36,11 +39,14 @@ def main() -> int:
 
     request = json.loads(sys.stdin.readline())
     from flows.build.adapter import LakeAdapter
-    from flows.build.run import build
+    from flows.build.run import build, clean_up
 
     LakeAdapter.gate = gate
     try:
-        build(request["environment"], request["changed"], request["replan"], report)
+        if request.get("janitor"):
+            clean_up(report)
+        else:
+            build(request["environment"], request["changed"], request["replan"], report)
     except RunFailed as error:
         report({"event": "failed", "message": error.message, "fix": error.fix})
         return 1

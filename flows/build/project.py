@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote, urlsplit
 
 from sqlmesh.core.config import (
     Config,
@@ -50,7 +50,7 @@ def project_config(settings: Settings) -> Config:
         gateways={
             LAKE: GatewayConfig(
                 connection=lake_connection(settings),
-                state_connection=_state_connection(settings.state),
+                state_connection=_state_connection(settings),
                 # Not "sqlmesh": DuckDB names a state file's catalog so, and the two would be ambiguous.
                 state_schema="state",
                 test_connection=DuckDBConnectionConfig(),
@@ -65,14 +65,14 @@ def project_config(settings: Settings) -> Config:
     )
 
 
-def _state_connection(state: str) -> DuckDBConnectionConfig | PostgresConnectionConfig:
-    if not state.startswith(("postgres://", "postgresql://")):
-        return DuckDBConnectionConfig(database=state)
-    url = urlparse(state)
+def _state_connection(settings: Settings) -> DuckDBConnectionConfig | PostgresConnectionConfig:
+    if "://" not in settings.state:
+        return DuckDBConnectionConfig(database=settings.state)
+    url = urlsplit(settings.state)
     return PostgresConnectionConfig(
         host=url.hostname or "localhost",
         port=url.port or 5432,
         user=unquote(url.username or ""),
-        password=unquote(url.password or ""),
+        password=settings.state_password.get_secret_value() if settings.state_password else "",
         database=url.path.lstrip("/"),
     )

@@ -108,6 +108,21 @@ def build(environment: str, changed: Mapping[str, Sequence[str]], replan: bool, 
         ) from error
 
 
+def clean_up(report: Report) -> None:
+    """Drop the tables of models and environments that nothing uses any more (SQLMesh's janitor).
+
+    Raises:
+        RunFailed: SQLMesh could not.
+    """
+    console = _Console(report)
+    set_console(console)
+    try:
+        Context(paths=[str(PROJECT)]).run_janitor(ignore_ttl=False)
+    except SQLMeshError as error:
+        cause = " ".join(str(error).split())[:400]
+        raise RunFailed(f"SQLMesh's janitor failed: {cause}", "lake transform, then: lake maintain") from error
+
+
 def _spans(key: str, partitions: Sequence[str]) -> list[tuple[datetime, datetime]]:
     """The contiguous stretches of time that partitions cover, ends excluded, UTC."""
     dataset = get_dataset(key)

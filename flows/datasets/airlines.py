@@ -9,4 +9,5 @@ DATASET = Dataset(
     grain=Grain.full,
     primary_key=("carrier",),
     contract=Contract(columns={"carrier": "text", "name": "text"}, new_columns="freeze"),
+    hour=5,
 )

@@ -21,4 +21,5 @@ DATASET = Dataset(
         },
         new_columns="freeze",
     ),
+    hour=5,
 )

@@ -41,4 +41,5 @@ DATASET = Dataset(
     ),
     start=date(2013, 1, 1),
     end=date(2013, 12, 31),
+    hour=6,
 )

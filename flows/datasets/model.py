@@ -210,6 +210,8 @@ class Dataset:
         start: The first day there is, the default of ``--start``.
         end: The last day there is; None means yesterday.
         complete: Whether a partition without a source is a failure.
+        hour: The hour of the day (UTC) at which the ingest deployment looks for what is new; None means never by
+            itself.
     """
 
     key: str
@@ -222,12 +224,15 @@ class Dataset:
     start: date | None = None
     end: date | None = None
     complete: bool = False
+    hour: int | None = None
 
     def __post_init__(self) -> None:
         if not KEY.fullmatch(self.key):
             raise BadInput(f"{self.key!r} is not a dataset key: use {KEY.pattern}")
         if (self.grain is Grain.full) != (self.partition_column is None):
             raise BadInput(f"{self.key}: every grain but 'full' needs a partition_column, and 'full' none.")
+        if self.hour is not None and not 0 <= self.hour <= 23:
+            raise BadInput(f"{self.key}: the hour is from 0 to 23, not {self.hour}.")
         if self.partition_column and not COLUMN.fullmatch(self.partition_column):
             raise BadInput(f"{self.key}: {self.partition_column!r} is not a column name.")
 

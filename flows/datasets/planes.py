@@ -22,4 +22,5 @@ DATASET = Dataset(
         },
         new_columns="freeze",
     ),
+    hour=5,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 
 ENGINE_CONFIG = {"autoinstall_known_extensions": "false", "TimeZone": "UTC"}
 """Nothing is downloaded at run time, and a timestamp reads the same on every machine."""
+
+CONNECT_SECONDS = 10
+"""How long a Postgres catalog may take to answer a new connection."""
+
+CATALOG_SECRET = "lake_catalog"  # noqa: S105 - a name, not a password
+"""DuckDB's secret with the catalog's password."""
 
 BUSY_MS = 10_000
 """How long a SQLite catalog waits for its lock, in milliseconds. Readers overlap a commit; writers are gated."""
@@ -65,10 +72,13 @@ def prepare(con: DuckDBPyConnection, settings: Settings) -> None:
     for name, value in ENGINE_CONFIG.items():
         con.execute(f"SET GLOBAL {name} = '{value}'")
     extensions = ["ducklake", "sqlite_scanner" if settings.embedded else "postgres_scanner"]
-    if settings.data_path.startswith("s3://") or settings.landing.startswith("s3://"):
+    if settings.in_s3:
         extensions.append("httpfs")
     for name in extensions:
         _load(con, name)
+    if settings.catalog_password is not None and not settings.embedded:
+        password = literal(settings.catalog_password.get_secret_value())
+        con.execute(f"CREATE OR REPLACE SECRET {CATALOG_SECRET} (TYPE postgres, PASSWORD {password})")
     if "httpfs" in extensions and settings.s3_key_id and settings.s3_secret:
         options = {
             "KEY_ID": settings.s3_key_id.get_secret_value(),
@@ -82,16 +92,18 @@ def prepare(con: DuckDBPyConnection, settings: Settings) -> None:
 
 
 def attach_sql(settings: Settings, *, read_only: bool = False, create: bool = False) -> str:
-    """The ATTACH statement. For Postgres it holds the catalog's password: never log it."""
+    """The ATTACH statement. It holds no password: `prepare` has put that where no error message shows it."""
     target = settings.catalog
     options = [f"DATA_PATH {literal(settings.data_path)}"]
     if settings.embedded:
         options.append(f"META_BUSY_TIMEOUT {BUSY_MS}")
         if not read_only:
             options.append("META_JOURNAL_MODE 'WAL'")
-    elif settings.catalog_password is not None:
-        password = settings.catalog_password.get_secret_value().replace("\\", "\\\\").replace("'", "\\'")
-        target += f" password='{password}'"
+    else:
+        if "connect_timeout=" not in target:
+            target += f" connect_timeout={CONNECT_SECONDS}"
+        if settings.catalog_password is not None:
+            options.append(f"META_SECRET '{CATALOG_SECRET}'")
     if read_only:
         options.append("READ_ONLY")
     if not create:
@@ -175,21 +187,41 @@ def _check_content(con: DuckDBPyConnection, path: Path, *, create: bool) -> None
         raise NotInitialised(f"There is no lake yet: {path} is empty.", "lake init")
 
 
+_POSTGRES = {
+    "password authentication failed": "check the user in LAKE_CATALOG, and LAKE_CATALOG_PASSWORD",
+    "no password supplied": "set LAKE_CATALOG_PASSWORD",
+    "does not exist": "check dbname and user in LAKE_CATALOG; the database must be there before: lake init",
+}
+"""What Postgres says, and what to do then; anything else is a server that cannot be reached."""
+
+
 def _explain(error: Exception, settings: Settings) -> CatalogError:
     """The user's error for a failed attach: the cause without connection strings or secrets."""
-    text = " ".join(str(error).split())
-    for secret in (settings.catalog_password, settings.s3_key_id, settings.s3_secret):
-        if secret is not None and secret.get_secret_value():
-            text = text.replace(secret.get_secret_value(), "***")
+    text = settings.redact(" ".join(str(error).split()))
     lower = text.lower()
-    place = settings.catalog_file or "the Postgres catalog"
     if "creating a new ducklake is explicitly disabled" in lower or "no ducklake" in lower:
+        place = settings.catalog_file or "the Postgres catalog"
         return NotInitialised(f"There is no lake yet in {place}.", "lake init")
     if "data_path" in lower and "does not match" in lower:
         return CatalogError(
             f"The catalog's data path is not LAKE_DATA_PATH ({settings.data_path}): {text}",
             "set LAKE_DATA_PATH to the path the lake was made with",
         )
+    if "version mismatch" in lower:
+        found = re.search(r"catalog version is (\S+), .*requires version (\S+?)\.? ", text)
+        said = f" {found[1]}, and this release reads and writes {found[2]}" if found else f": {text}"
+        return CatalogError(
+            f"The catalog has DuckLake's format{said}.",
+            "run the release that made it, or move the catalog as docs/operations.md says",
+        )
+    if "unable to connect to postgres" in lower:
+        cause = text.rpartition(" failed: ")[2].removeprefix("FATAL: ")[:200]
+        if "could not translate host name" in text:
+            cause = text[text.index("could not translate") :][:200]
+        fix = next((fix for said, fix in _POSTGRES.items() if said in cause), "start it, or check LAKE_CATALOG")
+        return CatalogError(f"The Postgres catalog cannot be opened ({settings.catalog}): {cause}", fix)
     if "locked" in lower:
-        return CatalogError(f"The catalog is locked by another process: {place}", "wait for it, then try again")
+        return CatalogError(
+            f"The catalog is locked by another process: {settings.catalog_file}", "wait for it, then try again"
+        )
     return CatalogError(f"The lake cannot be opened: {text[:400]}", "check LAKE_CATALOG and LAKE_DATA_PATH")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from flows.lake.connect import rows
 from flows.settings import LAKE
 
 if TYPE_CHECKING:
@@ -92,15 +93,28 @@ def attempts_in(con: DuckDBPyConnection, attempt_ids: Iterable[str]) -> set[str]
     }
 
 
-def append(con: DuckDBPyConnection, table: str, rows: Sequence[dict[str, Any]]) -> None:
+def history(con: DuckDBPyConnection, dataset: str, partition: str) -> list[dict[str, Any]]:
+    """Every attempt of one partition whose rows were published, oldest first, each with its first ledger row."""
+    return rows(
+        con,
+        f"""SELECT attempt_id, min(token) AS token, any_value(restores) AS restores,
+                   any_value(fingerprint) AS fingerprint, arg_max(source_version, token) AS source_version
+            FROM {LAKE}.ops.ledger
+            WHERE dataset = ? AND partition = ? AND state IN ('published', 'rolled_back')
+            GROUP BY attempt_id ORDER BY token""",
+        [dataset, partition],
+    )
+
+
+def append(con: DuckDBPyConnection, table: str, added: Sequence[dict[str, Any]]) -> None:
     """Append rows to ``ops.ledger`` or ``ops.builds``, by column name, within the caller's transaction."""
-    if not rows:
+    if not added:
         return
     import pyarrow as pa
 
     # Every row's columns: Arrow would take the first row's for all.
-    names = dict.fromkeys(name for row in rows for name in row)
-    staged = pa.table({name: [row.get(name) for row in rows] for name in names})
+    names = dict.fromkeys(name for row in added for name in row)
+    staged = pa.table({name: [row.get(name) for row in added] for name in names})
     con.register("appended", staged)
     con.execute(f"INSERT INTO {LAKE}.ops.{table} BY NAME SELECT * FROM appended")
     con.unregister("appended")

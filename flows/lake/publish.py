@@ -226,7 +226,7 @@ class Publisher:
             "dataset": receipt.dataset,
             "partition": receipt.partition,
             "attempt_id": receipt.attempt_id,
-            "state": "published",
+            "state": "rolled_back" if receipt.restores else "published",
             "rows_in": receipt.rows,
             "rows_published": receipt.rows,
             "rows_quarantined": 0,
@@ -237,6 +237,7 @@ class Publisher:
             "seconds": receipt.seconds,
             "flow_run_id": self._flow_run_id,
             "error": "; ".join(receipt.warnings) or None,
+            "restores": receipt.restores or None,
         }
 
     def _failure_row(self, failure: Failure) -> dict[str, Any]:

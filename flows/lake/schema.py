@@ -24,12 +24,15 @@ OPS = {
         dataset VARCHAR, partition VARCHAR, attempt_id VARCHAR, state VARCHAR,
         rows_in BIGINT, rows_published BIGINT, rows_quarantined BIGINT, files BIGINT, bytes BIGINT,
         fingerprint VARCHAR, source_version VARCHAR, seconds DOUBLE, flow_run_id VARCHAR, error VARCHAR,
-        recorded_at TIMESTAMP WITH TIME ZONE, token BIGINT""",
+        recorded_at TIMESTAMP WITH TIME ZONE, token BIGINT, restores VARCHAR""",
     "builds": """
         environment VARCHAR, project VARCHAR, dataset VARCHAR, partition VARCHAR, attempt_id VARCHAR,
         flow_run_id VARCHAR, recorded_at TIMESTAMP WITH TIME ZONE, token BIGINT""",
 }
-"""Columns of the tables in ``lake.ops``. ``token`` is the fence's, so it orders the rows."""
+"""Columns of the tables in ``lake.ops``. ``token`` is the fence's, so it orders the rows.
+
+A later release only adds columns at the end, and `bootstrap` adds them to a lake that lacks them.
+"""
 
 WIDER = {
     "TINYINT": ("SMALLINT", "INTEGER", "BIGINT"),
@@ -73,6 +76,12 @@ def bootstrap(settings: Settings, datasets: Iterable[Dataset]) -> list[str]:
             if f"ops.{name}" not in there:
                 con.execute(f"CREATE TABLE {LAKE}.ops.{name} ({columns})")
                 made.append(f"ops.{name}")
+                continue
+            for column in columns.split(","):
+                column_name, data_type = column.split(maxsplit=1)
+                if column_name not in there[f"ops.{name}"]:
+                    con.execute(f"ALTER TABLE {LAKE}.ops.{name} ADD COLUMN {column_name} {data_type}")
+                    made.append(f"ops.{name}.{column_name}")
         for fence in ("fence", "transform_fence"):
             if f"ops.{fence}" in made:
                 con.execute(f"INSERT INTO {LAKE}.ops.{fence} VALUES (0)")

@@ -23,6 +23,7 @@ class Receipt:
         seconds: Time the worker took over this partition.
         peak_rss: Peak memory of the worker process so far, in bytes.
         warnings: Audits that failed and only warn.
+        restores: The earlier attempt whose rows these are, when this is a rollback.
     """
 
     dataset: str
@@ -37,6 +38,7 @@ class Receipt:
     seconds: float
     peak_rss: int
     warnings: tuple[str, ...] = ()
+    restores: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,19 +2,22 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from flows.datasets.model import Dataset, Partition
 from flows.errors import NoSource
 from flows.settings import load_settings
+from flows.storage import open_storage
 
 
 def entries(partition: Partition) -> Iterator[dict[str, Any]]:
-    path = Path(load_settings().landing) / "entries" / f"{partition}.json"
-    if not path.exists():
+    settings = load_settings()
+    landing = open_storage(settings.landing, settings)
+    path = f"entries/{partition}.json"
+    if not landing.info(path).is_file:
         raise NoSource(f"no entries for {partition}")
-    yield from json.loads(path.read_text())
+    with landing.fs.open_input_stream(landing.path(path)) as stream:
+        yield from json.loads(stream.read())
 
 
 DATASET = Dataset(key="entries", source=entries, partition_column="entry_date", primary_key=("id",))

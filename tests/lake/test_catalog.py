@@ -64,6 +64,6 @@ def test_a_home_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_another_data_path_than_the_catalogs_is_refused(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LAKE_DATA_PATH", str(lake.landing / "elsewhere"))
+    monkeypatch.setenv("LAKE_DATA_PATH", lake.settings.data_path + "elsewhere/")
     with pytest.raises(CatalogError, match="LAKE_DATA_PATH"):
         connect(load_settings())

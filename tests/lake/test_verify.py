@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from flows.lake.connect import connect
 from flows.lake.verify import verify
-from tests.conftest import Lake, receipts
+from tests.conftest import Lake, receipts, write
 
 DAY = "2024-01-01"
 
@@ -59,25 +57,27 @@ def test_a_file_registered_twice(loaded: Lake) -> None:
 
 @pytest.mark.parametrize("how", ["missing", "unreadable"])
 def test_a_file_that_cannot_be_read(loaded: Lake, how: str) -> None:
-    path = Path(loaded.column("SELECT data_file FROM ducklake_list_files('lake', 'readings', schema => 'raw')")[0])
+    path = loaded.column("SELECT data_file FROM ducklake_list_files('lake', 'readings', schema => 'raw')")[0]
+    data, relative = loaded.data, path.removeprefix(loaded.data.url)
     if how == "missing":
-        path.unlink()
+        data.fs.delete_file(data.path(relative))
         assert any("is missing" in f for f in loaded.errors())
     else:
-        path.write_bytes(b"x" * path.stat().st_size)
+        write(data, relative, b"x" * data.info(relative).size)
         assert any("file readable" in f for f in loaded.errors())
 
 
 def test_a_path_that_lies_about_its_rows(loaded: Lake) -> None:
     loaded.land("readings/2024-01-02.jsonl", [{"id": 1}])
     receipt = receipts(loaded.extract("readings", "2024-01-02"))[0]
-    source = Path(loaded.settings.data_path, receipt.files[0])
-    liar = source.parent.parent / "day=2024-01-05" / source.name
-    liar.parent.mkdir()
-    source.rename(liar)
+    data, staged = loaded.data, receipt.files[0]
+    liar = staged.replace("day=2024-01-02", "day=2024-01-05")
+    with data.fs.open_input_stream(data.path(staged)) as stream:
+        write(data, liar, stream.read())
+    path = data.url + liar
     found = damage(
         loaded,
-        f"CALL ducklake_add_data_files('lake', 'readings', '{liar}', schema => 'raw', hive_partitioning => true)",
+        f"CALL ducklake_add_data_files('lake', 'readings', '{path}', schema => 'raw', hive_partitioning => true)",
     )
     assert any(f.startswith("partition column: raw.readings") for f in found)
 

@@ -1,0 +1,11 @@
+"""A build step of `prefect.yaml`: the hours at which the ingest deployment is scheduled, from the datasets."""
+
+from __future__ import annotations
+
+from flows.datasets import all_datasets
+
+
+def due() -> dict[str, str]:
+    """The hours (UTC) of all datasets, for cron: ``{"hours": "5,6"}``. Midnight when no dataset has one."""
+    hours = {d.hour for d in all_datasets().values() if d.hour is not None}
+    return {"hours": ",".join(map(str, sorted(hours))) or "0"}

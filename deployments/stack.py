@@ -1,0 +1,199 @@
+"""`make stack`: the production stack on this machine, without Docker.
+
+PostgreSQL (catalog, SQLMesh's state and Prefect's database, a role each), an S3 server, a Prefect server with a
+password on that PostgreSQL, a Prefect worker, a Dask scheduler and its workers: processes of their own, on loopback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from deployments.services import BIN, HOST, ObjectStore, Postgres, Service, free_port, listening, new_secret
+from flows.server import CLIENT_SETTINGS, SERVER_SETTINGS, answers
+
+ROOT = Path(__file__).resolve().parent.parent
+POOL = "lake"
+
+
+@dataclass
+class Stack:
+    """All services together; entering it starts them in order, and deploys.
+
+    Args:
+        folder: Where data, logs and the generated passwords lie; used again at the next start.
+        dask_workers: How many.
+        worker_memory: Of each Dask worker, as Dask writes it.
+        extra: Further settings for every process, LAKE_DATASETS for example.
+    """
+
+    folder: Path
+    dask_workers: int = 2
+    worker_memory: str = "1GiB"
+    extra: dict[str, str] = field(default_factory=dict)
+    _held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def __enter__(self) -> Self:
+        self.folder = self.folder.absolute()
+        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+        self._secrets = self._generated_secrets()
+        with contextlib.ExitStack() as held:
+            self._start(held)
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def _start(self, held: contextlib.ExitStack) -> None:
+        logs, secrets = self.folder / "logs", self._secrets
+        self.postgres = held.enter_context(Postgres(self.folder / "postgres", logs))
+        for name in ("lake", "sqlmesh", "prefect"):
+            self.postgres.database(name, secrets[name])
+        self.store = held.enter_context(
+            ObjectStore(self.folder / "s3", logs, secrets["s3_key_id"], secrets["s3_secret"])
+        )
+        self.port, self.dask_port = free_port(), free_port()
+        self.environment = self._environment()
+        self.server = held.enter_context(self.prefect_server())
+        self.run(str(ROOT / "deployments/init"))
+        self.scheduler = held.enter_context(
+            Service(
+                "dask-scheduler",
+                [str(BIN / "dask"), "scheduler", "--host", HOST, "--port", str(self.dask_port), "--no-dashboard"],
+                logs,
+                self.environment,
+                ready=lambda: listening(self.dask_port),
+            )
+        )
+        self.workers = [held.enter_context(self.dask_worker(n)) for n in range(self.dask_workers)]
+        self.worker = held.enter_context(
+            Service(
+                "prefect-worker",
+                [str(BIN / "prefect"), "worker", "start", "--pool", POOL, "--type", "process"],
+                logs,
+                self.environment,
+            )
+        )
+
+    def prefect_server(self) -> Service:
+        """The Prefect server; its database is the PostgreSQL."""
+        database = f"postgresql+asyncpg://prefect:{self._secrets['prefect']}@{HOST}:{self.postgres.port}/prefect"
+        return Service(
+            "prefect-server",
+            [str(BIN / "prefect"), "server", "start", "--host", HOST, "--port", str(self.port)],
+            self.folder / "logs",
+            {
+                **self.environment,
+                **SERVER_SETTINGS,
+                "PREFECT_SERVER_DATABASE_CONNECTION_URL": database,
+                "PREFECT_SERVER_API_AUTH_STRING": self._secrets["prefect_auth"],
+            },
+            ready=lambda: answers(self.environment["PREFECT_API_URL"]),
+        )
+
+    def dask_worker(self, number: int) -> Service:
+        """A Dask worker: it knows the data path and the source, and no database's password."""
+        return Service(
+            f"dask-worker-{number}",
+            [
+                *(str(BIN / "dask"), "worker", f"tcp://{HOST}:{self.dask_port}", "--host", HOST, "--no-dashboard"),
+                *("--nthreads", "1", "--memory-limit", self.worker_memory, "--name", f"worker-{number}"),
+                *("--local-directory", str(self.folder / "dask")),
+            ],
+            self.folder / "logs",
+            {**self.environment, "LAKE_CATALOG_PASSWORD": "", "LAKE_STATE_PASSWORD": ""},
+        )
+
+    @property
+    def ui(self) -> str:
+        """The address of Prefect's UI."""
+        return f"http://{HOST}:{self.port}"
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command with the stack's settings, as on a machine of its users."""
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env={**os.environ, **self.environment, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=check,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        secrets, port = self._secrets, self.postgres.port
+        return {
+            **CLIENT_SETTINGS,
+            "PREFECT_HOME": str(self.folder / "prefect"),
+            "PREFECT_API_URL": f"http://{HOST}:{self.port}/api",
+            "PREFECT_API_AUTH_STRING": secrets["prefect_auth"],
+            "LAKE_HOME": str(self.folder / "home"),
+            "LAKE_CATALOG": f"postgres:host={HOST} port={port} dbname=lake user=lake",
+            "LAKE_CATALOG_PASSWORD": secrets["lake"],
+            "LAKE_STATE": f"postgres://sqlmesh@{HOST}:{port}/sqlmesh",
+            "LAKE_STATE_PASSWORD": secrets["sqlmesh"],
+            "LAKE_DATA_PATH": "s3://lake/data/",
+            "LAKE_LANDING": "s3://landing/",
+            "LAKE_S3_ENDPOINT": self.store.endpoint,
+            "LAKE_S3_KEY_ID": secrets["s3_key_id"],
+            "LAKE_S3_SECRET": secrets["s3_secret"],
+            "LAKE_S3_USE_SSL": "false",
+            "LAKE_DASK_ADDRESS": f"tcp://{HOST}:{self.dask_port}",
+            **self.extra,
+        }
+
+    def _generated_secrets(self) -> dict[str, str]:
+        """Passwords made at the first start, in a file that only its owner can read."""
+        file = self.folder / "secrets.json"
+        if file.exists():
+            return dict(json.loads(file.read_text()))
+        names = ("lake", "sqlmesh", "prefect", "s3_key_id", "s3_secret")
+        made = {**{name: new_secret() for name in names}, "prefect_auth": f"lake:{new_secret()}"}
+        _write_private(file, json.dumps(made))
+        return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Start everything, say where it is, and stop it on Ctrl-C or SIGTERM."""
+    parser = argparse.ArgumentParser(prog="make stack", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path(".lake/stack"))
+    parser.add_argument("--workers", type=int, default=2, help="Dask workers")
+    chosen = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        print("Starting PostgreSQL, S3, Prefect, Dask ...", flush=True)
+        with Stack(chosen.folder, chosen.workers) as stack:
+            settings = stack.folder / "env"
+            _write_private(settings, "".join(f"export {k}={shlex.quote(v)}\n" for k, v in stack.environment.items()))
+            print(f"Prefect       {stack.ui}  (user and password: prefect_auth in {stack.folder}/secrets.json)")
+            print(f"S3            http://{stack.store.endpoint}  (buckets lake, landing)")
+            print(f"PostgreSQL    {HOST}:{stack.postgres.port}  (databases lake, sqlmesh, prefect)")
+            print(f"Dask          {stack.environment['LAKE_DASK_ADDRESS']}")
+            print(f"Use it from another terminal:  . {settings}; lake status")
+            print("Ctrl-C stops it all; the data stays.", flush=True)
+            signal.pause()
+    except KeyboardInterrupt:
+        pass
+    print("Stopped.")
+    return 0
+
+
+def _write_private(file: Path, text: str) -> None:
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as sink:
+        sink.write(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""A way back: the rows of the attempt before, read from its snapshot and staged as a new attempt.
+
+A path is registered once in its life, so the old files are not registered again: they go when their snapshot expires.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.datasets.model import Dataset, Partition
+from flows.errors import BadInput
+from flows.lake.connect import connected, literal, rows
+from flows.lake.ledger import history
+from flows.lake.schema import qualified
+from flows.settings import LAKE, Settings
+from flows.stage.inspect import inspect
+from flows.stage.layout import new_attempt, staged_path
+from flows.stage.receipt import Receipt
+from flows.stage.types import quoted
+from flows.storage import open_storage
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+
+def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -> Receipt:
+    """Stage the rows that were published before the ones that are published now. Publishing them is the caller's.
+
+    Rolling back twice goes back two attempts.
+
+    Raises:
+        BadInput: nothing was published before, or its snapshot has expired.
+    """
+    started = time.monotonic()
+    name = f"{dataset.key} {partition}"
+    with connected(settings, read_only=True) as con, tempfile.TemporaryDirectory(prefix="lake-rollback-") as work:
+        published = history(con, dataset.key, partition.key)
+        if not published:
+            raise BadInput(f"{name} was never published.", f"lake status {dataset.key}")
+        current = published[-1]
+        shown = current["restores"] or current["attempt_id"]
+        position = next(n for n, row in enumerate(published) if row["attempt_id"] == shown)
+        before = [r for r in published[:position] if not r["restores"] and r["fingerprint"] != current["fingerprint"]]
+        if not before:
+            raise BadInput(f"{name} has no attempt before the one that is published.", f"lake status {dataset.key}")
+        target = before[-1]
+        file = Path(work) / "rows.parquet"
+        _copy(con, dataset, partition, _snapshot(con, name, target["token"]), file)
+        seen = inspect(dataset, [partition], [str(file)])[0]
+        if seen.fingerprint != target["fingerprint"]:
+            raise BadInput(f"The rows of {name}'s attempt before are not what was published.", "lake verify")
+        attempt = new_attempt()
+        staged = staged_path(dataset, partition, attempt, 0)
+        size = file.stat().st_size
+        if seen.rows:
+            open_storage(settings.data_path, settings).put(file, staged)
+    return Receipt(
+        dataset=dataset.key,
+        partition=partition.key,
+        attempt_id=attempt,
+        files=(staged,) if seen.rows else (),
+        rows=seen.rows,
+        bytes=size if seen.rows else 0,
+        columns=seen.columns,
+        fingerprint=seen.fingerprint,
+        # Of what was rolled back: once the source is mended, the partition is stale and a run takes it up.
+        source_version=current["source_version"] or "",
+        seconds=time.monotonic() - started,
+        peak_rss=0,
+        restores=target["attempt_id"],
+    )
+
+
+def _snapshot(con: DuckDBPyConnection, name: str, token: int) -> int:
+    """The snapshot that a ledger row was committed in, by the fence's token in its message."""
+    for snapshot in rows(con, f"SELECT snapshot_id, commit_extra_info FROM {LAKE}.snapshots()"):
+        if json.loads(snapshot["commit_extra_info"] or "{}").get("token") == token:
+            return int(snapshot["snapshot_id"])
+    raise BadInput(
+        f"The snapshot of {name}'s attempt before has expired, and its rows with it.",
+        f"load it again from its source: lake backfill {name.split()[0]} --mode all",
+    )
+
+
+def _copy(con: DuckDBPyConnection, dataset: Dataset, partition: Partition, snapshot: int, file: Path) -> None:
+    """Write the partition's rows as they were in a snapshot."""
+    where = f"WHERE {quoted(dataset.partition_column)} = '{partition.value}'" if dataset.partition_column else ""
+    source = f"SELECT * FROM {qualified(dataset)} AT (VERSION => {snapshot}) {where}"
+    con.execute(f"COPY ({source}) TO {literal(str(file))} (FORMAT parquet)")
