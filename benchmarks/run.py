@@ -20,7 +20,6 @@ from rich.table import Table
 from flows import server
 from flows.demo import land
 from flows.settings import Settings
-from flows.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "latest.json"

@@ -21,21 +21,34 @@ def test_the_defaults_give_the_embedded_lake(tmp_path: Path, monkeypatch: pytest
 
 def test_dotenv_is_read_and_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / ".env").write_text("LAKE_HOME=from-file\nLAKE_DATA_PATH=s3://bucket/lake\n")
+    keys = "LAKE_S3_KEY_ID=k\nLAKE_S3_SECRET=s\n"
+    (tmp_path / ".env").write_text(f"LAKE_HOME=from-file\nLAKE_DATA_PATH=s3://bucket/lake\n{keys}")
     assert load_settings().home == tmp_path / "from-file"
     assert load_settings().data_path == "s3://bucket/lake/"
     monkeypatch.setenv("LAKE_HOME", "from-environment")
     assert load_settings().home == tmp_path / "from-environment"
 
 
-@pytest.mark.parametrize("catalog", ["mysql:x", "postgres:host=h password=hunter2"])
-def test_a_bad_catalog_is_named_without_its_value(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, catalog: str
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LAKE_CATALOG", "mysql:x"),
+        ("LAKE_CATALOG", "postgres:host=h password=hunter2"),
+        ("LAKE_CATALOG", "postgres://user:hunter2@h/lake"),
+        ("LAKE_STATE", "postgres://user:hunter2@h/state"),
+        ("LAKE_STATE", "mysql://h/state"),
+        ("LAKE_S3_ENDPOINT", "http://minio:9000"),
+        ("LAKE_S3_KEY_ID", "s3://bucket/without/keys"),
+    ],
+)
+def test_a_bad_setting_is_named_without_its_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LAKE_CATALOG", catalog)
-    with pytest.raises(BadInput, match="LAKE_CATALOG") as caught:
+    monkeypatch.setenv("LAKE_DATA_PATH" if value.startswith("s3:") else name, value)
+    with pytest.raises(BadInput, match=name) as caught:
         load_settings()
+    assert value not in str(caught.value)
     assert "hunter2" not in str(caught.value)
     assert caught.value.__cause__ is None
 
@@ -47,3 +60,6 @@ def test_secrets_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     settings = load_settings()
     assert "hunter2" not in repr(settings)
     assert "hunter2" not in str(settings.environment())
+    assert settings.redact("the password is hunter2") == "the password is ***"
+    # A worker that extracts has the keys of the storage, and no password of a database.
+    assert settings.worker_environment()["LAKE_CATALOG_PASSWORD"] == ""

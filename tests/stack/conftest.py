@@ -1,0 +1,96 @@
+"""The whole production stack, once for the session, and how tests look at it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from deployments.services import until
+from deployments.stack import Stack
+from flows.lake.connect import connected, rows
+from flows.lake.verify import verify
+from flows.settings import Settings
+from flows.storage import open_storage
+from tests.conftest import DATASETS, write
+
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+@dataclass
+class Running:
+    """A stack that runs, seen from outside: its API, its lake, its landing zone."""
+
+    stack: Stack
+    api: httpx.Client
+    settings: Settings
+
+    def land(self, path: str, content: str | bytes) -> None:
+        write(open_storage(self.settings.landing, self.settings), path, content)
+
+    def sql(self, query: str) -> list[dict[str, Any]]:
+        with connected(self.settings, read_only=True) as con:
+            return rows(con, query)
+
+    def errors(self) -> list[str]:
+        return [f"{f.check}: {f.subject}: {f.message}" for f in verify(self.settings) if f.severity == "error"]
+
+    def lake(self, *arguments: str, check: bool = True) -> str:
+        """Run the `lake` command; what it printed."""
+        done = self.stack.run("lake", *arguments, check=False)
+        assert (done.returncode == 0) == check, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def post(self, path: str, json: Any) -> Any:
+        answer = self.api.post(path, json=json)
+        assert answer.is_success, answer.text
+        return answer.json() if answer.content else None
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        return dict(self.api.get(f"deployments/name/{name}/{name}").raise_for_status().json())
+
+    def start(self, name: str, **parameters: Any) -> str:
+        """What the UI's button does: a run of a deployment."""
+        created = self.post(f"deployments/{self.deployment(name)['id']}/create_flow_run", {"parameters": parameters})
+        return str(created["id"])
+
+    def runs(self, **where: Any) -> list[dict[str, Any]]:
+        return list(self.post("flow_runs/filter", {"flow_runs": where, "limit": 200}))
+
+    def ended(self, *ids: str) -> Mapping[str, dict[str, Any]]:
+        """Wait until these runs have ended."""
+
+        def all_final() -> bool:
+            return all(run["state_type"] in FINAL for run in self.runs(id={"any_": list(ids)}))
+
+        assert until(all_final, 300), [(r["name"], r["state_name"]) for r in self.runs(id={"any_": list(ids)})]
+        return {run["id"]: run for run in self.runs(id={"any_": list(ids)})}
+
+    def quiet(self) -> None:
+        """Wait until no run is under way or about to start."""
+        under_way = {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}
+        soon = {"type": {"any_": ["SCHEDULED"]}}
+
+        def nothing() -> bool:
+            due = [r for r in self.runs(state=soon) if not r["auto_scheduled"]]
+            return not due and not self.runs(state=under_way)
+
+        assert until(nothing, 300), [(r["name"], r["state_name"]) for r in self.runs(state=under_way)]
+
+
+@pytest.fixture(scope="session")
+def running() -> Iterator[Running]:
+    """The stack as `make stack` starts it, with the tests' datasets beside the project's."""
+    # Not pytest's own folder: PostgreSQL runs as a user of its own, who could not enter it.
+    with tempfile.TemporaryDirectory(prefix="lake-stack-") as folder:
+        Path(folder).chmod(0o755)
+        with Stack(Path(folder), extra={"LAKE_DATASETS": str(DATASETS)}) as stack:
+            user, _, password = stack.environment["PREFECT_API_AUTH_STRING"].partition(":")
+            lake = {k.removeprefix("LAKE_").lower(): v for k, v in stack.environment.items() if k.startswith("LAKE_")}
+            with httpx.Client(base_url=stack.environment["PREFECT_API_URL"], auth=(user, password), timeout=60) as api:
+                yield Running(stack, api, Settings(_env_file=None, **lake))

@@ -1,0 +1,124 @@
+"""Every way a run can start, on the real services, each followed from its trigger to gold rows in the lake."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from uuid import uuid4
+
+from deployments.services import until
+from tests.flows.test_ingest import flights
+from tests.stack.conftest import FINAL, Running
+
+
+def land(running: Running, *days: int, rows: int = 3) -> None:
+    for day in days:
+        running.land(f"flights/2013-01-{day:02}.csv", flights(day, rows))
+
+
+def gold(running: Running) -> dict[int, int]:
+    """Flights by day of January, in gold."""
+    there = running.sql("SELECT 1 AS x FROM duckdb_views() WHERE schema_name = 'gold' AND view_name = 'carrier_daily'")
+    if not there:
+        return {}
+    found = running.sql("SELECT day(flight_date) AS d, sum(flights)::INT AS n FROM gold.carrier_daily GROUP BY 1")
+    return {row["d"]: row["n"] for row in found}
+
+
+def test_every_trigger_ends_in_gold(running: Running) -> None:
+    """The command, the UI's button, a schedule, and both ways to say that a source arrived, all at once."""
+    days = {day: day + 2 for day in range(1, 6)}
+    for day, rows in days.items():
+        land(running, day, rows=rows)
+    # Nobody waits for anybody: five runs want the gate, the workers and two concurrent runs of one deployment.
+    range_of_day_1 = '{"datasets": ["flights"], "start": "2013-01-01", "end": "2013-01-01"}'
+    running.stack.run("prefect", "deployment", "run", "ingest/ingest", "--params", range_of_day_1)
+    button = running.start("ingest", datasets=["flights"], start="2013-01-02", end="2013-01-02")
+    ingest = running.deployment("ingest")["id"]
+    every_minute = {
+        "active": True,
+        "schedule": {"interval": 60},
+        "parameters": {"datasets": ["flights"], "partitions": ["2013-01-03"]},
+    }
+    schedule = running.post(f"deployments/{ingest}/schedules", [every_minute])[0]
+    # Prefect's scheduler looks anew only at deployments that changed, or have few runs ahead.
+    running.api.patch(f"deployments/{ingest}", json={"paused": False}).raise_for_status()
+    running.lake("emit", "flights", "2013-01-04")
+    arrived = {
+        "id": str(uuid4()),
+        "occurred": datetime.now(UTC).isoformat(),
+        "event": "lake.source.arrived",
+        "resource": {"prefect.resource.id": "lake.dataset.flights"},
+        "payload": {"dataset": "flights", "partition": "2013-01-05"},
+    }
+    running.post("events", [arrived])
+    try:
+        assert until(lambda: gold(running) == days, 150), (gold(running), running.runs())
+    finally:
+        running.api.delete(f"deployments/{ingest}/schedules/{schedule['id']}")
+    assert running.ended(button)[button]["state_type"] == "COMPLETED"
+    running.quiet()
+    runs = [r for r in running.runs() if r["state_type"] in FINAL]
+    assert {r["state_type"] for r in runs} == {"COMPLETED"}, [(r["name"], r["state_name"]) for r in runs]
+    ingests = [r for r in runs if r["name"].startswith("ingest")]
+    assert sum(r["auto_scheduled"] for r in ingests) >= 1
+    assert len([r for r in ingests if not r["auto_scheduled"]]) == 4
+    assert running.errors() == []
+
+
+def test_events_close_together_become_one_transform(running: Running) -> None:
+    """Five publishes within a moment: one run takes them all up, and restates just these days."""
+    running.quiet()
+    before = {r["id"] for r in running.runs()}
+    for day in range(6, 11):
+        land(running, day, rows=day)
+        running.lake("backfill", "flights", "--start", f"2013-01-{day:02}", "--end", f"2013-01-{day:02}")
+    assert until(lambda: gold(running).items() >= {day: day for day in range(6, 11)}.items(), 200), gold(running)
+    running.quiet()
+    transforms = [r for r in running.runs() if r["id"] not in before and r["name"].startswith("transform")]
+    assert 1 <= len(transforms) < 5, transforms
+
+
+def test_the_daily_schedule_takes_the_datasets_of_its_hour(running: Running) -> None:
+    """The deployment's own schedule, asked for its run of this morning at six: flights and weather, not airlines."""
+    running.land("airlines.csv", "carrier,name\nUA,United\n")
+    land(running, 11)
+    ingest = running.deployment("ingest")
+    assert [s["schedule"]["cron"] for s in ingest["schedules"] if s["slug"] == "daily"] == ["0 5,6 * * *"]
+    today = datetime.now(UTC).date()
+    before = {r["id"] for r in running.runs()}
+    running.post(
+        f"deployments/{ingest['id']}/schedule", {"start_time": f"{today}T05:30:00Z", "end_time": f"{today}T06:30:00Z"}
+    )
+    due = [r for r in running.runs() if r["id"] not in before and "due" in r["parameters"]]
+    assert [r["expected_start_time"][11:16] for r in due] == ["06:00"]
+    assert running.ended(due[0]["id"])[due[0]["id"]]["state_type"] == "COMPLETED"
+    assert running.sql("SELECT count(*) AS n FROM raw.flights WHERE flight_date = '2013-01-11'") == [{"n": 3}]
+    assert running.sql("SELECT count(*) AS n FROM raw.airlines") == [{"n": 0}]
+
+
+def test_a_failed_run_is_told_to_the_webhook(running: Running) -> None:
+    heard: list[str] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            """Keep the terminal quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hook) as hook:
+        threading.Thread(target=hook.serve_forever, daemon=True).start()
+        running.stack.environment["LAKE_NOTIFY_URL"] = f"http://127.0.0.1:{hook.server_port}/secret-path"
+        assert "lake-failed-run" in running.lake("init")
+        assert "Everything is there already" in running.lake("init")
+        failed = running.start("ingest", datasets=["no_such_dataset"])
+        assert running.ended(failed)[failed]["state_type"] == "FAILED"
+        assert until(lambda: heard, 60)
+        hook.shutdown()
+    assert "Unknown dataset: 'no_such_dataset'" in heard[0]
+    automations = running.post("automations/filter", {})
+    assert "secret-path" not in str(automations)
