@@ -155,9 +155,10 @@ class Postgres:
     Args:
         data: The cluster's folder; made when it is not there.
         logs: Where its log goes.
+        options: Further options of the server, ``-c name=value``.
     """
 
-    def __init__(self, data: Path, logs: Path) -> None:
+    def __init__(self, data: Path, logs: Path, *options: str) -> None:
         with warnings.catch_warnings():
             # The wheel looks for a place for a lock of its own, and is told of a second best one.
             warnings.simplefilter("ignore")
@@ -181,7 +182,7 @@ class Postgres:
         self.port = free_port()
         hba = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
         (data / "pg_hba.conf").write_text(hba)
-        run = [str(self.bin / "postgres"), "-D", str(data), "-h", HOST, "-p", str(self.port), "-k", str(data)]
+        run = [str(self.bin / "postgres"), "-D", str(data), "-h", HOST, "-p", str(self.port), "-k", str(data), *options]
         # Durable as it comes: a COMMIT that was answered is on the disk.
         self.service = Service("postgres", run, logs, ready=self._answers, user=user)
 

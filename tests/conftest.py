@@ -127,7 +127,9 @@ class Services:
     @property
     def postgres(self) -> Postgres:
         if self._postgres is None:
-            self._postgres = self._held.enter_context(Postgres(self.folder / "postgres", self.folder))
+            # Tests kill processes, not the machine: what the kernel has been given is safe.
+            postgres = Postgres(self.folder / "postgres", self.folder, "-c", "fsync=off")
+            self._postgres = self._held.enter_context(postgres)
         return self._postgres
 
     @property

@@ -1,0 +1,103 @@
+"""A way back: the rows of the attempt before, as a new commit."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from flows.datasets import get_dataset, get_datasets
+from flows.datasets.model import parse_partition
+from flows.errors import BadInput
+from flows.lake.maintain import steps
+from flows.lake.rollback import stage_previous
+from flows.plan import Mode, make_plan
+from tests.conftest import Lake
+
+DAY = "2024-01-01"
+
+
+def load(lake: Lake, rows: int, day: str = DAY) -> None:
+    lake.land(f"readings/{day}.jsonl", [{"id": i, "value": 1} for i in range(rows)])
+    lake.load("readings", day)
+
+
+def roll_back(lake: Lake) -> None:
+    dataset = get_dataset("readings")
+    lake.publish([stage_previous(lake.settings, dataset, parse_partition(DAY, dataset.grain))])
+
+
+def count(lake: Lake) -> int:
+    return int(lake.column(f"SELECT count(*) FROM raw.readings WHERE day = '{DAY}'")[0])
+
+
+def state(lake: Lake) -> tuple[str, bool]:
+    from datetime import date
+
+    planned = make_plan(
+        lake.settings, get_datasets(["readings"]), date(2024, 1, 1), date(2024, 1, 1), Mode.missing_failed
+    )
+    return planned[0].state.value, planned[0].runs
+
+
+def test_rolling_back_brings_the_rows_before_and_only_in_that_partition(lake: Lake) -> None:
+    load(lake, 10)
+    load(lake, 7, "2024-01-02")
+    load(lake, 20)
+    roll_back(lake)
+    assert count(lake) == 10
+    assert lake.column("SELECT count(*) FROM raw.readings") == [17]
+    last = lake.sql("SELECT state, restores, rows_published FROM ops.ledger ORDER BY token DESC LIMIT 1")[0]
+    first = lake.column("SELECT attempt_id FROM ops.ledger ORDER BY token LIMIT 1")[0]
+    assert last == {"state": "rolled_back", "restores": first, "rows_published": 10}
+    # It stays rolled back until its source changes, and the next run leaves it alone.
+    assert state(lake) == ("rolled_back", False)
+    assert lake.errors() == []
+    load(lake, 30)
+    assert (count(lake), state(lake)[0]) == (30, "published")
+    assert lake.errors() == []
+
+
+def test_a_mended_source_makes_a_rolled_back_partition_stale(lake: Lake) -> None:
+    load(lake, 10)
+    load(lake, 20)
+    roll_back(lake)
+    lake.land(f"readings/{DAY}.jsonl", [{"id": i, "value": 2} for i in range(12)])
+    assert state(lake) == ("stale", False)
+
+
+def test_rolling_back_twice_goes_back_two_attempts(lake: Lake) -> None:
+    for rows in (10, 20, 30):
+        load(lake, rows)
+    roll_back(lake)
+    assert count(lake) == 20
+    roll_back(lake)
+    assert count(lake) == 10
+    with pytest.raises(BadInput, match="no attempt before"):
+        roll_back(lake)
+    assert lake.errors() == []
+
+
+def test_what_cannot_be_rolled_back_is_said_and_changes_nothing(lake: Lake) -> None:
+    with pytest.raises(BadInput, match="never published"):
+        roll_back(lake)
+    load(lake, 10)
+    with pytest.raises(BadInput, match="no attempt before"):
+        roll_back(lake)
+    load(lake, 20)
+    for step in steps(lake.settings, timedelta(0), datetime.now(UTC)):
+        step.run()
+    with pytest.raises(BadInput, match="has expired") as caught:
+        roll_back(lake)
+    assert "lake backfill readings" in caught.value.fix
+    assert count(lake) == 20
+    assert lake.errors() == []
+
+
+def test_a_rollback_across_a_new_column_and_an_empty_attempt(lake: Lake) -> None:
+    load(lake, 10)
+    lake.land(f"readings/{DAY}.jsonl", [{"id": 1, "value": 1, "unit": "mm"}])
+    lake.load("readings", DAY)
+    roll_back(lake)
+    assert lake.column("SELECT count(*) FROM raw.readings WHERE unit IS NULL") == [10]
+    assert lake.errors() == []
