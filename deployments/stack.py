@@ -72,7 +72,8 @@ class Stack:
                 "dask-scheduler",
                 [str(BIN / "dask"), "scheduler", "--host", HOST, "--port", str(self.dask_port), "--no-dashboard"],
                 logs,
-                self.environment,
+                # A chunk whose worker died is tried again by the run itself, one partition at a time.
+                {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"},
                 ready=lambda: listening(self.dask_port),
             )
         )
@@ -112,7 +113,7 @@ class Stack:
                 *("--local-directory", str(self.folder / "dask")),
             ],
             self.folder / "logs",
-            {**self.environment, "LAKE_CATALOG_PASSWORD": "", "LAKE_STATE_PASSWORD": ""},
+            self.environment | dict.fromkeys(("LAKE_CATALOG_PASSWORD", "LAKE_STATE_PASSWORD", "LAKE_NOTIFY_URL"), ""),
         )
 
     @property

@@ -191,7 +191,8 @@ class _Run:
         with task_runner(self._settings, workers) as self._runner:
             self._summary.add_seconds("cluster start", began)
             began = time.monotonic()
-            for dataset, versions in chunks(todo, workers):
+            # An existing cluster has its own number of workers.
+            for dataset, versions in chunks(todo, len(self._runner.client.nthreads()) or workers):
                 self._submit(dataset, versions)
             try:
                 with progress(len(todo), ", ".join(self._datasets)) as shown:

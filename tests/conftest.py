@@ -33,6 +33,18 @@ from flows.storage import Storage, check, open_storage  # noqa: E402
 DATASETS = Path(__file__).parent / "datasets"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", action="store_true", help="write the screenshots into docs/images")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes share the tests: those of one stack, and those of one lake for a whole file, stay together."""
+    for item in items:
+        folder = Path(item.path).parent.name
+        if folder == "stack" or Path(item.path).stem == "test_cli":
+            item.add_marker(pytest.mark.xdist_group(folder))
+
+
 @dataclass
 class Lake:
     """A lake under test, and what tests do with it."""
@@ -108,7 +120,7 @@ def write(storage: Storage, path: str, content: str | bytes) -> None:
 
 
 STORAGES = ("sqlite+folder", "postgres+folder", "postgres+s3")
-"""The combinations of catalog and data; the lake suite runs on every one, the flows' tests on the first and last."""
+"""The combinations of catalog and data: the lake suite runs on every one, the flows' tests on the first."""
 
 
 @dataclass
@@ -169,7 +181,13 @@ def services() -> Iterator[Services]:
         yield Services(Path(folder), held)
 
 
-@pytest.fixture(params=STORAGES)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "lake" in metafunc.fixturenames:
+        everywhere = Path(metafunc.definition.path).parent.name == "lake"
+        metafunc.parametrize("lake", STORAGES if everywhere else STORAGES[:1], indirect=True)
+
+
+@pytest.fixture
 def lake(request: pytest.FixtureRequest, services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
     """A fresh, initialised lake that knows the tests' datasets."""
     for name, value in services.environment(request.param, tmp_path / "home").items():

@@ -77,6 +77,8 @@ def build(environment: str, changed: Mapping[str, Sequence[str]], replan: bool, 
     set_console(console)
     try:
         context = Context(paths=[str(PROJECT)])
+        # A state that was lost, or is another one: everything is built anew, and the lake's own record starts again.
+        replan = replan or context.state_reader.get_environment(environment) is None
         spans = {key: _spans(key, partitions) for key, partitions in changed.items()}
         _forget(context, spans)
         if replan:

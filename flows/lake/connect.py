@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ENGINE_CONFIG = {"autoinstall_known_extensions": "false", "TimeZone": "UTC"}
 """Nothing is downloaded at run time, and a timestamp reads the same on every machine."""
 
-START_CONFIG = {"allow_unsigned_extensions": "true"}
+START_CONFIG: dict[str, str | bool | int | float | list[str]] = {"allow_unsigned_extensions": True}
 """The extensions come from wheels whose hash was checked when they were installed. Without this DuckDB hashes each of
 their files, 20 to 40 MB, at every connection: four tenths of a second instead of a few milliseconds."""
 

@@ -6,9 +6,12 @@ what is in the lake with what was staged.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.datasets.model import Dataset, Partition
@@ -17,6 +20,9 @@ from flows.stage.types import DUCKDB_TYPES, partition_type, quoted
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, DuckDBPyRelation
+
+MEMORY = "256MB"
+"""What DuckDB may use for a partition; a primary key that needs more to be checked goes to the disk."""
 
 ALGORITHM = "h1"
 """Names the way the fingerprint is computed; it changes with the way, and with DuckDB's hash function."""
@@ -77,9 +83,15 @@ class Inspection:
 def _connection() -> DuckDBPyConnection:
     import duckdb
 
-    # Every file is read once: nothing is worth keeping.
     return duckdb.connect(
-        config={"threads": 1, "autoinstall_known_extensions": False, "enable_external_file_cache": False}
+        config={
+            "threads": 1,
+            "autoinstall_known_extensions": False,
+            # Every file is read once: nothing is worth keeping.
+            "enable_external_file_cache": False,
+            "memory_limit": MEMORY,
+            "temp_directory": str(Path(tempfile.gettempdir(), f"lake-inspect-{os.getpid()}")),
+        }
     )
 
 

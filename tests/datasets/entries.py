@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import date
 from typing import Any
 
 from flows.datasets.model import Dataset, Partition
@@ -20,4 +21,11 @@ def entries(partition: Partition) -> Iterator[dict[str, Any]]:
         yield from json.loads(stream.read())
 
 
-DATASET = Dataset(key="entries", source=entries, partition_column="entry_date", primary_key=("id",))
+DATASET = Dataset(
+    key="entries",
+    source=entries,
+    partition_column="entry_date",
+    primary_key=("id",),
+    start=date(2024, 10, 13),
+    end=date(2024, 10, 15),
+)

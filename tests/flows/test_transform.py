@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows import transform as room
+from flows import builder as room
 from flows.errors import RunFailed
 from flows.settings import PROJECT
 from flows.transform import transform
@@ -113,6 +114,17 @@ def test_a_failed_audit_fails_the_run_and_the_next_one_builds_it_again(
     con.close()
     assert built(transform(), "silver.flights") == {("2013-01-01", "2013-01-01")}
     assert lake.sql(GOLD) == lake.sql(RECOMPUTED)
+
+
+def test_a_lost_state_is_built_anew(gated_lake: Lake) -> None:
+    lake = gated_lake
+    load(lake, 1, 2, rows=3)
+    transform()
+    Path(lake.settings.state).unlink()
+    load(lake, 3, rows=5)
+    assert built(transform(), "silver.flights") == {("2013-01-01", "2013-01-03")}
+    assert lake.sql(GOLD) == lake.sql(RECOMPUTED)
+    assert transform()["models"] == []
 
 
 def test_a_build_that_is_killed_frees_the_gate_and_is_done_again(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -41,10 +42,10 @@ class Running:
         return [f"{f.check}: {f.subject}: {f.message}" for f in verify(self.settings) if f.severity == "error"]
 
     def lake(self, *arguments: str, check: bool = True) -> str:
-        """Run the `lake` command; what it printed."""
+        """Run the `lake` command; what it printed, or its error where it must fail."""
         done = self.stack.run("lake", *arguments, check=False)
         assert (done.returncode == 0) == check, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        return done.stdout if check else done.stderr
 
     def post(self, path: str, json: Any) -> Any:
         answer = self.api.post(path, json=json)
@@ -85,11 +86,15 @@ class Running:
 
 @pytest.fixture(scope="session")
 def running() -> Iterator[Running]:
-    """The stack as `make stack` starts it, with the tests' datasets beside the project's."""
+    """The stack as `make stack` starts it, with two of the tests' datasets beside the project's."""
     # Not pytest's own folder: PostgreSQL runs as a user of its own, who could not enter it.
     with tempfile.TemporaryDirectory(prefix="lake-stack-") as folder:
         Path(folder).chmod(0o755)
-        with Stack(Path(folder), extra={"LAKE_DATASETS": str(DATASETS)}) as stack:
+        datasets = Path(folder, "datasets")
+        datasets.mkdir()
+        for name in ("entries.py", "big.py"):
+            shutil.copy(DATASETS / name, datasets)
+        with Stack(Path(folder, "stack"), extra={"LAKE_DATASETS": str(datasets)}) as stack:
             user, _, password = stack.environment["PREFECT_API_AUTH_STRING"].partition(":")
             lake = {k.removeprefix("LAKE_").lower(): v for k, v in stack.environment.items() if k.startswith("LAKE_")}
             with httpx.Client(base_url=stack.environment["PREFECT_API_URL"], auth=(user, password), timeout=60) as api:

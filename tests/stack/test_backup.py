@@ -1,0 +1,56 @@
+"""Backup and restore as docs/operations.md says: the catalog's dump first, then the bucket, while writers go on."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from deployments.services import ObjectStore
+from flows.lake.connect import connected, rows
+from flows.lake.verify import verify
+from flows.storage import check, open_storage
+from tests.flows.test_ingest import flights
+from tests.stack.conftest import Running
+
+
+def load(running: Running, day: int, rows: int) -> None:
+    running.land(f"flights/2013-04-{day:02}.csv", flights(day, rows).replace("2013,1,", "2013,4,"))
+    running.lake("backfill", "flights", "--start", f"2013-04-{day:02}", "--end", f"2013-04-{day:02}", "--mode", "all")
+
+
+def test_a_restored_lake_is_the_lake_of_its_dump(running: Running, tmp_path: Path) -> None:
+    load(running, 1, 5)
+    postgres, stack = running.stack.postgres, running.stack
+    server = ["-h", str(stack.folder / "postgres"), "-p", str(postgres.port), "-U", "postgres"]
+    dump = tmp_path / "lake.dump"
+    subprocess.run([postgres.bin / "pg_dump", *server, "-Fc", "-f", dump, "lake"], check=True, capture_output=True)
+    wanted = running.sql("FROM raw.flights ORDER BY ALL")
+    # Published after the dump and before the bucket is copied: no part of the backup, and no harm to it.
+    load(running, 1, 9)
+    load(running, 2, 3)
+
+    settings = running.settings
+    assert settings.s3_key_id and settings.s3_secret
+    keys = settings.s3_key_id.get_secret_value(), settings.s3_secret.get_secret_value()
+    with ObjectStore(stack.folder / "restored-s3", stack.folder / "restored-logs", *keys) as store:
+        restored = settings.model_copy(
+            update={
+                "s3_endpoint": store.endpoint,
+                "catalog": settings.catalog.replace("dbname=lake", "dbname=restored"),
+            }
+        )
+        check(restored, create=True)
+        source, target = (open_storage(s.data_path, s) for s in (settings, restored))
+        for info in source.list():
+            with source.fs.open_input_stream(info.path) as stream:
+                copy = tmp_path / "object"
+                copy.write_bytes(stream.read())
+            target.put(copy, source.relative(info.path))
+        psql, restore = [postgres.bin / "psql", *server], [postgres.bin / "pg_restore", *server]
+        create = "CREATE DATABASE restored OWNER lake"
+        subprocess.run([*psql, "-d", "postgres", "-c", create], check=True, capture_output=True)
+        command = [*restore, "--no-owner", "--role", "lake", "-d", "restored", dump]
+        subprocess.run(command, check=True, capture_output=True)
+        assert [f for f in verify(restored) if f.severity == "error"] == []
+        with connected(restored, read_only=True) as con:
+            assert rows(con, "FROM raw.flights ORDER BY ALL") == wanted

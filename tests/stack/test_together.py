@@ -1,0 +1,122 @@
+"""Everything at once, on the real services: what overlaps ends, and the lake is right."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from deployments.services import until
+from flows import gate
+from flows.server import SERVER_SETTINGS
+from tests.flows.test_ingest import flights
+from tests.stack.conftest import Running
+
+HELD = """
+import sys, signal
+from flows import gate
+with gate.hold():
+    print("held", flush=True)
+    signal.pause()
+"""
+
+
+def test_the_three_partitions_that_once_hung_as_three_runs_at_once(running: Running) -> None:
+    """2024-10-13, -14 and -15 into raw.entries on Postgres and S3: three flow runs, none waits for another."""
+    days = {"2024-10-13": 40, "2024-10-14": 50, "2024-10-15": 60}
+    for day, count in days.items():
+        rows = [{"id": f"{day}/{n}", "amount": n / 4} for n in range(count)]
+        running.land(f"entries/{day}.json", json.dumps(rows))
+
+    def load(day: str) -> dict[str, int]:
+        return dict(json.loads(running.lake("backfill", "entries", "--start", day, "--end", day, "--json")))
+
+    with ThreadPoolExecutor(3) as at_once:
+        summaries = list(at_once.map(load, days))
+    assert [s["published"] for s in summaries] == [1, 1, 1]
+    found = running.sql(
+        "SELECT entry_date::VARCHAR AS d, count(*) AS n, sum(amount) AS a FROM raw.entries GROUP BY ALL ORDER BY d"
+    )
+    assert found == [{"d": d, "n": n, "a": sum(range(n)) / 4} for d, n in days.items()]
+    assert running.errors() == []
+
+
+def test_overlapping_runs_a_transform_and_maintenance_at_once(running: Running) -> None:
+    wanted = {}
+    for day in range(1, 16):
+        running.land(f"flights/2013-02-{day:02}.csv", flights(day, day + 1).replace("2013,1,", "2013,2,"))
+        wanted[day] = day + 1
+    runs = [
+        running.start("pipeline", datasets=["flights"], start="2013-02-01", end="2013-02-10"),
+        running.start("ingest", datasets=["flights"], start="2013-02-05", end="2013-02-15"),
+        running.start("ingest", datasets=["flights"], start="2013-02-03", end="2013-02-12", mode="all"),
+        running.start("transform"),
+        running.start("maintain", retention_days=0),
+    ]
+    ended = running.ended(*runs)
+    states = {r["name"]: r["state_name"] for r in ended.values()}
+    assert set(states.values()) == {"Completed"}, states
+    running.quiet()
+    in_february = "FROM raw.flights WHERE month(flight_date) = 2 GROUP BY 1 ORDER BY 1"
+    raw = running.sql(f"SELECT day(flight_date) AS d, count(*) AS n {in_february}")
+    assert {r["d"]: r["n"] for r in raw} == wanted
+    gold = "SELECT day(flight_date) AS d, sum(flights)::INT AS n FROM gold.carrier_daily"
+
+    def in_gold() -> dict[int, int]:
+        return {r["d"]: r["n"] for r in running.sql(f"{gold} WHERE month(flight_date) = 2 GROUP BY 1")}
+
+    # The runs' own events bring the rest of it to gold.
+    assert until(lambda: in_gold() == wanted, 120), in_gold()
+    assert running.errors() == []
+
+
+def test_a_rollback_is_restated_down_to_gold(running: Running) -> None:
+    running.quiet()
+    for rows in (5, 9):
+        running.land("flights/2013-03-01.csv", flights(1, rows).replace("2013,1,", "2013,3,"))
+        running.lake("backfill", "flights", "--start", "2013-03-01", "--end", "2013-03-01", "--mode", "all")
+    running.lake("transform")
+    gold = "SELECT sum(flights)::INT AS n FROM gold.carrier_daily WHERE flight_date = '2013-03-01'"
+    assert running.sql(gold) == [{"n": 9}]
+    assert "is back at 5 rows" in running.lake("rollback", "flights", "--partition", "2013-03-01")
+    assert running.sql(gold) == [{"n": 5}]
+    assert running.errors() == []
+
+
+def test_a_killed_holder_and_a_restarted_server_free_the_gate(running: Running) -> None:
+    """Within the lease (60 s) and the reaper's period (5 s): the slot does not leak, not even across a restart."""
+    running.quiet()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HELD],
+        env={**running.stack.environment, "PATH": "/usr/bin:/bin"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    holder.kill()
+    holder.wait()
+    running.stack.server.stop()
+    running.stack.server.start()
+
+    def taken() -> int:
+        found = running.api.get(f"v2/concurrency_limits/{gate.NAME}").raise_for_status().json()
+        return int(found["active_slots"])
+
+    assert taken() == 1
+    period = int(SERVER_SETTINGS["PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS"])
+    # A few seconds more, for the server that has just started and for the asking.
+    assert until(lambda: taken() == 0, gate.LEASE_SECONDS + period + 10)
+    running.lake("init")
+
+
+def test_a_wrong_number_of_slots_is_named_and_repaired_by_init(running: Running) -> None:
+    slots = f"v2/concurrency_limits/{gate.NAME}"
+    running.api.patch(slots, json={"limit": 3}).raise_for_status()
+    assert "has 3 slots instead of one" in running.lake("backfill", "flights", check=False)
+    assert gate.NAME in running.lake("init")
+    running.api.delete(slots).raise_for_status()
+    assert "does not exist" in running.lake("transform", check=False)
+    assert gate.NAME in running.lake("init")
+    assert running.api.get(slots).json()["limit"] == 1

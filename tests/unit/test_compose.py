@@ -1,0 +1,395 @@
+"""The compose file, its variables and its image, read as data: no Docker engine runs where the tests do."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect.settings.legacy import _get_settings_fields
+from prefect.settings.models.root import Settings as PrefectSettings
+from pydantic import SecretStr
+from sqlalchemy.engine import make_url
+
+from deployments.stack import POOL
+from flows.server import CLIENT_SETTINGS, SERVER_SETTINGS
+from flows.settings import PROJECT, Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = {"prefect-server", "init", "prefect-worker", "dask-scheduler", "dask-worker"}
+ONE_SHOT = {"init", "object-store-volume"}
+SERVICES = OURS | ONE_SHOT | {"postgres", "object-store"}
+
+SECRETS = {
+    "POSTGRES_PASSWORD",
+    "LAKE_CATALOG_PASSWORD",
+    "LAKE_STATE_PASSWORD",
+    "PREFECT_DATABASE_PASSWORD",
+    "PREFECT_API_AUTH_STRING",
+    "LAKE_S3_KEY_ID",
+    "LAKE_S3_SECRET",
+}
+OPTIONAL_SECRETS = {"LAKE_NOTIFY_URL"}
+"""Without it, nobody is told of failed runs."""
+
+NEEDS = {
+    "postgres": SECRETS - {"PREFECT_API_AUTH_STRING", "LAKE_S3_KEY_ID", "LAKE_S3_SECRET"},
+    "object-store-volume": set(),
+    "object-store": {"LAKE_S3_KEY_ID", "LAKE_S3_SECRET"},
+    "prefect-server": {"PREFECT_DATABASE_PASSWORD", "PREFECT_API_AUTH_STRING"},
+    "init": SECRETS - {"POSTGRES_PASSWORD", "PREFECT_DATABASE_PASSWORD"} | OPTIONAL_SECRETS,
+    "prefect-worker": SECRETS - {"POSTGRES_PASSWORD", "PREFECT_DATABASE_PASSWORD"},
+    "dask-scheduler": set(),
+    "dask-worker": {"PREFECT_API_AUTH_STRING", "LAKE_S3_KEY_ID", "LAKE_S3_SECRET"},
+}
+"""The secrets that each service is given, and no others."""
+
+TELEMETRY = {"DO_NOT_TRACK"}
+"""The one name in our environments that none of LAKE_, Prefect and Dask defines: it silences all of them."""
+
+VARIABLE = re.compile(r"\$\{(\w+)(?:(:[-?])([^}]*))?\}")
+
+
+@cache
+def compose() -> dict[str, Any]:
+    return dict(yaml.safe_load((ROOT / "docker-compose.yml").read_text()))
+
+
+def services() -> dict[str, dict[str, Any]]:
+    return dict(compose()["services"])
+
+
+def example() -> dict[str, str]:
+    """Every variable of env.example, the optional ones with the default that their comment shows."""
+    lines = (ROOT / "deployments/env.example").read_text().splitlines()
+    found = (re.fullmatch(r"(?:# )?([A-Z][A-Z0-9_]*)=(.*)", line) for line in lines)
+    return {match[1]: match[2] for match in found if match}
+
+
+def filled() -> dict[str, str]:
+    """env.example as somebody fills it in."""
+    return {n: f"{v}secret-of-{n.lower()}" if n in SECRETS else v for n, v in example().items()}
+
+
+def resolved(text: object, variables: dict[str, str]) -> str:
+    def value(match: re.Match[str]) -> str:
+        found = variables.get(match[1], "")
+        assert found or match[2] != ":?", match[3]
+        return found or (match[3] if match[2] == ":-" else "")
+
+    return VARIABLE.sub(value, str(text))
+
+
+def environment(service: str) -> dict[str, str]:
+    return {name: resolved(value, filled()) for name, value in services()[service].get("environment", {}).items()}
+
+
+def lake_settings(service: str) -> Settings:
+    given = {k.removeprefix("LAKE_").lower(): v for k, v in environment(service).items() if k.startswith("LAKE_")}
+    return Settings(_env_file=None, **given)
+
+
+def texts(value: object) -> Iterator[str]:
+    """Every text in a part of the compose file."""
+    if isinstance(value, dict):
+        for one in value.values():
+            yield from texts(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from texts(one)
+    else:
+        yield str(value)
+
+
+def used(value: object) -> set[str]:
+    return {match[1] for text in texts(value) for match in VARIABLE.finditer(text)}
+
+
+def dockerfile() -> list[tuple[str, str]]:
+    """The Dockerfile's instructions, continued lines joined: keyword and rest."""
+    text = (ROOT / "deployments/Dockerfile").read_text()
+    text = re.sub(r"^#.*\n", "", text, flags=re.M).replace("\\\n", " ")
+    return [(line.split()[0], line.partition(" ")[2]) for line in text.splitlines() if line.strip()]
+
+
+def test_the_services_are_these() -> None:
+    assert set(services()) == SERVICES
+
+
+def test_every_variable_is_explained_and_every_explained_one_is_used() -> None:
+    assert used(compose()) == set(example())
+    lines = (ROOT / "deployments/env.example").read_text().splitlines()
+    for name in example():
+        above = lines[next(n for n, line in enumerate(lines) if re.match(rf"(# )?{name}=", line)) - 1]
+        assert re.match(r"# [^=]+$", above), f"{name} has no comment"
+
+
+def test_a_default_is_the_same_in_both_files() -> None:
+    defaults = {m[1]: m[3] for t in texts(compose()) for m in VARIABLE.finditer(t) if m[2] == ":-"}
+    assert defaults == {name: value for name, value in example().items() if name not in SECRETS}
+
+
+def test_nothing_starts_without_its_secrets() -> None:
+    for text in texts(compose()):
+        for name, operator, message in VARIABLE.findall(text):
+            if name in SECRETS:
+                assert (operator, message) == (":?", f"set {name} in .env")
+            else:
+                assert operator == ":-"
+    assert used(compose()) >= SECRETS | OPTIONAL_SECRETS
+    # A user alone is no secret yet; everything else is empty.
+    assert {example()[name] for name in SECRETS} == {"", "lake:"}
+
+
+def test_a_secret_is_always_a_variable() -> None:
+    for service in services().values():
+        for name, value in service.get("environment", {}).items():
+            if re.search(r"PASSWORD|SECRET|KEY_ID|AUTH_STRING|ROOT_USER|NOTIFY_URL|CONNECTION_URL", name):
+                assert used(value) & (SECRETS | OPTIONAL_SECRETS), name
+    assert (
+        make_url(environment("prefect-server")["PREFECT_SERVER_DATABASE_CONNECTION_URL"]).password
+        == (filled()["PREFECT_DATABASE_PASSWORD"])
+    )
+    secrets = {
+        name for name, field in Settings.model_fields.items() if SecretStr in getattr(field.annotation, "__args__", ())
+    }
+    assert {f"LAKE_{name.upper()}" for name in secrets} <= SECRETS | OPTIONAL_SECRETS
+
+
+@pytest.mark.parametrize("service", sorted(SERVICES))
+def test_a_service_knows_only_the_secrets_it_needs(service: str) -> None:
+    assert used(services()[service]) & (SECRETS | OPTIONAL_SECRETS) == NEEDS[service]
+    # Process lists are public.
+    command = [*texts(services()[service].get("command", [])), *texts(services()[service].get("healthcheck", {}))]
+    assert not used(command) & (SECRETS | OPTIONAL_SECRETS)
+
+
+def test_a_worker_that_extracts_cannot_reach_the_databases() -> None:
+    assert not [name for name in environment("dask-worker") if "CATALOG" in name or "STATE" in name]
+    assert services()["postgres"]["networks"] == ["databases"]
+    assert compose()["networks"]["databases"] == {"internal": True}
+    for service in ("dask-worker", "dask-scheduler", "object-store"):
+        assert services()[service]["networks"] == ["services"]
+    settings = lake_settings("dask-worker")
+    assert (settings.catalog_password, settings.state_password) == (None, None)
+    # It means the same places as the run that sends it work.
+    run = lake_settings("prefect-worker")
+    for name in ("data_path", "landing", "s3_endpoint", "s3_key_id", "s3_secret", "s3_region", "s3_use_ssl"):
+        assert getattr(settings, name) == getattr(run, name)
+
+
+def test_ports_are_open_to_this_machine_only() -> None:
+    published = {name: service["ports"] for name, service in services().items() if "ports" in service}
+    assert published == {
+        "object-store": ["127.0.0.1:9000:9000", "127.0.0.1:9001:9001"],
+        "prefect-server": ["127.0.0.1:4200:4200"],
+    }
+
+
+@pytest.mark.parametrize("service", sorted(SERVICES - ONE_SHOT))
+def test_a_long_running_service_is_checked_and_comes_back(service: str) -> None:
+    definition = services()[service]
+    assert definition["restart"] == "unless-stopped"
+    check = definition["healthcheck"]
+    assert check["test"][0] == "CMD"
+    assert {"interval", "timeout", "retries", "start_period"} <= set(check)
+
+
+@pytest.mark.parametrize("service", sorted(ONE_SHOT))
+def test_a_one_shot_ends(service: str) -> None:
+    assert services()[service].get("restart", "no") == "no"
+    assert "healthcheck" not in services()[service]
+
+
+def test_services_start_in_an_order_that_exists() -> None:
+    order: dict[str, set[str]] = {}
+    for name, service in services().items():
+        order[name] = set(service.get("depends_on", {}))
+        for other, how in service.get("depends_on", {}).items():
+            ends = other in ONE_SHOT
+            assert how["condition"] == ("service_completed_successfully" if ends else "service_healthy"), (name, other)
+            assert ends or "healthcheck" in services()[other]
+    before = list(TopologicalSorter(order).static_order())
+    assert order["init"] == {"postgres", "object-store", "prefect-server"}
+    # No run, and so no first attach of the catalog, before `lake init` has succeeded.
+    assert "init" in order["prefect-worker"]
+    assert before.index("postgres") < before.index("prefect-server") < before.index("init")
+
+
+def test_every_volume_is_declared_and_used() -> None:
+    mounts = [m.split(":") for service in services().values() for m in service.get("volumes", [])]
+    assert {source for source, *_ in mounts if not source.startswith(".")} == set(compose()["volumes"])
+    for source, _, *mode in mounts:
+        if source.startswith("."):
+            assert (ROOT / source).exists()
+            assert mode == ["ro"]
+    assert any(m.startswith("postgres:/var/lib/postgresql/data") for m in services()["postgres"]["volumes"])
+    # The leases lie in Prefect's home.
+    home = environment("prefect-server")["PREFECT_HOME"]
+    assert services()["prefect-server"]["volumes"] == [f"prefect-server:{home}"]
+
+
+def test_ours_are_one_image_and_not_root() -> None:
+    assert {services()[name]["image"] for name in OURS} == {"ducklake-flows"}
+    assert [name for name, service in services().items() if "build" in service] == ["prefect-server"]
+    build = services()["prefect-server"]["build"]
+    assert (ROOT / build["context"] / build["dockerfile"]) == ROOT / "deployments/Dockerfile"
+    uid = re.search(r"useradd --uid (\d+)", " ".join(rest for _, rest in dockerfile()))
+    assert uid
+    assert {services()[name]["user"] for name in OURS} == {f"{uid[1]}:{uid[1]}"}
+
+
+def test_only_the_one_that_hands_over_a_volume_is_root() -> None:
+    assert [name for name, service in services().items() if service["user"] in ("root", "0", 0)] == [
+        "object-store-volume"
+    ]
+    volume = services()["object-store-volume"]
+    assert volume["network_mode"] == "none"
+    assert volume["cap_add"] == ["CHOWN"]
+    assert volume["entrypoint"] == ["chown", services()["object-store"]["user"], "/data"]
+    for service in services().values():
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_dask_workers_can_be_many() -> None:
+    worker = services()["dask-worker"]
+    assert "container_name" not in worker
+    assert "ports" not in worker
+    assert resolved(worker["deploy"]["replicas"], {}) == "2"
+    assert "--nthreads=1" in worker["command"]
+
+
+@pytest.mark.parametrize("service", sorted(OURS))
+def test_every_name_in_an_environment_means_something(service: str) -> None:
+    fields = _get_settings_fields(PrefectSettings)
+    for name in environment(service):
+        if name.startswith("LAKE_"):
+            assert name.removeprefix("LAKE_").lower() in Settings.model_fields
+        elif name.startswith("PREFECT_"):
+            assert name in fields, name
+        elif name.startswith("DASK_"):
+            import dask
+            import distributed  # noqa: F401 - brings its own configuration
+
+            key = name.removeprefix("DASK_").lower().replace("__", ".").replace("_", "-")
+            assert dask.config.get(key, None) is not None
+        else:
+            assert name in TELEMETRY
+
+
+@pytest.mark.parametrize("service", ["init", "prefect-worker"])
+def test_the_settings_load_and_are_those_of_production(service: str) -> None:
+    settings = lake_settings(service)
+    assert settings.embedded is False
+    assert settings.in_s3
+    assert settings.dask_address == "tcp://dask-scheduler:8786"
+    # Roles and databases are those that the init script makes.
+    script = (ROOT / "deployments/postgres-init.sh").read_text()
+    made = dict(re.findall(r"^database (\w+) (\w+)$", script, re.M))
+    assert made == {
+        "lake": "LAKE_CATALOG_PASSWORD",
+        "sqlmesh": "LAKE_STATE_PASSWORD",
+        "prefect": "PREFECT_DATABASE_PASSWORD",
+    }
+    assert settings.catalog.endswith("host=postgres port=5432 dbname=lake user=lake")
+    assert settings.state == "postgres://sqlmesh@postgres:5432/sqlmesh"
+    url = make_url(environment("prefect-server")["PREFECT_SERVER_DATABASE_CONNECTION_URL"])
+    assert (url.drivername, url.username, url.host, url.database) == (
+        "postgresql+asyncpg",
+        "prefect",
+        "postgres",
+        "prefect",
+    )
+    assert set(made.values()) <= set(environment("postgres"))
+
+
+def test_the_compose_files_variables_leave_a_laptops_lake_as_it_is() -> None:
+    """`lake` reads the same .env when it runs beside the compose file."""
+    given = {k.removeprefix("LAKE_").lower(): v for k, v in filled().items() if k.startswith("LAKE_")}
+    assert Settings(_env_file=None, **given).embedded
+    assert not Settings(_env_file=None, **given).in_s3
+
+
+def test_the_prefect_server_has_the_settings_of_the_embedded_one() -> None:
+    given = environment("prefect-server")
+    assert {name: given.get(name) for name in SERVER_SETTINGS} == SERVER_SETTINGS
+    # Beyond those: where it keeps what it knows, who may ask, and where a browser finds it.
+    assert set(given) - set(SERVER_SETTINGS) - set(CLIENT_SETTINGS) == {
+        "PREFECT_HOME",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL",
+        "PREFECT_SERVER_API_AUTH_STRING",
+        "PREFECT_SERVER_UI_API_URL",
+        "PREFECT_UI_URL",
+    }
+    # One process with its services inside: leases on a volume are seen by all of them.
+    assert services()["prefect-server"]["command"][:3] == ["prefect", "server", "start"]
+    assert not {"--no-services", "--workers"} & set(services()["prefect-server"]["command"])
+
+
+def test_clients_are_told_the_same_password_and_report_to_nobody() -> None:
+    password = environment("prefect-server")["PREFECT_SERVER_API_AUTH_STRING"]
+    for service in ("init", "prefect-worker", "dask-worker"):
+        given = environment(service)
+        assert given["PREFECT_API_AUTH_STRING"] == password
+        assert given["PREFECT_API_URL"] == "http://prefect-server:4200/api"
+        assert given.items() >= CLIENT_SETTINGS.items()
+    assert all(environment(service)["DO_NOT_TRACK"] == "1" for service in OURS)
+
+
+def test_the_worker_polls_the_pool_that_is_deployed_to() -> None:
+    command = services()["prefect-worker"]["command"]
+    assert command[command.index("--pool") + 1] == POOL
+    assert services()["init"]["command"] == ["deployments/init"]
+
+
+def test_the_image_copies_what_there_is_and_what_is_let_in() -> None:
+    ignore = [n for n in (ROOT / ".dockerignore").read_text().splitlines() if n and not n.startswith("#")]
+    assert ignore[0] == "*"
+    let_in = {name.removeprefix("!") for name in ignore if name.startswith("!")}
+    copied = set()
+    for keyword, rest in dockerfile():
+        if keyword == "COPY" and not rest.startswith("--from="):
+            copied |= set(rest.split()[:-1])
+    assert copied == let_in
+    for name in copied:
+        assert (ROOT / name).exists()
+    assert {PROJECT.name, "flows", "deployments"} <= copied
+
+
+def test_the_image_is_hash_checked_and_names_no_registry() -> None:
+    text = (ROOT / "deployments/Dockerfile").read_text()
+    installs = [c for k, rest in dockerfile() if k == "RUN" for c in rest.split("&&") if "pip install" in c]
+    assert [("--require-hashes" in c, "--no-deps" in c) for c in installs] == [
+        (True, False),
+        (True, False),
+        (False, True),
+    ]
+    assert "-r requirements-bootstrap.lock" in installs[0]
+    assert "-r requirements.lock" in installs[1]
+    assert "--no-build-isolation --editable ." in installs[2]
+    assert not re.search(r"index-url|find-links|https?://", text)
+
+
+def test_the_image_runs_as_its_own_user_with_all_extensions() -> None:
+    instructions = dockerfile()
+    users = [rest for keyword, rest in instructions if keyword == "USER"]
+    assert users == ["lake"]
+    extensions = [(k, rest) for k, rest in instructions if "import_extension" in rest]
+    assert len(extensions) == 1
+    # As the user who will load them: they go into this user's folder.
+    assert instructions.index(extensions[0]) > instructions.index(("USER", "lake"))
+    named = re.search(r"for name in ([\w ]+);", extensions[0][1])
+    assert named
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert set(named[1].split()) == {
+        name.replace("-", "_")
+        for dependency in wanted
+        for name in re.findall(r"^duckdb-extension-([\w-]+)==", dependency)
+    }
