@@ -1,0 +1,88 @@
+"""Every way a production service can be wrong: one clear error each, with its next step and no secret in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.datasets import all_datasets
+from flows.errors import CatalogError, LakeError, NotInitialised, StorageError
+from flows.lake.connect import connect
+from flows.lake.schema import bootstrap
+from flows.settings import Settings
+from flows.storage import check, open_storage
+from tests.conftest import Services
+
+Make = Callable[..., Settings]
+
+
+@pytest.fixture
+def settings(services: Services, tmp_path: Path) -> Make:
+    """The settings of a lake on Postgres and S3, some of them changed."""
+    environment = services.environment("postgres+s3", tmp_path / "home")
+    given = {name.removeprefix("LAKE_").lower(): value for name, value in environment.items()}
+    return lambda **changed: Settings(_env_file=None, **{**given, **changed})
+
+
+def test_a_database_without_a_lake_is_not_made_one_by_a_reader(settings: Make) -> None:
+    with pytest.raises(NotInitialised, match="no lake yet") as caught:
+        connect(settings())
+    assert caught.value.fix == "lake init"
+
+
+def test_every_wrong_catalog_is_named(settings: Make, services: Services) -> None:
+    right = settings().catalog
+    server = f"host=127.0.0.1 port={services.postgres.port}"
+    wrong = {
+        "password authentication failed": {"catalog_password": "hunter2"},
+        "no password supplied": {"catalog_password": None},
+        'database "nowhere" does not exist': {"catalog": right.replace("dbname=", "dbname=nowhere application_name=")},
+        "Connection refused": {"catalog": right.replace(server, "host=127.0.0.1 port=1")},
+        "could not translate host name": {"catalog": right.replace(server, "host=nowhere.invalid port=1")},
+    }
+    for says, changed in wrong.items():
+        with pytest.raises(CatalogError, match=says) as caught:
+            connect(settings(**changed))
+        assert caught.value.fix
+        assert "hunter2" not in str(caught.value)
+        assert services.password not in str(caught.value)
+
+
+def test_every_wrong_object_store_is_named_before_any_work(settings: Make, services: Services) -> None:
+    assert check(settings(), create=True) == [] or check(settings()) == []
+    wrong = {
+        "There is no bucket 'nowhere'": {"data_path": "s3://nowhere/data/"},
+        "refuses access to the bucket 'lake': AccessDenied": {"s3_secret": "hunter2"},
+        "refuses access": {"s3_key_id": "nobody"},
+        "Connection refused": {"s3_endpoint": "127.0.0.1:1"},
+        "SSL": {"s3_use_ssl": "true"},
+        "does not answer as S3 does": {"s3_endpoint": f"127.0.0.1:{services.postgres.port}"},
+    }
+    for says, changed in wrong.items():
+        with pytest.raises(StorageError, match=says) as caught:
+            check(settings(**changed))
+        assert caught.value.fix
+        assert services.secret not in str(caught.value)
+        assert "hunter2" not in str(caught.value)
+    with pytest.raises(LakeError, match="cannot be listed"):
+        open_storage(settings().landing, settings(s3_secret="hunter2")).list()  # noqa: S106
+
+
+def test_a_catalog_of_another_version_or_of_another_data_path_is_refused(settings: Make, services: Services) -> None:
+    check(settings(), create=True)
+    bootstrap(settings(), list(all_datasets().values()))
+    with pytest.raises(CatalogError, match="is not LAKE_DATA_PATH"):
+        connect(settings(data_path="s3://lake/elsewhere/"))
+    import psycopg2
+
+    name = settings().catalog.rpartition("user=")[2]
+    con = psycopg2.connect(
+        host="127.0.0.1", port=services.postgres.port, user=name, dbname=name, password=services.password
+    )
+    with con, con.cursor() as cursor:
+        cursor.execute("UPDATE ducklake_metadata SET value = '0.3' WHERE key = 'version'")
+    con.close()
+    with pytest.raises(CatalogError, match=r"has DuckLake's format 0\.3, and this release reads and writes 1\.0"):
+        connect(settings())

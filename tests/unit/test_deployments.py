@@ -1,0 +1,65 @@
+"""The deployments as data: names, schedules, limits, triggers; and that what they name exists."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deployments.hours import due
+from flows import events, notify
+from flows.datasets import all_datasets
+
+FILE = Path(__file__).parents[2] / "deployments" / "prefect.yaml"
+
+
+@pytest.fixture(scope="module")
+def deployments() -> dict[str, dict[str, Any]]:
+    return {d["name"]: d for d in yaml.safe_load(FILE.read_text())["deployments"]}
+
+
+def test_the_whole_of_what_is_deployed(deployments: dict[str, dict[str, Any]]) -> None:
+    found = {
+        name: (
+            {s["slug"]: s["cron"] for s in d["schedules"]},
+            (d["concurrency_limit"]["limit"], d["concurrency_limit"]["collision_strategy"]),
+            [t["expect"][0] for t in d.get("triggers", [])],
+        )
+        for name, d in deployments.items()
+    }
+    assert found == {
+        "ingest": ({"daily": "0 {{ due.hours }} * * *"}, (2, "ENQUEUE"), [events.ARRIVED]),
+        "transform": ({"daily": "45 7 * * *"}, (1, "ENQUEUE"), [events.PUBLISHED]),
+        "pipeline": ({}, (1, "ENQUEUE"), []),
+        "maintain": ({"nightly": "15 3 * * *"}, (1, "CANCEL_NEW"), []),
+    }
+
+
+def test_every_entrypoint_is_a_flow_with_the_parameters_given(deployments: dict[str, dict[str, Any]]) -> None:
+    for name, deployment in deployments.items():
+        module, _, function = deployment["entrypoint"].rpartition(".")
+        flow = getattr(import_module(module), function)
+        assert flow.name == name
+        given = [s.get("parameters", {}) for s in deployment["schedules"]]
+        given += [t.get("parameters", {}) for t in deployment.get("triggers", [])]
+        for parameters in given:
+            assert parameters.keys() <= flow.parameters.properties.keys()
+        assert deployment["tags"] == [notify.TAG]
+        assert deployment["work_pool"]["name"] == "lake"
+        assert deployment["description"]
+        # Nothing is fetched, and nothing asked: an empty list, since leaving it out makes Prefect ask.
+        assert deployment["pull"] == []
+
+
+def test_a_transform_starts_only_when_the_moment_it_gathers_has_passed(deployments: dict[str, dict[str, Any]]) -> None:
+    trigger = deployments["transform"]["triggers"][0]
+    assert trigger["threshold"] == 1
+    assert int(trigger["schedule_after"].removeprefix("PT").removesuffix("S")) > trigger["within"] > 0
+
+
+def test_the_hours_are_those_of_the_datasets() -> None:
+    hours = {d.hour for d in all_datasets().values() if d.hour is not None}
+    assert due() == {"hours": ",".join(str(h) for h in sorted(hours))} == {"hours": "5,6"}
