@@ -37,12 +37,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", action="store_true", help="write the screenshots into docs/images")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes share the tests: those of one stack, and those of one lake for a whole file, stay together."""
+    """Two processes share the tests: those that use one lake for a whole file stay together, and so do the flows'."""
     for item in items:
         folder = Path(item.path).parent.name
-        if folder == "stack" or Path(item.path).stem == "test_cli":
-            item.add_marker(pytest.mark.xdist_group(folder))
+        if folder == "stack":
+            item.add_marker(pytest.mark.stack)
+        if folder in ("stack", "flows"):
+            item.add_marker(pytest.mark.xdist_group(f"{folder} {Path(item.path).stem}"))
 
 
 @dataclass

@@ -58,11 +58,16 @@ def verify(settings: Settings) -> Iterator[Finding]:
         yield from _fences(con)
         files = dict(_files(con))
         yield from _storage(settings, con, files)
+        published: dict[str, dict[str, ledger.Entry]] = {}
+        for (key, partition), entry in ledger.latest(con).items():
+            if entry.attempt_id:
+                published.setdefault(key, {})[partition] = entry
         for dataset in all_datasets().values():
-            if dataset.table not in tables:
+            entries = published.get(dataset.key, {})
+            if dataset.table not in tables or not (entries or files.get(dataset.table)):
                 continue
             try:
-                yield from _rows(con, dataset, tables[dataset.table])
+                yield from _rows(con, dataset, tables[dataset.table], entries)
                 yield from _paths(con, dataset, files)
             except duckdb.Error as error:
                 yield Finding("error", "file readable", dataset.table, " ".join(str(error).split())[:300])
@@ -105,7 +110,9 @@ def _storage(settings: Settings, con: DuckDBPyConnection, files: Mapping[str, li
         yield Finding("note", "orphans", settings.data_path, what)
 
 
-def _rows(con: DuckDBPyConnection, dataset: Dataset, columns: Mapping[str, str]) -> Iterator[Finding]:
+def _rows(
+    con: DuckDBPyConnection, dataset: Dataset, columns: Mapping[str, str], entries: Mapping[str, ledger.Entry]
+) -> Iterator[Finding]:
     """Each published partition's rows are the ledger's, by count and by content."""
     column = dataset.partition_column
     key = f"strftime({quoted(column)}, '{dataset.grain.key_format}')" if column else "'full'"
@@ -113,7 +120,6 @@ def _rows(con: DuckDBPyConnection, dataset: Dataset, columns: Mapping[str, str])
         f"SELECT {key}, count(*), {fingerprint_sql(columns)} FROM {qualified(dataset)} GROUP BY ALL"
     ).fetchall()
     here = {partition: (count, fingerprint_text(count, digest)) for partition, count, digest in found if count}
-    entries = {p: e for (_, p), e in ledger.latest(con, dataset.key).items() if e.attempt_id}
     for partition, entry in entries.items():
         count, fingerprint = here.pop(partition, (0, fingerprint_text(0, 0)))
         subject = f"{dataset.key} {partition}"
