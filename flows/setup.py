@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from flows import gate, notify, storage
 from flows.datasets.model import Dataset
+from flows.lake.connect import connected
 from flows.lake.schema import bootstrap
 from flows.settings import Settings
 
@@ -29,11 +30,13 @@ def initialise(settings: Settings, datasets: Sequence[Dataset]) -> list[str]:
 
 
 def check(settings: Settings) -> None:
-    """Make sure, before a run starts any work, of what it needs besides the catalog: the gate and the buckets.
+    """Make sure, before a run starts any work, of what it needs: the buckets, the catalog, the gate.
 
     Raises:
-        GateError: the limit is missing or has another number of slots.
         StorageError: a bucket is missing or cannot be used.
+        CatalogError: there is no lake yet, or it cannot be opened.
+        GateError: a limit is missing or has another number of slots.
     """
-    gate.check()
     storage.check(settings)
+    with connected(settings, read_only=True):
+        gate.check()
