@@ -24,7 +24,7 @@ from typing import Any
 from flows.errors import CatalogError, LakeError
 from flows.settings import Settings
 
-START_SECONDS = 120
+START_SECONDS = 240
 """How long a new server may take until it answers; the first start on a machine migrates its database."""
 
 SERVER_SETTINGS = {

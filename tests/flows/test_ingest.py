@@ -227,7 +227,7 @@ def test_the_flows_forms_are_typed() -> None:
     from flows.pipeline import pipeline
 
     properties = pipeline.parameters.properties
-    assert properties["datasets"]["items"] == {"type": "string"}
+    assert properties["datasets"]["anyOf"][0] == {"items": {"type": "string"}, "type": "array"}
     assert properties["start"]["anyOf"][0] == {"format": "date", "type": "string"}
     assert properties["workers"]["type"] == "integer"
     assert pipeline.parameters.definitions is not None
