@@ -183,7 +183,10 @@ def _alive(pid: int) -> bool:
     proc = Path("/proc")
     if proc.exists():
         try:
-            return b"prefect" in (proc / str(pid) / "cmdline").read_bytes()
+            command = (proc / str(pid) / "cmdline").read_bytes()
+            ended = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+            # Empty for a moment, while a new process is being put in its place.
+            return not ended and (not command or b"prefect" in command)
         except (FileNotFoundError, ProcessLookupError):
             return False
     try:
