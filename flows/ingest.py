@@ -70,7 +70,7 @@ class Summary:
             "published": len(self.published),
             "unchanged": len(self.unchanged),
             "failed": [{"dataset": f.dataset, "partition": f.partition, "error": f.error} for f in self.failed],
-            "no_source": self.no_source,
+            "no_source": sorted(self.no_source),
             "rows": self.rows,
             "bytes": sum(r.bytes for r in self.published),
             "commits": self.commits,
