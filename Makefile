@@ -1,6 +1,6 @@
 # Everything here needs only Python 3.11 or newer, make and git; .venv is made from requirements.lock.
 .DEFAULT_GOAL := help
-.PHONY: help demo stack test test-stack lint format bench lock clean
+.PHONY: help demo stack test soak lint format bench lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -21,11 +21,11 @@ stack: .venv/installed  ## PostgreSQL, S3, Prefect, a worker and Dask on this ma
 
 ##@ Development
 
-test: .venv/installed  ## All tests (ARGS="-k name" narrows them)
+test: .venv/installed  ## All tests (ARGS="tests/lake -k name" narrows them)
 	$(BIN)/python -m pytest $(ARGS)
 
-test-stack: .venv/installed  ## Tests of the whole production stack: every trigger, the browser, backup, memory
-	$(BIN)/python -m pytest -n 0 -m stack tests/stack $(ARGS)
+soak: .venv/installed  ## The fault tests at length: every crash point, hundreds of seeds; prints a table
+	$(BIN)/python -m pytest --soak tests/faults $(ARGS)
 
 lint: .venv/installed  ## Style, types, and the lock against pyproject.toml
 	$(BIN)/ruff format --check .

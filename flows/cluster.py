@@ -44,8 +44,13 @@ def task_runner(settings: Settings, workers: int) -> Iterator[DaskTaskRunner]:
 
 @contextlib.contextmanager
 def _local_cluster(settings: Settings, workers: int) -> Iterator[str]:
+    import dask
     from distributed import LocalCluster
+    from distributed.utils import get_mp_context
 
+    # The workers are forked from one process that has imported everything, instead of importing it each for itself.
+    dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+    get_mp_context().set_forkserver_preload(["distributed", "dlt", "flows.ingest"])
     environment = {**settings.worker_environment(), "PREFECT_API_URL": os.environ.get("PREFECT_API_URL", "")}
     with LocalCluster(
         n_workers=workers,

@@ -24,6 +24,7 @@ from flows.lake.connect import connected
 from flows.lake.publish import Published, Publisher
 from flows.lake.schema import hints, table_columns
 from flows.plan import Mode, Planned, State, counts, make_plan
+from flows.points import reached
 from flows.progress import progress
 from flows.settings import Settings, load_settings
 from flows.setup import check
@@ -236,6 +237,7 @@ class _Run:
         """
         try:
             outcomes: list[Outcome] = future.result()
+            reached("receipted")
         except Exception as error:  # noqa: BLE001 - a dead worker surfaces as any of several errors
             text = " ".join(str(error).split())[:300]
             get_run_logger().warning("a chunk of %s was lost: %s: %s", dataset, type(error).__name__, text)
@@ -267,16 +269,19 @@ class _Run:
             return Published()
         began = time.monotonic()
         with gate.hold():
+            reached("gate held")
             self._summary.add_seconds("wait for the gate", began)
             began = time.monotonic()
             result = self._publisher.publish(group)
             self._summary.add_seconds("in the gate", began)
+            reached("before the slot is freed")
         self._summary.published += result.receipts
         self._summary.unchanged += result.unchanged
         self._summary.failed += result.failures
         if result.snapshot_id is not None:
             self._summary.commits += 1
             self._summary.snapshot_id = result.snapshot_id
+        reached("before the event")
         events.published(result)
         return result
 

@@ -18,6 +18,9 @@ LAKE = "lake"
 
 PROJECT = Path(__file__).resolve().parent.parent / "sqlmesh_project"
 
+KILL_AT = os.environ.get("LAKE_KILL_AT", "")
+"""Of tests only; see `flows.points`."""
+
 
 class Settings(BaseSettings):
     """Where the lake is and how to reach it. The defaults give the embedded lake in ``.lake``.

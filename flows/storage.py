@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from flows.settings import Settings
 
+CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
+"""How long an object store may take to answer, before it is asked again."""
+
 
 @dataclass(frozen=True)
 class Storage:
@@ -160,7 +163,7 @@ def _client(settings: Settings, retries: int) -> Minio:
         secure=settings.s3_use_ssl,
         region=settings.s3_region,
         http_client=urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=10, read=60),
+            timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
             retries=urllib3.Retry(retries, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
         ),
     )
@@ -190,7 +193,7 @@ def open_storage(url: str, settings: Settings) -> Storage:
         endpoint_override=settings.s3_endpoint,
         region=settings.s3_region,
         scheme="https" if settings.s3_use_ssl else "http",
-        connect_timeout=10,
-        request_timeout=60,
+        connect_timeout=CONNECT_SECONDS,
+        request_timeout=READ_SECONDS,
     )
     return Storage(fs, base.removeprefix("s3://"), base + "/", settings)

@@ -12,6 +12,7 @@ from prefect.runtime import flow_run
 from flows import builder, gate
 from flows.errors import RunFailed
 from flows.lake.builds import Todo, read_todo, record
+from flows.points import reached
 from flows.settings import PROJECT, Settings, load_settings
 from flows.setup import check
 
@@ -63,6 +64,7 @@ def _bring_up_to_date(settings: Settings, todo: Todo, summary: dict[str, Any], b
         _artifacts(summary, error.message)
         error.summary = summary
         raise
+    reached("before the build is recorded")
     with gate.hold():
         record(settings, todo, str(flow_run.id))
 

@@ -34,18 +34,30 @@ DATASETS = Path(__file__).parent / "datasets"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="the long forms of the fault tests")
+    parser.addoption("--seed", type=int, help="replay one seed of a fault test")
     parser.addoption("--screenshots", action="store_true", help="write the screenshots into docs/images")
 
 
-@pytest.hookimpl(tryfirst=True)
+FOLDERS = ("stack", "flows", "faults", "lake", "unit")
+"""The tests' folders, those whose files take longest first: two processes share the files."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes share the tests: those that use one lake for a whole file stay together, and so do the flows'."""
-    for item in items:
-        folder = Path(item.path).parent.name
-        if folder == "stack":
-            item.add_marker(pytest.mark.stack)
-        if folder in ("stack", "flows"):
-            item.add_marker(pytest.mark.xdist_group(f"{folder} {Path(item.path).stem}"))
+    items.sort(key=lambda item: FOLDERS.index(Path(item.path).parent.name))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests stay in one process, for they may share a lake; and all of the stack's, which share the stack."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "stack" if "/stack/" in file else file
+
+    return ByFile(config, log)
 
 
 @dataclass
@@ -186,8 +198,10 @@ def services() -> Iterator[Services]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "lake" in metafunc.fixturenames:
-        everywhere = Path(metafunc.definition.path).parent.name == "lake"
-        metafunc.parametrize("lake", STORAGES if everywhere else STORAGES[:1], indirect=True)
+        folder = Path(metafunc.definition.path).parent.name
+        chosen = {"lake": STORAGES, "faults": STORAGES[::2]}.get(folder, STORAGES[:1])
+        if not any("lake" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")):
+            metafunc.parametrize("lake", chosen, indirect=True)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from sqlmesh.core.engine_adapter.duckdb import DuckDBEngineAdapter
 
 from flows.lake.connect import attach_sql, commit_message, prepare
 from flows.lake.publish import raise_fence
+from flows.points import reached
 from flows.settings import LAKE, Settings, load_settings
 
 _READS = (exp.Query, exp.Describe, exp.Use, exp.Set, exp.Pragma)
@@ -38,10 +39,13 @@ class LakeAdapter(DuckDBEngineAdapter):
         if self._connection_pool.is_transaction_active or self._reading or condition is False:
             yield
             return
-        with type(self).gate(), super().transaction():
-            raise_fence(self.cursor, "transform_fence")
-            commit_message(self.cursor, "transform")
-            yield
+        with type(self).gate():
+            with super().transaction():
+                raise_fence(self.cursor, "transform_fence")
+                commit_message(self.cursor, "transform")
+                yield
+                reached("mid interval")
+            reached("interval committed")
 
     def execute(self, expressions: Any, *args: Any, **kwargs: Any) -> None:
         """Run statements; ones that only read need no transaction of their own."""

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from flows.datasets import get_dataset
 from flows.datasets.model import Dataset, Grain, Partition, parse_partition
 from flows.errors import LakeError, NoSource, Rejected, SourceError
+from flows.points import reached
 from flows.settings import Settings
 from flows.stage.inspect import MARK, Inspection, inspect
 from flows.stage.layout import new_attempt, staged_path
@@ -60,6 +61,7 @@ def extract_chunk(
     Returns:
         One outcome a partition, in the order given. Nothing is raised for a partition that fails.
     """
+    reached("before extract")
     dataset = get_dataset(dataset_key)
     attempts = [_Attempt(parse_partition(key, dataset.grain), version) for key, version in versions.items()]
     stage = open_storage(settings.data_path, settings)
@@ -154,6 +156,7 @@ def _resource(dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str,
             try:
                 for item in dataset.read(attempt.partition):
                     yield _marked(dataset, attempt.partition, item, mark)
+                    reached("mid extract")
             except Exception as error:  # noqa: BLE001 - any fault of a source is its partition's, not the chunk's
                 attempt.error = error
 
@@ -253,6 +256,7 @@ def _stage(dataset: Dataset, attempt: _Attempt, stage: Storage) -> Outcome:
         staged = {staged_path(dataset, attempt.partition, attempt.id, n): f for n, f in enumerate(attempt.files)}
         for relative, file in staged.items():
             stage.put(file, relative)
+            reached("file written")
     except Exception as error:  # noqa: BLE001 - whatever it is, it goes into the ledger by name
         state: Literal["failed", "rejected", "no source"] = "failed"
         if isinstance(error, NoSource):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flows.lake.connect import commit_message, connected
 from flows.lake.publish import raise_fence
 from flows.lake.schema import ORPHAN_AGE
+from flows.points import reached
 from flows.settings import LAKE, Settings
 from flows.storage import open_storage
 
@@ -183,6 +184,7 @@ def _transaction(settings: Settings, call: str, column: str, *, fenced: bool) ->
                 raise_fence(con, "transform_fence")
             done = con.execute(f"SELECT coalesce(sum({column}), 0)::BIGINT {call}").fetchall()[0][0]
             commit_message(con, "maintain")
+            reached("mid compaction")
             con.execute("COMMIT")
         return int(done)
 
@@ -191,7 +193,12 @@ def _transaction(settings: Settings, call: str, column: str, *, fenced: bool) ->
 
 def _call(settings: Settings, function: str, bound: str) -> int:
     with connected(settings) as con:
-        return len(con.execute(f"FROM ducklake_{function}('{LAKE}', {bound})").fetchall())
+        con.execute("BEGIN")
+        done = con.execute(f"FROM ducklake_{function}('{LAKE}', {bound})").fetchall()
+        if function == "cleanup_old_files":
+            reached("mid cleanup")
+        con.execute("COMMIT")
+    return len(done)
 
 
 def _count(con: DuckDBPyConnection, function: str, bound: str) -> int:

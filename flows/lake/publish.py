@@ -21,13 +21,20 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 from flows.datasets.model import Dataset, parse_partition
-from flows.errors import CommitConflict, LakeError, Rejected
+from flows.errors import CatalogError, CommitConflict, LakeError, Rejected
 from flows.lake import ledger
 from flows.lake.connect import commit_message, connect
 from flows.lake.schema import create_table, evolve, qualified, table_columns
+from flows.points import reached
 from flows.settings import LAKE, Settings
 from flows.stage.receipt import Failure, Outcome, Receipt
 from flows.stage.types import quoted
@@ -40,12 +47,15 @@ log = logging.getLogger(__name__)
 RETRIES = 5
 """Transactions begun anew after a known conflict, within one hold of the gate."""
 
+LOST_SECONDS = 60
+"""How long a catalog that went away in mid-run may stay away; within one hold of the gate."""
+
 _CONFLICT = ("conflict", "primary key", "unique constraint", "concurrent", "maximum retry count", "database is locked")
-_LOST = ("connection", "server closed", "terminating", "broken pipe", "i/o error", "disk i/o")
+_LOST = ("connection", "server closed", "terminating", "broken pipe", "i/o error", "disk is full", '"rollback"')
 
 
-class UnknownOutcome(Exception):
-    """COMMIT was sent and no answer came: only the ledger knows."""
+class UnknownOutcome(CatalogError):
+    """The connection was lost, perhaps after COMMIT was sent: only the ledger knows."""
 
 
 @dataclass(slots=True)
@@ -84,6 +94,8 @@ class Publisher:
     def close(self) -> None:
         """Close the connection; an open transaction is rolled back."""
         if self._con is not None:
+            # By hand: where Postgres is gone, DuckDB's own rollback at the end ends the whole process (1.5.5).
+            _rollback(self._con)
             self._con.close()
             self._con = None
 
@@ -95,7 +107,7 @@ class Publisher:
 
         Raises:
             CommitConflict: other writers won every retry.
-            CatalogError: the catalog cannot be reached.
+            CatalogError: the catalog cannot be reached, or went away and did not come back.
         """
         import duckdb
 
@@ -113,15 +125,20 @@ class Publisher:
             return self._with_retries([_failed(group[0], "failed", _text(error))])
 
     def _with_retries(self, group: Sequence[Outcome]) -> Published:
-        for attempt in Retrying(
-            retry=retry_if_exception_type((CommitConflict, UnknownOutcome)),
+        conflicts = Retrying(
+            retry=retry_if_exception_type(CommitConflict),
             stop=stop_after_attempt(RETRIES),
             wait=wait_random_exponential(0.05, max=1.0),
             reraise=True,
-        ):
-            with attempt:
-                return self._once(group)
-        raise AssertionError("unreachable")
+        )
+        losses = Retrying(
+            retry=retry_if_exception_type(CatalogError),
+            stop=stop_after_delay(LOST_SECONDS),
+            wait=wait_random_exponential(0.1, max=5.0),
+            reraise=True,
+        )
+        published: Published = losses(conflicts, self._once, group)
+        return published
 
     def _once(self, group: Sequence[Outcome]) -> Published:
         """One transaction; a conflict and a lost answer each have an error of their own."""
@@ -131,12 +148,15 @@ class Publisher:
         committing = False
         try:
             con.execute("BEGIN")
+            reached("after BEGIN")
             result, work = self._fill(con, group)
             if not work:
                 con.execute("ROLLBACK")
                 return result
             committing = True
+            reached("before COMMIT")
             con.execute("COMMIT")
+            reached("after COMMIT")
             result.snapshot_id = con.execute(f"SELECT id FROM {LAKE}.last_committed_snapshot()").fetchone()[0]  # type: ignore[index]
         except duckdb.Error as error:
             text = _text(error)
@@ -145,7 +165,10 @@ class Publisher:
                 self.close()
                 if committing and self._is_committed(group):
                     return self._as_published(group)
-                raise UnknownOutcome(text) from error
+                raise UnknownOutcome(
+                    f"The connection to the catalog was lost: {text}",
+                    "check that it is up, then the same command again: the ledger knows what was committed",
+                ) from error
             _rollback(con)
             if conflict:
                 raise CommitConflict(
@@ -157,6 +180,7 @@ class Publisher:
     def _fill(self, con: DuckDBPyConnection, group: Sequence[Outcome]) -> tuple[Published, bool]:
         """Everything between BEGIN and COMMIT. Returns the outcome, and whether there is anything to commit."""
         token = raise_fence(con, "fence")
+        reached("after the fence")
         known = ledger.latest(con, partitions=sorted({o.partition for o in group}))
         done = ledger.attempts_in(con, [o.attempt_id for o in group])
         result, rows = Published(), []
@@ -213,6 +237,7 @@ class Publisher:
         else:
             values = ", ".join(f"'{parse_partition(r.partition, dataset.grain).value}'" for r in receipts)
             con.execute(f"DELETE FROM {qualified(dataset)} WHERE {quoted(column)} IN ({values})")
+        reached("after DELETE")
         paths = [self._settings.data_path + path for r in receipts for path in r.files]
         if paths:
             con.execute(
@@ -220,6 +245,7 @@ class Publisher:
                 f"hive_partitioning => {column is not None})",
                 [dataset.key, paths],
             )
+            reached("after registration")
 
     def _receipt_row(self, receipt: Receipt) -> dict[str, Any]:
         return {
@@ -295,8 +321,8 @@ def _rollback(con: DuckDBPyConnection) -> None:
 
     try:
         con.execute("ROLLBACK")
-    except duckdb.TransactionException:
-        log.debug("the failed transaction was rolled back already")
+    except duckdb.Error as error:
+        log.debug("there is no transaction to roll back, or nobody to tell: %s", error)
 
 
 def _failed(receipt: Receipt, state: Any, error: str) -> Failure:

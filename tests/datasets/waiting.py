@@ -1,0 +1,21 @@
+"""Its source says that it was asked, in a file, and then gives rows for as long as another file is not there."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from flows.datasets.model import Dataset, Partition
+from flows.settings import load_settings
+
+
+def waiting(partition: Partition) -> Iterator[dict[str, Any]]:
+    home = load_settings().home
+    home.joinpath(f"asked-{partition.key}").touch()
+    number = 0
+    while not home.joinpath("answer").exists():
+        time.sleep(0.1)
+        number += 1
+        yield {"n": number}
+
+
+DATASET = Dataset(key="waiting", source=waiting, partition_column="day")

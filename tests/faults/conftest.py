@@ -1,0 +1,148 @@
+"""Faults: processes that are killed at a named point or at any moment, and how many of each a run takes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from flows import points
+from flows.datasets import get_dataset
+from flows.datasets.model import parse_partition
+from flows.points import Point
+from flows.settings import load_settings
+from flows.stage.inspect import inspect
+from flows.stage.layout import new_attempt, staged_path
+from flows.stage.receipt import Receipt
+from tests.conftest import Lake
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["dlt", "duckdb", "flows.extract.chunk", "flows.lake.publish", "tests.conftest"])
+"""Processes of their own that have imported everything: killing one costs no start-up."""
+
+
+def _run(environment: Mapping[str, str], switch: str, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ.update(environment)
+    points.KILL_AT = switch
+    work(Lake(load_settings()), *arguments)
+
+
+@dataclass
+class Killer:
+    """Runs work on a lake in a process of its own, and has it killed."""
+
+    switch: Path
+
+    def start(self, work: Callable[..., None], *arguments: Any) -> Any:
+        """Start work in a process of its own."""
+        environment = {k: v for k, v in os.environ.items() if k.startswith("LAKE_")}
+        process = PROCESSES.Process(target=_run, args=(environment, str(self.switch), work, arguments))
+        process.start()
+        return process
+
+    def at(self, point: Point, work: Callable[..., None], *arguments: Any) -> None:
+        """Have it killed at a named point."""
+        self.switch.write_text(point)
+        process = self.start(work, *arguments)
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL, f"{point!r} was never reached: exit code {process.exitcode}"
+        assert not self.switch.exists()
+
+
+@pytest.fixture
+def kill(tmp_path: Path) -> Killer:
+    return Killer(tmp_path / "kill-at")
+
+
+Contents = Mapping[str, tuple[int, int]]
+"""What each day of `readings` holds: its rows, and the value that is in every one of them."""
+
+
+def land(lake: Lake, contents: Contents) -> None:
+    for day, (count, value) in contents.items():
+        lake.land(f"readings/{day}.jsonl", [{"id": i, "value": value} for i in range(count)])
+
+
+def found(lake: Lake) -> dict[str, tuple[int, int]]:
+    """The days' contents as they are in the lake; a day of mixed rows shows."""
+    days = lake.sql(
+        "SELECT day::VARCHAR AS day, count(*) AS n, count(DISTINCT id) AS ids, list(DISTINCT value) AS found "
+        "FROM raw.readings GROUP BY ALL ORDER BY ALL"
+    )
+    mixed = [day for day in days if day["n"] != day["ids"] or len(day["found"]) != 1]
+    assert not mixed, mixed
+    return {day["day"]: (day["n"], day["found"][0]) for day in days}
+
+
+def told(lake: Lake) -> dict[str, int]:
+    """The rows of each day as the ledger tells them."""
+    from flows.lake import ledger
+    from flows.lake.connect import connected
+
+    with connected(lake.settings, read_only=True) as con:
+        return {key: entry.rows for (_, key), entry in sorted(ledger.latest(con, "readings").items())}
+
+
+def load(lake: Lake, *days: str) -> None:
+    """Extract and publish, as a run does it."""
+    lake.load("readings", *days)
+
+
+def staged(lake: Lake, day: str, rows: int, value: int) -> Receipt:
+    """A staged day without dlt's cost, to be published many times over."""
+    dataset = get_dataset("readings")
+    partition = parse_partition(day, dataset.grain)
+    attempt = new_attempt()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "rows.parquet")
+        query = f"SELECT range AS id, {value}::BIGINT AS value, DATE '{day}' AS day FROM range({rows})"
+        duckdb.execute(f"COPY ({query}) TO '{file}' (FORMAT parquet)")
+        seen = inspect(dataset, [partition], [str(file)])[0]
+        path = staged_path(dataset, partition, attempt, 0)
+        lake.data.put(file, path)
+        size = file.stat().st_size
+    return Receipt("readings", day, attempt, (path,), rows, size, seen.columns, seen.fingerprint, "", 0.0, 0)
+
+
+def soaking(config: pytest.Config) -> bool:
+    return bool(config.getoption("--soak"))
+
+
+@pytest.fixture
+def seeds(request: pytest.FixtureRequest) -> Callable[[int, int], list[int]]:
+    """Seeds to go through: few in `make test`, many in `make soak`; ``--seed N`` replays one."""
+
+    def choose(few: int, many: int) -> list[int]:
+        one = request.config.getoption("--seed")
+        return [one] if one is not None else list(range(many if soaking(request.config) else few))
+
+    return choose
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """One table at the end of `make soak`: each promise, where it was put to the test, how often, and what failed."""
+    if not soaking(config):
+        return
+    table: dict[tuple[str, str], list[int]] = {}
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.stats.get(outcome, []):
+            if "tests/faults/" not in report.nodeid or (outcome == "passed" and report.when != "call"):
+                continue
+            promise = report.nodeid.rpartition("::")[2].partition("[")[0].removeprefix("test_").replace("_", " ")
+            storage = next((s for s in ("sqlite+folder", "postgres+s3") if s in report.nodeid), "")
+            row = table.setdefault((promise, storage), [0, 0, 0])
+            row[0] += 1
+            row[1] += sum(json.loads(value) for name, value in report.user_properties if name == "cases")
+            row[2] += outcome != "passed"
+    terminalreporter.write_sep("=", "promises")
+    for (promise, storage), (tests, cases, failures) in sorted(table.items()):
+        terminalreporter.write_line(f"{failures:3} failed of {max(tests, cases):5}  {storage:14} {promise}")

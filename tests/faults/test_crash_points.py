@@ -1,0 +1,66 @@
+"""SIGKILL at every named point of extract, publish and maintenance: nothing lost, doubled, half seen or stuck."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from flows.lake.connect import connect
+from flows.lake.maintain import steps
+from flows.points import POINTS, Point
+from tests.conftest import Lake
+from tests.faults.conftest import Contents, Killer, found, land, load, told
+
+OLD: Contents = {"2024-01-01": (10, 1), "2024-01-02": (20, 1)}
+NEW: Contents = {"2024-01-01": (11, 2), "2024-01-03": (5, 2)}
+DAYS = sorted({**OLD, **NEW})
+
+EXTRACT, PUBLISH = POINTS[0:3], POINTS[5:11]
+AGED = timedelta(days=3)
+
+
+@pytest.mark.parametrize("point", [*EXTRACT, *PUBLISH])
+def test_a_kill_in_extract_or_publish_loses_doubles_and_halves_nothing(lake: Lake, kill: Killer, point: Point) -> None:
+    land(lake, OLD)
+    lake.load("readings", *OLD)
+    land(lake, NEW)
+    kill.at(point, load, *DAYS)
+    done = point == "after COMMIT"
+    assert found(lake) == ({**OLD, **NEW} if done else OLD)
+    assert lake.errors() == []
+
+    again = lake.load("readings", *DAYS)
+    assert (len(again.receipts), len(again.unchanged)) == ((0, 3) if done else (2, 1))
+    assert found(lake) == {**OLD, **NEW}
+    assert told(lake) == {day: rows for day, (rows, _) in sorted({**OLD, **NEW}.items())}
+    assert lake.errors() == []
+
+
+def maintain(lake: Lake) -> None:
+    for step in steps(lake.settings, timedelta(0), datetime.now(UTC) + AGED):
+        if step.todo:
+            step.run()
+
+
+@pytest.mark.parametrize("point", ["mid compaction", "mid cleanup"])
+def test_a_kill_in_maintenance_changes_no_row(lake: Lake, kill: Killer, point: Point) -> None:
+    land(lake, OLD)
+    lake.load("readings", *OLD)
+    land(lake, NEW)
+    lake.load("readings", *NEW)
+    lake.extract("readings", DAYS[0])  # an orphan
+    con = connect(lake.settings)
+    con.execute("CREATE TABLE raw.small (n BIGINT)")
+    for n in range(3):
+        con.execute(f"INSERT INTO raw.small VALUES ({n})")
+    con.close()
+    kill.at(point, maintain)
+    for _ in range(2):
+        assert found(lake) == {**OLD, **NEW}
+        assert lake.column("SELECT n FROM raw.small ORDER BY n") == [0, 1, 2]
+        assert lake.errors() == []
+        maintain(lake)
+    left = lake.column("SELECT data_file FROM ducklake_list_files('lake', 'readings', schema => 'raw')")
+    assert len(left) == 3
+    assert len(lake.data.list("raw/readings")) == 3, "what was replaced, and the orphan, are gone"

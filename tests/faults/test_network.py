@@ -1,0 +1,161 @@
+"""What networks, servers and disks do: cut and silent connections, storms of errors, a killed server, a full disk."""
+
+from __future__ import annotations
+
+import resource
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from flows import storage
+from flows.errors import CatalogError
+from flows.lake import publish as protocol
+from flows.lake.connect import connect
+from flows.settings import load_settings
+from flows.stage.receipt import Failure, Receipt
+from tests.conftest import Lake, Services
+from tests.faults.conftest import Contents, Killer, found, land, staged, told
+from tests.faults.proxy import Proxy
+
+OLD: Contents = {"2024-01-01": (10, 1), "2024-01-02": (20, 1)}
+NEW: Contents = {"2024-01-01": (11, 2), "2024-01-03": (5, 2)}
+BOTH = {**OLD, **NEW}
+on_postgres_and_s3 = pytest.mark.parametrize("lake", ["postgres+s3"], indirect=True)
+
+
+@pytest.fixture
+def catalog(lake: Lake, services: Services, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy before PostgreSQL; the settings that are loaded from here on go through it."""
+    with Proxy(services.postgres.port) as proxy:
+        through = lake.settings.catalog.replace(f"port={services.postgres.port}", f"port={proxy.port}")
+        monkeypatch.setenv("LAKE_CATALOG", through)
+        yield proxy
+
+
+@pytest.fixture
+def store(lake: Lake, services: Services, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy before S3; likewise."""
+    with Proxy(services.store.port) as proxy:
+        monkeypatch.setenv("LAKE_S3_ENDPOINT", f"127.0.0.1:{proxy.port}")
+        yield proxy
+
+
+def once(proxy: Proxy, word: bytes, verdict: str, times: int = 1) -> None:
+    """Strike the first so many times that a client sends this word."""
+    before = proxy.count
+    proxy.fault = lambda data: verdict if word in data and proxy.count < before + times else "pass"
+
+
+@on_postgres_and_s3
+@pytest.mark.parametrize("moment", ["cut", "cut after"])
+def test_a_publish_whose_commit_is_cut_off_is_published_once(lake: Lake, catalog: Proxy, moment: str) -> None:
+    """The connection is cut right before COMMIT reaches PostgreSQL, and right after."""
+    land(lake, OLD)
+    lake.load("readings", *OLD)
+    land(lake, NEW)
+    outcomes = lake.extract("readings", *NEW)
+    publisher = Lake(load_settings()).publisher()
+    publisher._connection()
+    once(catalog, b"COMMIT", moment)
+    result = publisher.publish(outcomes)
+    publisher.close()
+    assert catalog.count == 1
+    assert [r.partition for r in result.receipts] == list(NEW)
+    assert found(lake) == BOTH
+    assert lake.column("SELECT count(*) FROM ops.ledger") == [4]
+    assert lake.errors() == []
+
+
+@on_postgres_and_s3
+@pytest.mark.parametrize("verdict", ["503", "cut", "cut after"])
+def test_a_storm_at_the_store_is_sat_out(lake: Lake, store: Proxy, verdict: str) -> None:
+    """Three requests in a row fail, while files are staged and again while they are registered."""
+    land(lake, OLD)
+    through = Lake(load_settings())
+    once(store, b"PUT ", verdict, times=3)
+    outcomes = through.extract("readings", *OLD)
+    assert store.count == 3
+    assert all(isinstance(o, Receipt) for o in outcomes), outcomes
+    publisher = through.publisher()
+    publisher._connection()
+    once(store, b"HTTP/1.1", verdict, times=3)
+    publisher.publish(outcomes)
+    publisher.close()
+    assert store.count == 6
+    assert found(lake) == OLD
+    assert lake.errors() == []
+
+
+@on_postgres_and_s3
+@pytest.mark.parametrize("verdict", ["503", "cut", "hold"])
+def test_a_store_that_stays_away_fails_cleanly_and_the_next_run_finishes(
+    lake: Lake, store: Proxy, monkeypatch: pytest.MonkeyPatch, verdict: str
+) -> None:
+    monkeypatch.setattr(storage, "READ_SECONDS", 0.5)
+    land(lake, OLD)
+    lake.load("readings", *OLD)
+    land(lake, NEW)
+    through = Lake(load_settings())
+    store.fault = lambda data: verdict if b"PUT " in data else "pass"
+    outcomes = through.extract("readings", *NEW)
+    assert store.count >= 2
+    assert all(isinstance(o, Failure) and o.state == "failed" for o in outcomes), outcomes
+    assert not any(secret in str(outcomes) for secret in lake.settings.secrets)
+    lake.publish(outcomes)
+    assert found(lake) == OLD
+    assert lake.errors() == []
+    lake.load("readings", *NEW)
+    assert found(lake) == BOTH
+    assert lake.errors() == []
+
+
+def load_each(lake: Lake, contents: Contents) -> None:
+    """Publish days one by one, over one connection."""
+    publisher = lake.publisher()
+    for day, (rows, value) in contents.items():
+        publisher.publish([staged(lake, day, rows, value)])
+    publisher.close()
+
+
+@on_postgres_and_s3
+def test_a_postgres_that_is_killed_and_restarted_under_load_stops_no_run(
+    lake: Lake, kill: Killer, services: Services
+) -> None:
+    days: Contents = {f"2024-01-{day:02}": (day, day) for day in range(1, 13)}
+    process = kill.start(load_each, days)
+    con = connect(lake.settings, read_only=True)
+    while con.execute("SELECT count(*) FROM ops.ledger").fetchall()[0][0] < 3:
+        assert process.is_alive()
+    con.close()
+    services.postgres.service.kill()
+    services.postgres.service.start()
+    process.join(120)
+    assert process.exitcode == 0
+    assert lake.column("SELECT error FROM ops.ledger WHERE error IS NOT NULL") == []
+    assert found(lake) == days
+    assert told(lake) == {day: rows for day, (rows, _) in days.items()}
+    assert lake.errors() == []
+
+
+def publish_on_a_full_disk(lake: Lake, receipts: list[Receipt]) -> None:
+    """The disk is full for this process: no file may grow past a size, which the kernel keeps."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    protocol.LOST_SECONDS = 1
+    with pytest.raises(CatalogError, match="disk I/O error"):
+        lake.publish(receipts)
+
+
+@pytest.mark.parametrize("lake", ["sqlite+folder"], indirect=True)
+def test_a_catalog_on_a_full_disk_keeps_what_it_has(lake: Lake, kill: Killer) -> None:
+    lake.publish([staged(lake, day, *content) for day, content in OLD.items()])
+    receipts = [staged(lake, day, *content) for day, content in NEW.items()]
+    process = kill.start(publish_on_a_full_disk, receipts)
+    process.join(120)
+    assert process.exitcode == 0
+    assert found(lake) == OLD
+    assert lake.errors() == []
+    assert len(lake.publish(receipts).receipts) == 2
+    assert found(lake) == BOTH
+    assert lake.errors() == []

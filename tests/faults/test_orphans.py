@@ -1,0 +1,54 @@
+"""Maintenance in a loop beside writers takes nothing in flight, and in the end every orphan."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from flows.lake.maintain import figures, steps
+from flows.stage.layout import attempt_of
+from tests.conftest import Lake
+from tests.faults.conftest import PROCESSES, Killer, found, staged
+
+DAYS = [f"2024-01-{day:02}" for day in range(1, 4)]
+ROUNDS = 12
+
+
+def publish_late(lake: Lake, gate: Any) -> None:
+    """Stage a round ahead of what is published, so that there is always something in flight."""
+    publisher = lake.publisher()
+    waiting = [staged(lake, day, 5, 0) for day in DAYS]
+    for number in range(1, ROUNDS + 1):
+        ahead = [staged(lake, day, 5 + number, number) for day in DAYS]
+        with gate:
+            publisher.publish(waiting)
+        waiting = ahead
+    publisher.close()
+
+
+def maintain(lake: Lake, gate: Any, now: datetime | None = None) -> None:
+    for step in steps(lake.settings, timedelta(0), now):
+        if step.todo:
+            with gate:
+                step.run()
+
+
+def test_maintenance_in_a_loop_takes_nothing_in_flight_and_at_last_all_orphans(lake: Lake, kill: Killer) -> None:
+    gate = PROCESSES.Lock()  # as Prefect's limit does
+    process = kill.start(publish_late, gate)
+    loops = 0
+    while process.is_alive():
+        maintain(lake, gate)
+        loops += 1
+    process.join()
+    assert process.exitcode == 0
+    assert loops > 1
+    assert found(lake) == dict.fromkeys(DAYS, (5 + ROUNDS - 1, ROUNDS - 1))
+    assert lake.errors() == []
+    # The last round was never published: its files are orphans, too young to be taken until a day has passed.
+    assert figures(lake.settings)["orphans"] == len(DAYS)
+    maintain(lake, gate, datetime.now(UTC) + timedelta(days=2))
+    left = [info.path for info in lake.data.list("raw") if attempt_of(info.path)]
+    assert len(left) == len(DAYS)
+    assert found(lake) == dict.fromkeys(DAYS, (5 + ROUNDS - 1, ROUNDS - 1))
+    assert lake.errors() == []

@@ -1,0 +1,48 @@
+"""SIGKILL at any moment, by seed; ``--seed N`` replays one."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+
+from tests.conftest import Lake
+from tests.faults.conftest import Killer, found, staged, told
+
+DAYS = [f"2024-01-{day:02}" for day in range(1, 6)]
+
+
+def publish_for_ever(lake: Lake, first: int) -> None:
+    """Replace all days, in groups of any size, over and over."""
+    publisher = lake.publisher()
+    for number in itertools.count(first):
+        seed = random.Random(number)
+        receipts = [staged(lake, day, seed.randint(1, 50), number) for day in DAYS]
+        cut = seed.randint(0, len(DAYS))
+        for group in (receipts[:cut], receipts[cut:]):
+            publisher.publish(group)
+
+
+def test_a_kill_at_any_moment_leaves_whole_partitions_and_the_next_run_works(
+    lake: Lake, kill: Killer, seeds: Callable[[int, int], list[int]], record_property: Callable[[str, object], None]
+) -> None:
+    chosen = seeds(5, 200)
+    record_property("cases", len(chosen))
+    lake.publish([staged(lake, day, 5, 0) for day in DAYS])
+    for number in chosen:
+        process = kill.start(publish_for_ever, 1000 * number + 1)
+        before = told(lake)
+        while told(lake) == before:
+            assert process.is_alive()
+        # It publishes now; the moment is the seed's.
+        time.sleep(random.Random(number).uniform(0, 0.3))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        here = found(lake)
+        assert {day: rows for day, (rows, _) in here.items()} == told(lake), f"seed {number}"
+        assert lake.errors() == [], f"seed {number}"
+        lake.publish([staged(lake, day, number % 7 + 1, -number) for day in DAYS])
+        assert found(lake) == dict.fromkeys(DAYS, (number % 7 + 1, -number)), f"seed {number}"

@@ -1,0 +1,94 @@
+"""Readers see a partition wholly before or wholly after, in raw tables and in models, however often it is replaced."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from flows.lake.connect import connected
+from tests.conftest import Lake
+from tests.faults.conftest import Killer, staged
+
+DAY = "2024-01-01"
+TABLES = ("raw.readings", "silver.by_interval", "gold.whole")
+ROWS = (70, 100)
+
+
+def replace(lake: Lake, times: int, stock: bool) -> None:
+    """Replace a day of a raw table, an interval of an incremental model and a whole table, again and again."""
+    from sqlglot import exp, parse_one
+    from sqlmesh.core.engine_adapter.duckdb import DuckDBEngineAdapter
+
+    from flows.build.adapter import LakeAdapter, LakeConnection, lake_connection
+
+    LakeAdapter.gate = contextlib.nullcontext
+    if stock:
+        LakeConnection._engine_adapter = property(lambda self: DuckDBEngineAdapter)  # type: ignore[assignment,misc]
+    adapter = lake_connection(lake.settings).create_engine_adapter()
+    publisher = lake.publisher()
+    types = {"id": exp.DataType.build("bigint"), "day": exp.DataType.build("date")}
+    for number in range(times):
+        rows = ROWS[number % 2]
+        query = parse_one(f"SELECT range AS id, DATE '{DAY}' AS day FROM range({rows})", dialect="duckdb")
+        adapter.insert_overwrite_by_time_partition(
+            "lake.silver.by_interval",
+            query,  # type: ignore[arg-type]
+            DAY,
+            DAY,
+            time_formatter=lambda time, _: exp.cast(exp.Literal.string(str(time)[:10]), "date"),
+            time_column="day",
+            target_columns_to_types=types,
+        )
+        adapter.replace_query("lake.gold.whole", query, target_columns_to_types=types)  # type: ignore[arg-type]
+        publisher.publish([staged(lake, DAY, rows, rows)])
+    publisher.close()
+
+
+def watch(lake: Lake, process: Any) -> dict[str, set[int]]:
+    """Every number of rows that a reader saw while the process went on."""
+    seen: dict[str, set[int]] = {table: set() for table in TABLES}
+    with connected(lake.settings, read_only=True) as con:
+        while process.is_alive():
+            for table in TABLES:
+                count = con.execute(f"SELECT count(*) FROM {table} WHERE day = '{DAY}'").fetchall()[0][0]
+                seen[table].add(count)
+    return seen
+
+
+def prepare(lake: Lake) -> None:
+    """The tables, each with its first rows."""
+    lake.publish([staged(lake, DAY, ROWS[1], 0)])
+    with connected(lake.settings) as con:
+        for table in TABLES[1:]:
+            con.execute(f"CREATE SCHEMA {table.partition('.')[0]}")
+            con.execute(f"CREATE TABLE {table} (id BIGINT, day DATE)")
+            con.execute(f"ALTER TABLE {table} SET PARTITIONED BY (day)")
+            con.execute(f"INSERT INTO {table} SELECT range, DATE '{DAY}' FROM range({ROWS[1]})")
+
+
+def test_a_reader_sees_only_whole_partitions(
+    lake: Lake, kill: Killer, seeds: Callable[[int, int], list[int]], record_property: Callable[[str, object], None]
+) -> None:
+    times = len(seeds(20, 1000))
+    record_property("cases", times)
+    prepare(lake)
+    process = kill.start(replace, times, False)
+    seen = watch(lake, process)
+    process.join()
+    assert process.exitcode == 0
+    assert seen == dict.fromkeys(TABLES, set(ROWS))
+    assert lake.errors() == []
+
+
+@pytest.mark.parametrize("lake", ["postgres+s3"], indirect=True)
+def test_with_the_stock_adapter_the_test_above_fails(lake: Lake, kill: Killer) -> None:
+    """SQLMesh's own DuckDB adapter replaces an interval in two commits: a reader between them sees it empty."""
+    prepare(lake)
+    process = kill.start(replace, 40, True)
+    seen = watch(lake, process)
+    process.join()
+    assert process.exitcode == 0
+    assert 0 in seen["silver.by_interval"]
