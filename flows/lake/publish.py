@@ -103,7 +103,8 @@ class Publisher:
         """Publish a group of outcomes in one transaction. Call it within the gate.
 
         A receipt that cannot be registered (its file is gone, say) does not stop the others: the group is then
-        published one by one, and that receipt becomes a failure.
+        published one by one, and that receipt becomes a failure. An error is a receipt's own only when it comes
+        again on a fresh connection: a catalog that is going away makes DuckDB say the strangest things.
 
         Raises:
             CommitConflict: other writers won every retry.
@@ -125,6 +126,8 @@ class Publisher:
             return self._with_retries([_failed(group[0], "failed", _text(error))])
 
     def _with_retries(self, group: Sequence[Outcome]) -> Published:
+        import duckdb
+
         conflicts = Retrying(
             retry=retry_if_exception_type(CommitConflict),
             stop=stop_after_attempt(RETRIES),
@@ -137,7 +140,12 @@ class Publisher:
             wait=wait_random_exponential(0.1, max=5.0),
             reraise=True,
         )
-        published: Published = losses(conflicts, self._once, group)
+        strange = Retrying(
+            retry=retry_if_exception_type(duckdb.Error),
+            stop=stop_after_attempt(2),
+            reraise=True,
+        )
+        published: Published = losses(strange, conflicts, self._once, group)
         return published
 
     def _once(self, group: Sequence[Outcome]) -> Published:
@@ -160,19 +168,18 @@ class Publisher:
             result.snapshot_id = con.execute(f"SELECT id FROM {LAKE}.last_committed_snapshot()").fetchone()[0]  # type: ignore[index]
         except duckdb.Error as error:
             text = _text(error)
-            conflict = any(word in text.lower() for word in _CONFLICT)
-            if committing and not conflict or any(word in text.lower() for word in _LOST):
-                self.close()
-                if committing and self._is_committed(group):
-                    return self._as_published(group)
+            if any(word in text.lower() for word in _CONFLICT):
+                _rollback(con)
+                raise CommitConflict(
+                    f"Another writer changed the lake first: {text}", "run the same command again"
+                ) from error
+            self.close()
+            if committing and self._is_committed(group):
+                return self._as_published(group)
+            if committing or any(word in text.lower() for word in _LOST):
                 raise UnknownOutcome(
                     f"The connection to the catalog was lost: {text}",
                     "check that it is up, then the same command again: the ledger knows what was committed",
-                ) from error
-            _rollback(con)
-            if conflict:
-                raise CommitConflict(
-                    f"Another writer changed the lake first: {text}", "run the same command again"
                 ) from error
             raise
         return result
