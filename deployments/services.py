@@ -33,10 +33,10 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def until(condition: Callable[[], object], seconds: float = 60) -> bool:
-    """Ask ten times a second until a condition holds. Returns whether it ever did."""
+def until(condition: Callable[[], object], seconds: float = 60, every: float = 0.1) -> bool:
+    """Ask again and again, so many seconds apart, until a condition holds. Returns whether it ever did."""
     try:
-        Retrying(retry=retry_if_result(lambda held: not held), stop=stop_after_delay(seconds), wait=wait_fixed(0.1))(
+        Retrying(retry=retry_if_result(lambda held: not held), stop=stop_after_delay(seconds), wait=wait_fixed(every))(
             condition
         )
     except RetryError:

@@ -40,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 FOLDERS = ("stack", "flows", "faults", "lake", "unit")
-"""The tests' folders, those whose files take longest first: two processes share the files."""
+"""The tests' folders, those whose files take longest first: a few processes share the files."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -72,7 +72,7 @@ def prepare(lake: Lake) -> None:
 def test_a_reader_sees_only_whole_partitions(
     lake: Lake, kill: Killer, seeds: Callable[[int, int], list[int]], record_property: Callable[[str, object], None]
 ) -> None:
-    times = len(seeds(20, 1000))
+    times = len(seeds(8, 1000))
     record_property("cases", times)
     prepare(lake)
     process = kill.start(replace, times, False)
@@ -87,7 +87,7 @@ def test_a_reader_sees_only_whole_partitions(
 def test_with_the_stock_adapter_the_test_above_fails(lake: Lake, kill: Killer) -> None:
     """SQLMesh's own DuckDB adapter replaces an interval in two commits: a reader between them sees it empty."""
     prepare(lake)
-    process = kill.start(replace, 40, True)
+    process = kill.start(replace, 12, True)
     seen = watch(lake, process)
     process.join()
     assert process.exitcode == 0

@@ -69,7 +69,7 @@ class Running:
         def all_final() -> bool:
             return all(run["state_type"] in FINAL for run in self.runs(id={"any_": list(ids)}))
 
-        assert until(all_final, 300), [(r["name"], r["state_name"]) for r in self.runs(id={"any_": list(ids)})]
+        assert until(all_final, 300, every=1), [(r["name"], r["state_name"]) for r in self.runs(id={"any_": list(ids)})]
         return {run["id"]: run for run in self.runs(id={"any_": list(ids)})}
 
     def quiet(self) -> None:
@@ -81,7 +81,7 @@ class Running:
             due = [r for r in self.runs(state=soon) if not r["auto_scheduled"]]
             return not due and not self.runs(state=under_way)
 
-        assert until(nothing, 300), [(r["name"], r["state_name"]) for r in self.runs(state=under_way)]
+        assert until(nothing, 300, every=1), [(r["name"], r["state_name"]) for r in self.runs(state=under_way)]
 
 
 @pytest.fixture(scope="session")

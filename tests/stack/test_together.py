@@ -67,7 +67,7 @@ def test_overlapping_runs_a_transform_and_maintenance_at_once(running: Running) 
         return {r["d"]: r["n"] for r in running.sql(f"{gold} WHERE month(flight_date) = 2 GROUP BY 1")}
 
     # The runs' own events bring the rest of it to gold.
-    assert until(lambda: in_gold() == wanted, 120), in_gold()
+    assert until(lambda: in_gold() == wanted, 120, every=1), in_gold()
     assert running.errors() == []
 
 

@@ -64,7 +64,7 @@ def test_every_trigger_ends_in_gold(running: Running) -> None:
     arrived = event("lake.source.arrived", {"dataset": "flights", "partition": "2013-01-05"})
     running.post("events", [arrived])
     try:
-        assert until(lambda: gold(running) == days, 300), (gold(running), running.runs())
+        assert until(lambda: gold(running) == days, 300, every=1), (gold(running), running.runs())
     finally:
         running.api.delete(f"deployments/{ingest}/schedules/{schedule['id']}")
     assert running.ended(button)[button]["state_type"] == "COMPLETED"
@@ -90,7 +90,7 @@ def test_events_close_together_become_one_transform(running: Running) -> None:
         transforms[:] = [r for r in running.runs() if r["id"] not in before and r["name"].startswith("transform")]
         return bool(transforms) and all(r["state_type"] in FINAL for r in transforms)
 
-    assert until(has_run, 120)
+    assert until(has_run, 120, every=1)
     running.quiet()
     assert has_run()
     assert [r["state_type"] for r in transforms] == ["COMPLETED"]
@@ -133,7 +133,7 @@ def test_a_failed_run_is_told_to_the_webhook(running: Running) -> None:
         assert "Everything is there already" in running.lake("init")
         failed = running.start("ingest", datasets=["no_such_dataset"])
         assert running.ended(failed)[failed]["state_type"] == "FAILED"
-        assert until(lambda: heard, 60)
+        assert until(lambda: heard, 60, every=1)
         hook.shutdown()
     assert "Unknown dataset: 'no_such_dataset'" in heard[0]
     automations = running.post("automations/filter", {})
