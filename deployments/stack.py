@@ -172,7 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path(".lake/stack"))
     parser.add_argument("--workers", type=int, default=2, help="Dask workers")
     chosen = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stopping in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stopping, signal.default_int_handler)
     try:
         print("Starting PostgreSQL, S3, Prefect, Dask ...", flush=True)
         with Stack(chosen.folder, chosen.workers) as stack:
