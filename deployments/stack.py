@@ -113,7 +113,12 @@ class Stack:
                 *("--local-directory", str(self.folder / "dask")),
             ],
             self.folder / "logs",
-            self.environment | dict.fromkeys(("LAKE_CATALOG_PASSWORD", "LAKE_STATE_PASSWORD", "LAKE_NOTIFY_URL"), ""),
+            {
+                **self.environment,
+                **dict.fromkeys(("LAKE_CATALOG_PASSWORD", "LAKE_STATE_PASSWORD", "LAKE_NOTIFY_URL"), ""),
+                # It reads other threads' frames, which Python 3.11 may free under it.
+                "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "false",
+            },
         )
 
     @property

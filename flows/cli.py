@@ -33,6 +33,9 @@ Workers = Annotated[int, typer.Option(min=1, help="Processes of the local Dask c
 PlanMode = Annotated[Mode, typer.Option(help="Which partitions to do.")]
 Environment = Annotated[str, typer.Option(help="SQLMesh's environment.")]
 
+INTERRUPTED = 130
+"""The exit code of a command that was stopped by Ctrl-C, as shells have it."""
+
 DEFAULT_WORKERS = min(os.cpu_count() or 2, 4)
 
 
@@ -243,21 +246,33 @@ def main() -> None:
         _fail(error)
     except OSError as error:
         _fail(LakeError(f"{error.strerror or error}: {error.filename or ''}", "free the disk or mend its rights"))
-    except KeyboardInterrupt:
-        _fail(LakeError("Stopped. What was published stays published.", "run the same command again to go on"))
+    except SystemExit as ended:
+        # Typer makes this of a Ctrl-C, without a word.
+        if ended.code == INTERRUPTED:
+            _tell(LakeError("Stopped. What was published stays published.", "run the same command again to go on"))
+        raise
 
 
 def _fail(error: LakeError) -> None:
+    _tell(error)
+    sys.exit(1)
+
+
+def _tell(error: LakeError) -> None:
     typer.echo(f"error: {error.message}", err=True)
     if error.fix:
         typer.echo(f"next:  {error.fix}", err=True)
-    sys.exit(1)
 
 
 def _finish(run: Callable[[], dict[str, Any]], as_json: bool) -> dict[str, Any]:
     """Run a flow; its summary is printed as JSON even when some of it failed."""
+    from prefect import tags
+
+    from flows.notify import TAG
+
     try:
-        summary = run()
+        with tags(TAG):
+            summary = run()
     except RunFailed as error:
         if as_json:
             _json(error.summary)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 
 from prefect_dask.task_runners import DaskTaskRunner
 
@@ -42,6 +43,28 @@ def task_runner(settings: Settings, workers: int) -> Iterator[DaskTaskRunner]:
         yield runner
 
 
+def abandonment() -> Callable[[], bool]:
+    """In a task, on its worker: a way to see whether the run that submitted it is gone, however it ended.
+
+    Dask drops what waits when a client leaves, but lets go on what is under way, and never says so to the task.
+    """
+    from dask.context import thread_state
+    from distributed import get_worker
+
+    tasks, key = get_worker().state.tasks, thread_state.key
+
+    def is_abandoned() -> bool:
+        task = tasks.get(key)
+        return task is None or task.state == "cancelled"
+
+    return is_abandoned
+
+
+def dask_setup(worker: object) -> None:
+    """In a local worker, before it starts: a Ctrl-C in the terminal is the run's, which then ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def _local_cluster(settings: Settings, workers: int) -> Iterator[str]:
     import dask
@@ -49,7 +72,10 @@ def _local_cluster(settings: Settings, workers: int) -> Iterator[str]:
     from distributed.utils import get_mp_context
 
     # The workers are forked from one process that has imported everything, instead of importing it each for itself.
-    dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+    # Dask's profiler reads other threads' frames, which Python 3.11 may free under it.
+    dask.config.set(
+        {"distributed.worker.multiprocessing-method": "forkserver", "distributed.worker.profile.enabled": False}
+    )
     get_mp_context().set_forkserver_preload(["distributed", "dlt", "flows.ingest"])
     environment = {**settings.worker_environment(), "PREFECT_API_URL": os.environ.get("PREFECT_API_URL", "")}
     with LocalCluster(
@@ -60,5 +86,6 @@ def _local_cluster(settings: Settings, workers: int) -> Iterator[str]:
         dashboard_address="127.0.0.1:0",
         silence_logs=logging.ERROR,
         env=environment,
+        preload=__name__,
     ) as cluster:
         yield cluster.scheduler_address

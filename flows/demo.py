@@ -144,6 +144,9 @@ def run(settings: Settings, start: date | None, end: date | None, workers: int) 
     show.console.print(
         f"Landed {landed} files in {settings.landing}" if landed else f"The year has landed: {settings.landing}"
     )
+    from prefect import tags
+
+    from flows.notify import TAG
     from flows.pipeline import pipeline
     from flows.setup import initialise
 
@@ -152,7 +155,8 @@ def run(settings: Settings, start: date | None, end: date | None, workers: int) 
     show.console.print(f"Prefect's UI: {url}")
     initialise(settings, datasets)
     stages = {"landing, server and lake init": time.monotonic() - began}
-    summary = pipeline([d.key for d in datasets], start, end, Mode.missing_failed, workers)
+    with tags(TAG):
+        summary = pipeline([d.key for d in datasets], start, end, Mode.missing_failed, workers)
     show.ingested(summary["ingest"])
     show.transformed(summary["transform"])
     for title, sql in RESULTS.items():

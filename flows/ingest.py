@@ -15,11 +15,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run, task_run
 
 from flows import events, gate
-from flows.cluster import task_runner
+from flows.cluster import abandonment, task_runner
 from flows.datasets import get_datasets
 from flows.datasets.model import Dataset
 from flows.errors import RunFailed
-from flows.extract.chunk import extract_chunk
+from flows.extract.chunk import Stopped, extract_chunk
 from flows.lake.connect import connected
 from flows.lake.publish import Published, Publisher
 from flows.lake.schema import hints, table_columns
@@ -91,8 +91,12 @@ def _chunk_name() -> str:
 @task(name="extract", task_run_name=_chunk_name, cache_policy=NO_CACHE, persist_result=False)
 def extract(dataset: str, versions: dict[str, str], column_types: dict[str, str]) -> list[Outcome]:
     """Extract one chunk of partitions on a Dask worker; see `flows.extract.chunk.extract_chunk`."""
-    outcomes = extract_chunk(dataset, versions, load_settings(), column_types)
     logger = get_run_logger()
+    try:
+        outcomes = extract_chunk(dataset, versions, load_settings(), column_types, abandonment())
+    except Stopped:
+        logger.warning("given up: the run that wanted it is gone")
+        return []
     for outcome in outcomes:
         if isinstance(outcome, Failure) and outcome.state != "no source":
             logger.error("%s %s %s: %s", outcome.dataset, outcome.partition, outcome.state, outcome.error)

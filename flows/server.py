@@ -47,6 +47,8 @@ SERVER_SETTINGS = {
 CLIENT_SETTINGS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_CLI_COLORS": "false",
+    # How often a run says that it is there, in seconds; see `flows.notify`.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
 }
 
 

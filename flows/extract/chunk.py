@@ -8,11 +8,14 @@ frozen, say) every partition of the chunk is run again alone.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import resource
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +36,13 @@ os.environ.setdefault("RUNTIME__LOG_LEVEL", "ERROR")
 BATCH = 122_880
 """Rows read and written at once when a chunk is split: one row group of DuckDB's size."""
 
+SCRATCH = "lake-extract-"
+"""How the temporary folders of extraction are named."""
+
+
+class Stopped(BaseException):
+    """The run that wanted this chunk is gone. No fault of a partition, so nothing may take it for one."""
+
 
 @dataclass
 class _Attempt:
@@ -48,7 +58,11 @@ class _Attempt:
 
 
 def extract_chunk(
-    dataset_key: str, versions: Mapping[str, str], settings: Settings, hints: Mapping[str, str] | None = None
+    dataset_key: str,
+    versions: Mapping[str, str],
+    settings: Settings,
+    hints: Mapping[str, str] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> list[Outcome]:
     """Extract and stage some partitions of one dataset.
 
@@ -57,20 +71,51 @@ def extract_chunk(
         versions: The partitions' keys, each with the version its source had when the run was planned.
         settings: Where the stage lies. No catalog is opened.
         hints: dlt data types of columns that the raw table has already, so that inference agrees with it.
+        stopped: Asked between two of a source's items, and before a file is staged.
 
     Returns:
         One outcome a partition, in the order given. Nothing is raised for a partition that fails.
+
+    Raises:
+        Stopped: ``stopped`` said so.
     """
     reached("before extract")
     dataset = get_dataset(dataset_key)
     attempts = [_Attempt(parse_partition(key, dataset.grain), version) for key, version in versions.items()]
     stage = open_storage(settings.data_path, settings)
     columns = _columns(dataset, hints or {})
-    with tempfile.TemporaryDirectory(prefix="lake-extract-") as work:
-        if not _run(dataset, attempts, columns, Path(work) / "chunk"):
+
+    def go_on() -> None:
+        if stopped():
+            raise Stopped
+
+    with _scratch() as work:
+        if not _run(dataset, attempts, columns, work / "chunk", go_on):
             for number, attempt in enumerate(attempts):
-                _run(dataset, [attempt], columns, Path(work) / str(number))
-        return [_stage(dataset, attempt, stage) for attempt in attempts]
+                _run(dataset, [attempt], columns, work / str(number), go_on)
+        outcomes = []
+        for attempt in attempts:
+            go_on()
+            outcomes.append(_stage(dataset, attempt, stage))
+        return outcomes
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """A temporary folder, locked for as long as this process is at it; see `sweep`."""
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as folder, Path(folder, "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Path(folder)
+
+
+def sweep() -> None:
+    """Remove what killed workers left on this machine: the kernel took their locks away."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        # It may be another user's, in use, or just gone; and a young one may not have its lock yet.
+        with contextlib.suppress(OSError), (folder / "lock").open("r+") as lock:
+            if time.time() - os.fstat(lock.fileno()).st_mtime > 60:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
 
 
 def _columns(dataset: Dataset, hints: Mapping[str, str]) -> dict[str, Any]:
@@ -89,7 +134,9 @@ def _columns(dataset: Dataset, hints: Mapping[str, str]) -> dict[str, Any]:
     return columns
 
 
-def _run(dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str, Any], work: Path) -> bool:
+def _run(
+    dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str, Any], work: Path, go_on: Callable[[], None]
+) -> bool:
     """One dlt run over these attempts; fills in their files.
 
     Returns:
@@ -101,7 +148,7 @@ def _run(dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str, Any]
     for attempt in attempts:
         attempt.error = None
     try:
-        _split(dataset, attempts, _load(_resource(dataset, attempts, columns), work), work)
+        _split(dataset, attempts, _load(_resource(dataset, attempts, columns, go_on), work), work)
     except PipelineStepFailed as error:
         if len(attempts) > 1:
             return False
@@ -146,7 +193,9 @@ def _load(rows: Any, work: Path) -> list[Path]:
     return found
 
 
-def _resource(dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str, Any]) -> Any:
+def _resource(
+    dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str, Any], go_on: Callable[[], None]
+) -> Any:
     """All attempts' rows as one dlt resource. One whose source raises ends there and keeps the error."""
     import dlt
 
@@ -155,6 +204,7 @@ def _resource(dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str,
             mark = number if len(attempts) > 1 else None
             try:
                 for item in dataset.read(attempt.partition):
+                    go_on()
                     yield _marked(dataset, attempt.partition, item, mark)
                     reached("mid extract")
             except Exception as error:  # noqa: BLE001 - any fault of a source is its partition's, not the chunk's
@@ -301,8 +351,9 @@ def warm_up() -> None:
     """Take one row through dlt, so that a worker's first partition takes no longer than its others."""
     import dlt
 
-    with tempfile.TemporaryDirectory(prefix="lake-extract-") as work:
-        _load(dlt.resource([{"row": 1}], name="warm_up"), Path(work) / "run")
+    sweep()
+    with _scratch() as work:
+        _load(dlt.resource([{"row": 1}], name="warm_up"), work / "run")
 
 
 def _cause(error: BaseException) -> Exception:

@@ -1,4 +1,4 @@
-"""Its source says that it was asked, in a file, and then gives rows for as long as another file is not there."""
+"""Its source says that it was asked, in a file, and gives rows for as long as another file is there."""
 
 import time
 from collections.abc import Iterator
@@ -12,7 +12,8 @@ def waiting(partition: Partition) -> Iterator[dict[str, Any]]:
     home = load_settings().home
     home.joinpath(f"asked-{partition.key}").touch()
     number = 0
-    while not home.joinpath("answer").exists():
+    yield {"n": number}
+    while home.joinpath("wait").exists():
         time.sleep(0.1)
         number += 1
         yield {"n": number}

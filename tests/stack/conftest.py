@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from distributed import Client
 
 from deployments.services import until
 from deployments.stack import Stack
@@ -72,6 +74,33 @@ class Running:
         assert until(all_final, 300, every=1), [(r["name"], r["state_name"]) for r in self.runs(id={"any_": list(ids)})]
         return {run["id"]: run for run in self.runs(id={"any_": list(ids)})}
 
+    @contextlib.contextmanager
+    def endless(self) -> Iterator[str]:
+        """A run of the ingest deployment, under way, whose source gives rows for the length of the block."""
+        home = Path(self.stack.environment["LAKE_HOME"])
+        home.mkdir(exist_ok=True)
+        (home / "wait").touch()
+        try:
+            run = self.start("ingest", datasets=["waiting"], start="2024-01-01", end="2024-01-04")
+            assert until(lambda: list(home.glob("asked-*")), 60)
+            yield run
+        finally:
+            (home / "wait").unlink()
+            for asked in home.glob("asked-*"):
+                asked.unlink()
+
+    def assert_nothing_is_left(self) -> None:
+        """Of an endless run: no chunk is under way although its source would go on, the gate is free, no row came."""
+        with Client(self.stack.environment["LAKE_DASK_ADDRESS"]) as dask:
+
+            def threads() -> int:
+                return sum(dask.run(lambda dask_worker: len(dask_worker.active_threads)).values())
+
+            assert until(lambda: threads() == 0, 30)
+        assert self.api.get("v2/concurrency_limits/ducklake-commit").json()["active_slots"] == 0
+        assert self.sql("SELECT * FROM ops.ledger WHERE dataset = 'waiting'") == []
+        assert self.errors() == []
+
     def quiet(self) -> None:
         """Wait until no run is under way or about to start."""
         under_way = {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}
@@ -86,16 +115,28 @@ class Running:
 
 @pytest.fixture(scope="session")
 def running() -> Iterator[Running]:
-    """The stack as `make stack` starts it, with two of the tests' datasets beside the project's."""
+    """The stack as `make stack` starts it, with three of the tests' datasets beside the project's."""
     # Not pytest's own folder: PostgreSQL runs as a user of its own, who could not enter it.
     with tempfile.TemporaryDirectory(prefix="lake-stack-") as folder:
         Path(folder).chmod(0o755)
         datasets = Path(folder, "datasets")
         datasets.mkdir()
-        for name in ("entries.py", "big.py"):
+        for name in ("entries.py", "big.py", "waiting.py"):
             shutil.copy(DATASETS / name, datasets)
         with Stack(Path(folder, "stack"), extra={"LAKE_DATASETS": str(datasets)}) as stack:
             user, _, password = stack.environment["PREFECT_API_AUTH_STRING"].partition(":")
             lake = {k.removeprefix("LAKE_").lower(): v for k, v in stack.environment.items() if k.startswith("LAKE_")}
             with httpx.Client(base_url=stack.environment["PREFECT_API_URL"], auth=(user, password), timeout=60) as api:
                 yield Running(stack, api, Settings(_env_file=None, **lake))
+
+
+@pytest.fixture(scope="session")
+def killed(running: Running) -> str:
+    """A run whose worker was stopped under it: the worker kills it, and tells nobody (PrefectHQ/prefect#16746)."""
+    with running.endless() as run:
+        running.stack.worker.stop()
+        try:
+            running.assert_nothing_is_left()
+        finally:
+            running.stack.worker.start()
+    return run

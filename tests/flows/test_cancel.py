@@ -1,0 +1,62 @@
+"""Ctrl-C in the terminal: the command ends soon, says so, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from deployments.services import until
+from flows.extract import chunk
+from tests.conftest import DATASETS
+from tests.flows.test_cli import LAKE, Command
+
+
+@pytest.fixture
+def lake(tmp_path: Path, prefect_server: str) -> Command:
+    (tmp_path / "tmp").mkdir()
+    command = Command(tmp_path, prefect_server)
+    command.environment |= {"LAKE_DATASETS": str(DATASETS), "TMPDIR": str(tmp_path / "tmp")}
+    return command
+
+
+def test_ctrl_c_leaves_whole_partitions_and_no_process(lake: Command) -> None:
+    lake("init")
+    home = lake.folder / ".lake"
+    (home / "wait").touch()
+    run = subprocess.Popen(
+        [LAKE, "backfill", "waiting", "--start", "2024-01-01", "--end", "2024-01-06"],
+        cwd=lake.folder,
+        env=lake.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert until(lambda: list(home.glob("asked-*")) or run.poll() is not None, 120)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the command, and to all that it started
+    said = run.communicate(timeout=60)[1]
+    assert run.returncode == 130, said
+    assert "error: Stopped. What was published stays published." in said
+    assert "Traceback" not in said
+    assert until(lambda: not list((lake.folder / "tmp").glob(f"{chunk.SCRATCH}*")), 30), "its workers are still there"
+    assert all(finding["severity"] == "note" for finding in lake.json("verify"))
+    (home / "wait").unlink()
+    assert lake.json("backfill", "waiting", "--start", "2024-01-01", "--end", "2024-01-06")["published"] == 6
+
+
+def test_what_a_killed_worker_left_is_swept_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with chunk._scratch() as in_use:
+        left, young = (tmp_path / f"{chunk.SCRATCH}{name}" for name in ("left", "young"))
+        for folder in (left, young):
+            folder.mkdir()
+            (folder / "lock").touch()
+        for folder in (left, in_use):
+            os.utime(folder / "lock", (0, 0))
+        chunk.sweep()
+        assert sorted(tmp_path.iterdir()) == sorted([in_use, young])

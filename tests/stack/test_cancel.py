@@ -1,0 +1,22 @@
+"""Whoever stops a run gets whole partitions, a free gate, and workers that no longer work for it."""
+
+from __future__ import annotations
+
+from tests.stack.conftest import Running
+
+
+def test_a_cancel_from_the_ui_stops_the_run_and_its_chunks(running: Running) -> None:
+    with running.endless() as run:
+        running.post(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+        assert running.ended(run)[run]["state_name"] == "Cancelled"
+        running.assert_nothing_is_left()
+
+
+def test_a_worker_that_is_stopped_leaves_no_chunk_under_way(running: Running, killed: str) -> None:
+    """And the next run goes on. The fixture looks at what was left; tests/stack/test_zz_lost.py shares it."""
+    run = running.start("ingest", datasets=["waiting"], start="2024-01-01", end="2024-01-02")
+    assert running.ended(run)[run]["state_name"] == "Completed"
+    assert running.sql("SELECT day::VARCHAR AS day FROM raw.waiting ORDER BY 1") == [
+        {"day": "2024-01-01"},
+        {"day": "2024-01-02"},
+    ]

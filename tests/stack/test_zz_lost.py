@@ -1,0 +1,9 @@
+"""Last: it takes minutes until a run counts as lost, and the other tests go on meanwhile."""
+
+from __future__ import annotations
+
+from tests.stack.conftest import Running
+
+
+def test_a_run_that_was_killed_is_marked_as_crashed(running: Running, killed: str) -> None:
+    assert running.ended(killed)[killed]["state_name"] == "Crashed"
