@@ -27,7 +27,7 @@ test: .venv/installed  ## All tests (ARGS="tests/lake -k name" narrows them)
 soak: .venv/installed  ## The fault tests at length: every crash point, hundreds of seeds; prints a table
 	$(BIN)/python -m pytest --soak tests/faults $(ARGS)
 
-lint: .venv/installed  ## Style, types, and the lock against pyproject.toml
+lint: .venv/installed  ## Style and types (`make test` holds the lock against pyproject.toml)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

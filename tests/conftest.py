@@ -43,7 +43,11 @@ FOLDERS = ("stack", "flows", "faults", "lake", "unit")
 """The tests' folders, those whose files take longest first: a few processes share the files."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--soak"):
+        long = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
     items.sort(key=lambda item: FOLDERS.index(Path(item.path).parent.name))
 
 
@@ -200,6 +204,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "lake" in metafunc.fixturenames:
         folder = Path(metafunc.definition.path).parent.name
         chosen = {"lake": STORAGES, "faults": STORAGES[::2]}.get(folder, STORAGES[:1])
+        if not metafunc.config.getoption("--soak"):
+            chosen = next((mark.args for mark in metafunc.definition.iter_markers("short")), chosen)
         if not any("lake" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")):
             metafunc.parametrize("lake", chosen, indirect=True)
 

@@ -22,8 +22,14 @@ START_CONFIG: dict[str, str | bool | int | float | list[str]] = {"allow_unsigned
 """The extensions come from wheels whose hash was checked when they were installed. Without this DuckDB hashes each of
 their files, 20 to 40 MB, at every connection: four tenths of a second instead of a few milliseconds."""
 
-CONNECT_SECONDS = 10
-"""How long a Postgres catalog may take to answer a new connection."""
+LIBPQ = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
+"""How soon a Postgres that does not answer, or a network that swallows packets, is noticed; seconds, the last in ms."""
 
 CATALOG_SECRET = "lake_catalog"  # noqa: S105 - a name, not a password
 """DuckDB's secret with the catalog's password."""
@@ -104,8 +110,9 @@ def attach_sql(settings: Settings, *, read_only: bool = False, create: bool = Fa
         if not read_only:
             options.append("META_JOURNAL_MODE 'WAL'")
     else:
-        if "connect_timeout=" not in target:
-            target += f" connect_timeout={CONNECT_SECONDS}"
+        for name, value in LIBPQ.items():
+            if f"{name}=" not in target:
+                target += f" {name}={value}"
         if settings.catalog_password is not None:
             options.append(f"META_SECRET '{CATALOG_SECRET}'")
     if read_only:

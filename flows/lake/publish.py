@@ -14,9 +14,10 @@ The caller holds the gate. The fence keeps the lake right even when the gate doe
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from tenacity import (
     Retrying,
     retry_if_exception_type,
+    retry_if_not_exception_type,
     stop_after_attempt,
     stop_after_delay,
     wait_random_exponential,
@@ -56,6 +58,10 @@ _LOST = ("connection", "server closed", "terminating", "broken pipe", "i/o error
 
 class UnknownOutcome(CatalogError):
     """The connection was lost, perhaps after COMMIT was sent: only the ledger knows."""
+
+
+class Forbidden(CatalogError):
+    """The catalog's role may only read."""
 
 
 @dataclass(slots=True)
@@ -95,8 +101,10 @@ class Publisher:
         """Close the connection; an open transaction is rolled back."""
         if self._con is not None:
             # By hand: where Postgres is gone, DuckDB's own rollback at the end ends the whole process (1.5.5).
-            _rollback(self._con)
-            self._con.close()
+            if _rollback(self._con):
+                self._con.close()
+            else:
+                _leave_to_the_end(self._con)
             self._con = None
 
     def publish(self, group: Sequence[Outcome]) -> Published:
@@ -135,7 +143,7 @@ class Publisher:
             reraise=True,
         )
         losses = Retrying(
-            retry=retry_if_exception_type(CatalogError),
+            retry=retry_if_exception_type(CatalogError) & retry_if_not_exception_type(Forbidden),
             stop=stop_after_delay(LOST_SECONDS),
             wait=wait_random_exponential(0.1, max=5.0),
             reraise=True,
@@ -174,6 +182,10 @@ class Publisher:
                     f"Another writer changed the lake first: {text}", "run the same command again"
                 ) from error
             self.close()
+            if "permission denied" in str(error):
+                raise Forbidden(
+                    "The catalog's role may not change it: permission denied.", "use the role that owns the catalog"
+                ) from error
             if committing and self._is_committed(group):
                 return self._as_published(group)
             if committing or any(word in text.lower() for word in _LOST):
@@ -220,7 +232,7 @@ class Publisher:
                 result.receipts.append(outcome)
                 rows.append(self._receipt_row(outcome))
         for key, receipts in changed.items():
-            self._replace(con, self._datasets[key], receipts)
+            self._replace(con, self._datasets[key], receipts, tables[self._datasets[key].table])
         now = datetime.now(UTC)
         ledger.append(con, "ledger", [{**row, "recorded_at": now, "token": token} for row in rows])
         if rows:
@@ -236,8 +248,14 @@ class Publisher:
             create_table(con, dataset, receipt.columns)
             tables[dataset.table] = dict(receipt.columns)
 
-    def _replace(self, con: DuckDBPyConnection, dataset: Dataset, receipts: Sequence[Receipt]) -> None:
-        """Delete the partitions' rows, and register the staged files in their place."""
+    def _replace(
+        self, con: DuckDBPyConnection, dataset: Dataset, receipts: Sequence[Receipt], columns: Mapping[str, str]
+    ) -> None:
+        """Delete the partitions' rows, and register the staged files in their place.
+
+        A file that lacks a column of the table is inserted instead: DuckLake 1.5.5 registers it, but goes on telling
+        DuckDB that the column has no nulls, and ``WHERE it IS NULL`` finds none of its rows.
+        """
         column = dataset.partition_column
         if column is None:
             con.execute(f"DELETE FROM {qualified(dataset)}")
@@ -245,13 +263,24 @@ class Publisher:
             values = ", ".join(f"'{parse_partition(r.partition, dataset.grain).value}'" for r in receipts)
             con.execute(f"DELETE FROM {qualified(dataset)} WHERE {quoted(column)} IN ({values})")
         reached("after DELETE")
-        paths = [self._settings.data_path + path for r in receipts for path in r.files]
-        if paths:
+        whole: list[str] = []
+        lacking: list[str] = []
+        for receipt in receipts:
+            fits = receipt.columns.keys() >= columns.keys()
+            (whole if fits else lacking).extend(self._settings.data_path + path for path in receipt.files)
+        if whole:
             con.execute(
-                f"CALL ducklake_add_data_files('{LAKE}', ?, ?, schema => 'raw', allow_missing => true, "
+                f"CALL ducklake_add_data_files('{LAKE}', ?, ?, schema => 'raw', "
                 f"hive_partitioning => {column is not None})",
-                [dataset.key, paths],
+                [dataset.key, whole],
             )
+        if lacking:
+            con.execute(
+                f"INSERT INTO {qualified(dataset)} BY NAME "
+                "FROM read_parquet(?, union_by_name => true, hive_partitioning => false)",
+                [lacking],
+            )
+        if whole or lacking:
             reached("after registration")
 
     def _receipt_row(self, receipt: Receipt) -> dict[str, Any]:
@@ -323,13 +352,23 @@ def raise_fence(con: DuckDBPyConnection, fence: str) -> int:
     return int(found[0][0])
 
 
-def _rollback(con: DuckDBPyConnection) -> None:
+def _rollback(con: DuckDBPyConnection) -> bool:
+    """Roll back what is open. Returns whether the connection is still fit to be closed."""
     import duckdb
 
     try:
         con.execute("ROLLBACK")
+    except (duckdb.FatalException, duckdb.InternalException) as error:
+        log.warning("a connection is given up: %s", _text(error))
+        return False
     except duckdb.Error as error:
         log.debug("there is no transaction to roll back, or nobody to tell: %s", error)
+    return True
+
+
+def _leave_to_the_end(con: DuckDBPyConnection) -> None:
+    """Keep a connection from ever being closed: after an error of its own, DuckDB ends the process over that."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(con))
 
 
 def _failed(receipt: Receipt, state: Any, error: str) -> Failure:

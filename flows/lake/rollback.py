@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flows.datasets.model import Dataset, Partition
 from flows.errors import BadInput
@@ -42,14 +43,13 @@ def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -
         if not published:
             raise BadInput(f"{name} was never published.", f"lake status {dataset.key}")
         current = published[-1]
-        shown = current["restores"] or current["attempt_id"]
-        position = next(n for n, row in enumerate(published) if row["attempt_id"] == shown)
-        before = [r for r in published[:position] if not r["restores"] and r["fingerprint"] != current["fingerprint"]]
+        before = [row for row in _still_meant(published) if row["fingerprint"] != current["fingerprint"]]
         if not before:
             raise BadInput(f"{name} has no attempt before the one that is published.", f"lake status {dataset.key}")
         target = before[-1]
+        last_seen = max(n for n, row in enumerate(published) if _shown(row) == target["attempt_id"])
         file = Path(work) / "rows.parquet"
-        _copy(con, dataset, partition, _snapshot(con, name, target["token"]), file)
+        _copy(con, dataset, partition, _snapshot_before(con, name, published[last_seen + 1]["token"]), file)
         seen = inspect(dataset, [partition], [str(file)])[0]
         if seen.fingerprint != target["fingerprint"]:
             raise BadInput(f"The rows of {name}'s attempt before are not what was published.", "lake verify")
@@ -75,11 +75,34 @@ def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -
     )
 
 
-def _snapshot(con: DuckDBPyConnection, name: str, token: int) -> int:
-    """The snapshot that a ledger row was committed in, by the fence's token in its message."""
-    for snapshot in rows(con, f"SELECT snapshot_id, commit_extra_info FROM {LAKE}.snapshots()"):
-        if json.loads(snapshot["commit_extra_info"] or "{}").get("token") == token:
-            return int(snapshot["snapshot_id"])
+def _shown(row: Mapping[str, Any]) -> str:
+    """The attempt whose rows a ledger row shows."""
+    return str(row["restores"] or row["attempt_id"])
+
+
+def _still_meant(published: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A partition's attempts without those that were rolled back: nobody wants to go back to them."""
+    meant: list[Mapping[str, Any]] = []
+    for row in published:
+        if row["restores"]:
+            while meant and meant[-1]["attempt_id"] != row["restores"]:
+                meant.pop()
+        else:
+            meant.append(row)
+    return meant
+
+
+def _snapshot_before(con: DuckDBPyConnection, name: str, token: int) -> int:
+    """The last snapshot before a ledger row's commit, which the fence's token in its message tells.
+
+    Not the one in which the rows sought were published: that may be long expired while they were still to be read.
+    """
+    found = rows(con, f"SELECT snapshot_id, commit_extra_info FROM {LAKE}.snapshots()")
+    there = {int(snapshot["snapshot_id"]) for snapshot in found}
+    for snapshot in found:
+        before = int(snapshot["snapshot_id"]) - 1
+        if json.loads(snapshot["commit_extra_info"] or "{}").get("token") == token and before in there:
+            return before
     raise BadInput(
         f"The snapshot of {name}'s attempt before has expired, and its rows with it.",
         f"load it again from its source: lake backfill {name.split()[0]} --mode all",

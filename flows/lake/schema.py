@@ -59,6 +59,12 @@ def bootstrap(settings: Settings, datasets: Iterable[Dataset]) -> list[str]:
 
     con = connect(settings, create=True)
     try:
+        if con.execute(f"SELECT value FROM {LAKE}.options() WHERE option_name = 'encrypted'").fetchall() == [("true",)]:
+            raise CatalogError(
+                "The catalog encrypts its files (ENCRYPTED), but staged files are registered as they were written: "
+                "raw would lie in the open.",
+                "make the lake in another catalog, and encrypt its bucket or disk: docs/production.md",
+            )
         con.execute("BEGIN")
         made = []
         schemas = {

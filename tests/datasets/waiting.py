@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from datetime import date
 from typing import Any
 
 from flows.datasets.model import Dataset, Partition
@@ -19,4 +20,4 @@ def waiting(partition: Partition) -> Iterator[dict[str, Any]]:
         yield {"n": number}
 
 
-DATASET = Dataset(key="waiting", source=waiting, partition_column="day")
+DATASET = Dataset(key="waiting", source=waiting, partition_column="day", start=date(2024, 1, 1), end=date(2024, 1, 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
@@ -13,7 +14,7 @@ from deployments.services import HOST
 
 Fault = Callable[[bytes], str]
 """Sees what a client is about to send, and says: pass, cut (before it is sent), cut after (once it was answered),
-hold (send nothing more, answer nothing), or an HTTP status to answer with instead."""
+slow (sent after a second), hold (send nothing more, answer nothing), or an HTTP status to answer with instead."""
 
 
 def no_fault(data: bytes) -> str:
@@ -79,6 +80,10 @@ class Proxy:
                     server.sendall(data)
                     continue
                 self.count += 1
+                if verdict == "slow":
+                    time.sleep(1)
+                    server.sendall(data)
+                    continue
                 if verdict.isdigit():
                     body = f"HTTP/1.1 {verdict} Fault\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
                     client.sendall(body.encode())

@@ -72,7 +72,7 @@ def prepare(lake: Lake) -> None:
 def test_a_reader_sees_only_whole_partitions(
     lake: Lake, kill: Killer, seeds: Callable[[int, int], list[int]], record_property: Callable[[str, object], None]
 ) -> None:
-    times = len(seeds(8, 1000))
+    times = len(seeds(6, 1000))
     record_property("cases", times)
     prepare(lake)
     process = kill.start(replace, times, False)

@@ -45,8 +45,6 @@ def test_ctrl_c_leaves_whole_partitions_and_no_process(lake: Command) -> None:
     assert "Traceback" not in said
     assert until(lambda: not list((lake.folder / "tmp").glob(f"{chunk.SCRATCH}*")), 30), "its workers are still there"
     assert all(finding["severity"] == "note" for finding in lake.json("verify"))
-    (home / "wait").unlink()
-    assert lake.json("backfill", "waiting", "--start", "2024-01-01", "--end", "2024-01-06")["published"] == 6
 
 
 def test_what_a_killed_worker_left_is_swept_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

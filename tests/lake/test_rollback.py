@@ -78,6 +78,28 @@ def test_rolling_back_twice_goes_back_two_attempts(lake: Lake) -> None:
     assert lake.errors() == []
 
 
+def test_nobody_gets_back_to_what_was_rolled_back(lake: Lake) -> None:
+    for rows in (10, 20):
+        load(lake, rows)
+    roll_back(lake)
+    load(lake, 30)
+    roll_back(lake)
+    assert count(lake) == 10, "the 20 were taken back, and 10 rows stood there before the 30"
+    assert lake.errors() == []
+
+
+def test_rows_that_stood_for_long_are_still_a_way_back(lake: Lake) -> None:
+    """The snapshot they were published in has expired; the one before they were replaced has not."""
+    load(lake, 10)
+    load(lake, 7, "2024-01-02")
+    for step in steps(lake.settings, timedelta(0), datetime.now(UTC)):
+        step.run()
+    load(lake, 20)
+    roll_back(lake)
+    assert count(lake) == 10
+    assert lake.errors() == []
+
+
 def test_what_cannot_be_rolled_back_is_said_and_changes_nothing(lake: Lake) -> None:
     with pytest.raises(BadInput, match="never published"):
         roll_back(lake)

@@ -77,3 +77,20 @@ def test_hostile_column_names_are_only_names(lake: Lake, column: str) -> None:
     lake.load("entries", "2024-01-01")
     assert lake.column("SELECT count(*) FROM raw.entries") == [1]
     assert lake.errors() == []
+
+
+def test_rows_without_a_column_that_others_have_are_found_by_its_null(lake: Lake) -> None:
+    """Files that lack a column of the table: after it was there, before it came, and in the same group."""
+    days = {"2024-01-01": True, "2024-01-02": False, "2024-01-03": True}
+    for day, has in days.items():
+        lake.land(f"readings/{day}.jsonl", [{"id": i, **({"unit": "mm"} if has else {})} for i in range(3)])
+        lake.load("readings", day)
+    apart = [*lake.extract("readings", "2024-01-01"), *lake.extract("readings", "2024-01-02")]
+    for day in days:
+        lake.land(f"readings/{day}.jsonl", [{"id": i, **({"size": 1} if day > "2024-01-02" else {})} for i in range(4)])
+    assert not lake.publish(apart).receipts
+    lake.publish([outcome for day in days for outcome in lake.extract("readings", day)])
+    for column, nulls in (("unit", 12), ("size", 8)):
+        assert lake.column(f"SELECT count(*) FROM raw.readings WHERE {column} IS NULL") == [nulls], column
+        assert lake.column(f"SELECT count(*) FROM raw.readings WHERE {column} IS NOT NULL") == [12 - nulls], column
+    assert lake.errors() == []

@@ -1,0 +1,205 @@
+"""SIGKILL in the middle of a whole command, at the points that only a run reaches; then the same command again."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deployments.services import until
+from flows.points import POINTS, Point
+from flows.server import SERVER_SETTINGS
+from flows.settings import load_settings
+from flows.transform import transform
+from tests.conftest import Lake, Services
+from tests.faults.conftest import Contents, found, land, soaking, told
+from tests.faults.proxy import Proxy
+from tests.flows.test_ingest import flights
+from tests.flows.test_transform import GOLD, RECOMPUTED
+
+LAKE = str(Path(sys.executable).with_name("lake"))
+RECEIPTED, BUILD = POINTS[3:5] + POINTS[11:13], POINTS[13:16]
+in_short_on_sqlite = pytest.mark.short("sqlite+folder")
+IN_THE_GATE = {"gate held", "before the slot is freed", "before the build is recorded"}
+
+
+def command(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("LAKE_KILL")}
+    return subprocess.Popen(
+        [LAKE, *arguments],
+        env={**clean, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> None:
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == code, said
+
+
+def free_the_gate() -> None:
+    """Let what a killed holder left run out at once: the 60 s that a lease lasts are waited for in tests/stack."""
+    from prefect.client.orchestration import get_client
+
+    leases = Path(os.environ["PREFECT_HOME"], "concurrency_leases")
+    assert "filesystem" in SERVER_SETTINGS["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"]
+    with get_client(sync_client=True) as client:
+        for lease in leases.glob("*-*.json"):
+            client.request(
+                "POST", "/v2/concurrency_limits/decrement-with-lease", json={"lease_id": lease.stem}
+            ).raise_for_status()
+
+
+def held() -> int:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        return client.read_global_concurrency_limit_by_name("ducklake-commit").active_slots
+
+
+def kill_at(switch: Path, point: Point, *arguments: str) -> None:
+    """Run a command whose process, or whose build's, is killed at a point."""
+    switch.write_text(point)
+    finish(command(*arguments, LAKE_KILL_AT=str(switch)), 1 if point in ("mid interval", "interval committed") else -9)
+    assert not switch.exists()
+
+
+@in_short_on_sqlite
+def test_a_kill_in_a_backfill_loses_doubles_and_halves_nothing(
+    gated_lake: Lake, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    days = ("2024-01-01", "2024-01-02", "2024-01-03")
+    backfill = ("backfill", "readings", "--start", days[0], "--end", days[-1], "--mode", "all", "--workers", "1")
+    before: Contents = {}
+    for number, point in enumerate(RECEIPTED if soaking(request.config) else RECEIPTED[1:4:2], start=1):
+        wanted = {day: (n + number, number) for n, day in enumerate(days)}
+        land(gated_lake, wanted)
+        kill_at(tmp_path / "kill-at", point, *backfill)
+        here = found(gated_lake) if before or "raw.readings" in tables(gated_lake) else {}
+        committed = point in ("before the slot is freed", "before the event")
+        # Chunks are published as they come: some are in the lake, others are not, none is half in.
+        assert all(here[day] in (wanted[day], before.get(day)) for day in here), f"{point}: {here}"
+        assert any(content in wanted.values() for content in here.values()) == committed, point
+        assert gated_lake.errors() == [], point
+        assert held() == (point in IN_THE_GATE), point
+        if point in IN_THE_GATE:
+            free_the_gate()
+
+        finish(command(*backfill))
+        assert found(gated_lake) == wanted, point
+        assert told(gated_lake) == {day: rows for day, (rows, _) in wanted.items()}, point
+        assert gated_lake.errors() == [], point
+        assert held() == 0
+        before = wanted
+
+
+def tables(lake: Lake) -> list[str]:
+    return lake.column("SELECT schema_name || '.' || table_name FROM duckdb_tables()")
+
+
+def land_flights(lake: Lake, rows: int) -> None:
+    for day in (1, 2):
+        lake.land(f"flights/2013-01-{day:02}.csv", flights(day, rows + day))
+    lake.load("flights", "2013-01-01", "2013-01-02")
+
+
+@in_short_on_sqlite
+def test_a_kill_in_a_transform_is_made_good_by_the_next(
+    gated_lake: Lake, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    land_flights(gated_lake, 1)
+    transform()
+    for number, point in enumerate(BUILD if soaking(request.config) else BUILD[:1], start=2):
+        land_flights(gated_lake, number)
+        kill_at(tmp_path / "kill-at", point, "transform")
+        assert gated_lake.errors() == [], point
+        free_the_gate()  # a killed transform leaves its own limit, too
+        transform()
+        assert gated_lake.sql(GOLD) == gated_lake.sql(RECOMPUTED), point
+        assert gated_lake.errors() == [], point
+        assert held() == 0
+    assert transform()["models"] == []
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("lake", ["postgres+s3"], indirect=True)
+def test_a_commit_of_a_model_that_is_cut_off_is_made_good_by_the_next(
+    lake: Lake, prefect_server: str, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import gate
+    from flows.errors import LakeError
+
+    gate.ensure()
+    land_flights(lake, 1)
+    with Proxy(services.postgres.port) as proxy, monkeypatch.context() as through:
+        direct = lake.settings.catalog
+        through.setenv("LAKE_CATALOG", direct.replace(f"port={services.postgres.port}", f"port={proxy.port}"))
+        commits = itertools.count()
+        # The first commits are of views and schemas; a later one is an interval's.
+        proxy.fault = lambda data: (
+            "cut after" if data.startswith(b"Q") and b"COMMIT" in data and next(commits) == 6 else "pass"
+        )
+        with pytest.raises(LakeError):
+            transform()
+        assert proxy.count == 1
+    assert load_settings().catalog == direct
+    assert lake.errors() == []
+    transform()
+    assert lake.sql(GOLD) == lake.sql(RECOMPUTED)
+    assert lake.errors() == []
+
+
+def processes_of(pid: int) -> Mapping[str, list[psutil.Process]]:
+    """A run's own process, and its Dask workers."""
+    run = psutil.Process(pid)
+    workers = [p for p in run.children(recursive=True) if "forkserver" in " ".join(p.cmdline())]
+    return {"run": [run], "worker": [w for w in workers if w.ppid() != pid]}
+
+
+def kill_somewhere(process: subprocess.Popen[str], seed: random.Random) -> None:
+    """Kill a run or one of its workers at a moment after they are up; the seed's."""
+    victim = seed.choice(["run", "worker"])
+
+    def is_over() -> bool:
+        return process.poll() is not None
+
+    assert until(lambda: is_over() or len(processes_of(process.pid)["worker"]) == 2, 120)
+    if not until(is_over, seed.uniform(0, 4)):
+        for one in processes_of(process.pid)[victim][:1]:
+            os.kill(one.pid, signal.SIGKILL)
+    process.communicate(timeout=300)
+
+
+@pytest.mark.soak
+def test_a_kill_at_any_moment_of_a_run_or_its_worker(
+    gated_lake: Lake, seeds: Callable[[int, int], list[int]], record_property: Callable[[str, object], None]
+) -> None:
+    """The Dask scheduler of a local cluster lives in the run's own process."""
+    days = [f"2024-01-{day:02}" for day in range(1, 9)]
+    backfill = ("backfill", "readings", "--start", days[0], "--end", days[-1], "--mode", "all", "--workers", "2")
+    chosen = seeds(40, 40)
+    record_property("cases", len(chosen))
+    for number in chosen:
+        seed = random.Random(number)
+        wanted = {day: (seed.randint(1, 50), number) for day in days}
+        land(gated_lake, wanted)
+        kill_somewhere(command(*backfill), seed)
+        if "raw.readings" in tables(gated_lake):
+            found(gated_lake)
+        assert gated_lake.errors() == [], f"seed {number}"
+        free_the_gate()
+        finish(command(*backfill))
+        assert found(gated_lake) == wanted, f"seed {number}"
+        assert told(gated_lake) == {day: rows for day, (rows, _) in wanted.items()}, f"seed {number}"
+        assert gated_lake.errors() == [], f"seed {number}"

@@ -1,0 +1,107 @@
+"""Hostile names and contents: nothing is executed, nothing leaves its folder, what is published is what was there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flows.datasets import get_datasets
+from flows.datasets.model import Dataset, Grain, parse_partition
+from flows.errors import BadInput
+from flows.plan import make_plan
+from flows.stage.receipt import Receipt
+from tests.conftest import Lake
+
+DAY = "2024-01-01"
+HOSTILE = [
+    "'; DROP TABLE ops.ledger; --",
+    '"; DROP SCHEMA ops CASCADE; --',
+    "') TO '/tmp/out' (FORMAT csv); --",
+    "../../../etc/passwd",
+    "a\x00b",
+    "\u202egnp.exe",
+    "ключ",
+    "🦆" * 40,
+    "x" * 5_000,
+    "{{ 7 * 7 }}",
+    "@macro(",
+    "%s %(day)s",
+    "day=1/../..",
+    "line\nbreak\r\ttab",
+    "day",
+    "_dlt_id",
+    "rowid",
+    "",
+    " ",
+]
+only_once = pytest.mark.parametrize("lake", ["sqlite+folder"], indirect=True)
+text = st.one_of(st.sampled_from(HOSTILE), st.text(max_size=40))
+values = st.one_of(text, st.none(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), st.booleans())
+rows = st.lists(st.dictionaries(text, values, max_size=4), min_size=1, max_size=4)
+
+
+def files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+@only_once
+def test_hostile_contents_become_rows_or_one_failure(lake: Lake, tmp_path: Path) -> None:
+    home = lake.settings.home
+    outside = {path for path in files(tmp_path) if home not in path.parents}
+    tables = lake.column("SELECT table_name FROM duckdb_tables() ORDER BY 1")
+    count = 0
+
+    @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(rows)
+    def check(content: list[dict[str, Any]]) -> None:
+        nonlocal count
+        count += 1
+        lines = [{"n": number, **row} for number, row in enumerate(content)]
+        lake.land(f"readings/{DAY}.jsonl", lines)
+        result = lake.load("readings", DAY)
+        assert len(result.receipts) + len(result.unchanged) + len(result.failures) == 1
+        if result.receipts:
+            assert lake.column("SELECT count(*) FROM raw.readings") == [len(lines)]
+        assert set(lake.column("SELECT table_name FROM duckdb_tables()")) <= {*tables, "readings"}
+
+    check()
+    assert count >= 15
+    assert lake.errors() == []
+    assert {path for path in files(tmp_path) if home not in path.parents} == outside
+
+
+@only_once
+def test_hostile_values_are_kept_as_they_are(lake: Lake) -> None:
+    lake.land(f"readings/{DAY}.jsonl", [{"n": n, "text": value} for n, value in enumerate(HOSTILE)])
+    assert isinstance(lake.extract("readings", DAY)[0], Receipt)
+    lake.load("readings", DAY)
+    assert lake.column("SELECT text FROM raw.readings ORDER BY n") == HOSTILE
+
+
+@only_once
+def test_hostile_file_names_are_no_partition(lake: Lake) -> None:
+    lake.land(f"readings/{DAY}.jsonl", [{"n": 1}])
+    folder = Path(lake.settings.landing, "readings")
+    for name in (f"{DAY}'; DROP TABLE ops.ledger; --", f"{DAY}\n", f"..{DAY}", "🦆" * 40, f"{DAY}.jsonl.partial"):
+        (folder / f"{name}.jsonl").write_text(json.dumps({"n": 2}))
+    planned = make_plan(lake.settings, get_datasets(["readings"]))
+    assert [p.partition for p in planned if p.source_version] == [DAY]
+    lake.load("readings", DAY)
+    assert lake.column("SELECT n FROM raw.readings") == [1]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_key_or_partition_is_refused(name: str) -> None:
+    if name != "day":
+        with pytest.raises(BadInput):
+            Dataset(key=name, source=lambda partition: [])
+    with pytest.raises(BadInput):
+        get_datasets([name])
+    for grain in Grain:
+        with pytest.raises(BadInput):
+            parse_partition(name, grain)

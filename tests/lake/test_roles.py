@@ -1,0 +1,65 @@
+"""Who may do what: a role that reads, as the docs make it; and a catalog whose files would only half be encrypted."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from flows.datasets import all_datasets
+from flows.errors import CatalogError, LakeError
+from flows.lake.connect import connect, prepare
+from flows.lake.query import query
+from flows.lake.schema import bootstrap
+from flows.lake.verify import verify
+from flows.settings import Settings
+from tests.conftest import Lake, Services
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+@pytest.mark.parametrize("lake", ["postgres+s3"], indirect=True)
+def test_a_role_that_may_only_read_queries_and_changes_nothing(lake: Lake, services: Services) -> None:
+    name = re.search(r"dbname=(\w+)", lake.settings.catalog)[1]  # type: ignore[index]
+    reader = f"{name}_reader"
+    services.postgres.database(reader, services.password)
+    grants = re.search(r"```sql\n(GRANT .*?)```", (DOCS / "production.md").read_text(), re.S)[1]  # type: ignore[index]
+    owner = psycopg2.connect(
+        host="127.0.0.1", port=services.postgres.port, user=name, dbname=name, password=services.password
+    )
+    with owner, owner.cursor() as cursor:
+        cursor.execute(grants.replace("DATABASE lake", f"DATABASE {name}").replace("analyst", reader))
+    owner.close()
+    # The table is younger than the role.
+    lake.land("readings/2024-01-01.jsonl", [{"id": 1}, {"id": 2}])
+    receipts = lake.extract("readings", "2024-01-01")
+    lake.publish(receipts)
+
+    settings = lake.settings.model_copy(
+        update={"catalog": lake.settings.catalog.replace(f"user={name}", f"user={reader}")}
+    )
+    assert query(settings, "SELECT count(*) AS n FROM raw.readings") == [{"n": 2}]
+    assert [f for f in verify(settings) if f.severity == "error"] == []
+    lake.land("readings/2024-01-01.jsonl", [{"id": 3}])
+    with pytest.raises(LakeError, match="permission denied"):
+        Lake(settings).publish(lake.extract("readings", "2024-01-01"))
+    with pytest.raises(LakeError, match="permission denied"):
+        bootstrap(settings, [])
+    assert query(settings, "SELECT id FROM raw.readings ORDER BY id") == [{"id": 1}, {"id": 2}]
+    assert lake.errors() == []
+
+
+def test_a_catalog_that_encrypts_only_what_ducklake_writes_is_refused(tmp_path: Path) -> None:
+    import duckdb
+
+    settings = Settings(_env_file=None, home=tmp_path)
+    with duckdb.connect() as con:
+        prepare(con, settings)
+        con.execute(f"ATTACH 'ducklake:{settings.catalog}' AS lake (DATA_PATH '{settings.data_path}', ENCRYPTED)")
+    with pytest.raises(CatalogError, match="raw would lie in the open") as caught:
+        bootstrap(settings, list(all_datasets().values()))
+    assert "docs/production.md" in caught.value.fix
+    with connect(settings) as con:
+        assert con.execute("SELECT count(*) FROM duckdb_tables() WHERE database_name = 'lake'").fetchall() == [(0,)]

@@ -1,0 +1,59 @@
+"""The lock holds what pyproject.toml asks for, every pin with its hashes, and nothing that nobody asks for."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ASKED = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+
+
+def pins(lock: str) -> dict[str, str]:
+    """Each pin's entry in a lock, by its name."""
+    entries = re.split(r"^(?=[a-z0-9])", (ROOT / lock).read_text(), flags=re.M)[1:]
+    return {canonicalize_name(entry.partition("==")[0]): entry for entry in entries}
+
+
+def version(entry: str) -> str:
+    return entry.partition("==")[2].split()[0]
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-bootstrap.lock"])
+def test_every_pin_has_its_hashes(lock: str) -> None:
+    for name, entry in pins(lock).items():
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), name
+    assert "://" not in (ROOT / lock).read_text(), "a package host"
+
+
+def test_the_lock_has_what_pyproject_asks_for() -> None:
+    locked = pins("requirements.lock")
+    for asked in ASKED:
+        assert version(locked[canonicalize_name(asked.name)]) in asked.specifier, asked
+
+
+def test_the_lock_has_nothing_else() -> None:
+    """uv notes who wants each pin; those that only the project wants are in pyproject.toml."""
+    asked = {canonicalize_name(a.name) for a in ASKED}
+    locked = pins("requirements.lock")
+    for name, entry in locked.items():
+        wanted_by = set(re.findall(r"#\s+(?:via )?([a-z][\w.-]*)(?: \(pyproject\.toml\))?$", entry, flags=re.M)) - {
+            "via"
+        }
+        assert wanted_by, name
+        if "ducklake-flows" in wanted_by:
+            assert name in asked, f"{name} was taken out of pyproject.toml: make lock"
+        for one in wanted_by - {"ducklake-flows"}:
+            assert canonicalize_name(one) in locked, f"{name} is wanted by {one}, which is not locked: make lock"
+
+
+def test_the_first_installer_is_the_locked_one() -> None:
+    assert (
+        pins("requirements-bootstrap.lock")["uv"].split("# via")[0] == pins("requirements.lock")["uv"].split("# via")[0]
+    )
