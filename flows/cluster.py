@@ -60,9 +60,16 @@ def abandonment() -> Callable[[], bool]:
     return is_abandoned
 
 
-def dask_setup(worker: object) -> None:
-    """In a local worker, before it starts: a Ctrl-C in the terminal is the run's, which then ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _start_forkserver() -> None:
+    """Start the process that workers are forked from. They never see a Ctrl-C in the terminal: the run ends them."""
+    from multiprocessing import forkserver, resource_tracker
+
+    resource_tracker.ensure_running()  # by itself, for it would take the mask away
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -78,6 +85,7 @@ def _local_cluster(settings: Settings, workers: int) -> Iterator[str]:
     )
     get_mp_context().set_forkserver_preload(["distributed", "dlt", "flows.ingest"])
     environment = {**settings.worker_environment(), "PREFECT_API_URL": os.environ.get("PREFECT_API_URL", "")}
+    _start_forkserver()
     with LocalCluster(
         n_workers=workers,
         threads_per_worker=1,
@@ -86,6 +94,5 @@ def _local_cluster(settings: Settings, workers: int) -> Iterator[str]:
         dashboard_address="127.0.0.1:0",
         silence_logs=logging.ERROR,
         env=environment,
-        preload=__name__,
     ) as cluster:
         yield cluster.scheduler_address
