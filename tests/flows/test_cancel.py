@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,20 @@ from tests.flows.test_cli import LAKE, Command
 
 
 @pytest.fixture
-def lake(tmp_path: Path, prefect_server: str) -> Command:
-    (tmp_path / "tmp").mkdir()
+def temporary() -> Iterator[Path]:
+    """The command's temporary folder: a short one, for the sockets in it may not have long names."""
+    with tempfile.TemporaryDirectory(prefix="lake-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def lake(tmp_path: Path, temporary: Path, prefect_server: str) -> Command:
     command = Command(tmp_path, prefect_server)
-    command.environment |= {"LAKE_DATASETS": str(DATASETS), "TMPDIR": str(tmp_path / "tmp")}
+    command.environment |= {"LAKE_DATASETS": str(DATASETS), "TMPDIR": str(temporary)}
     return command
 
 
-def test_ctrl_c_leaves_whole_partitions_and_no_process(lake: Command) -> None:
+def test_ctrl_c_leaves_whole_partitions_and_no_process(lake: Command, temporary: Path) -> None:
     lake("init")
     home = lake.folder / ".lake"
     (home / "wait").touch()
@@ -43,7 +50,7 @@ def test_ctrl_c_leaves_whole_partitions_and_no_process(lake: Command) -> None:
     assert run.returncode == 130, said
     assert "error: Stopped. What was published stays published." in said
     assert "Traceback" not in said
-    assert until(lambda: not list((lake.folder / "tmp").glob(f"{chunk.SCRATCH}*")), 30), "its workers are still there"
+    assert until(lambda: not list(temporary.glob(f"{chunk.SCRATCH}*")), 30), "its workers are still there"
     assert all(finding["severity"] == "note" for finding in lake.json("verify"))
 
 
