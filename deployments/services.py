@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
+from flows.server import until
 
 HOST = "127.0.0.1"
 BIN = Path(sys.executable).parent
@@ -31,17 +31,6 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind((HOST, 0))
         return int(free.getsockname()[1])
-
-
-def until(condition: Callable[[], object], seconds: float = 60, every: float = 0.1) -> bool:
-    """Ask again and again, so many seconds apart, until a condition holds. Returns whether it ever did."""
-    try:
-        Retrying(retry=retry_if_result(lambda held: not held), stop=stop_after_delay(seconds), wait=wait_fixed(every))(
-            condition
-        )
-    except RetryError:
-        return False
-    return True
 
 
 def listening(port: int) -> bool:

@@ -48,29 +48,27 @@ def run(request: dict[str, Any], settings: Settings, models: list[dict[str, Any]
     )
     assert process.stdin and process.stdout and process.stderr  # noqa: S101
     noise = _Tail(process.stderr)
-    with _Gate() as held:
-        try:
-            with contextlib.suppress(BrokenPipeError):
-                _say(process.stdin, json.dumps(request))
-                for event in held.events(process.stdout):
-                    if event["event"] == "enter":
-                        held.enter()
-                        _say(process.stdin, "entered")
-                    elif event["event"] == "leave":
-                        held.leave()
-                    elif event["event"] == "model":
-                        logger.info("built %(model)s %(start)s..%(end)s in %(seconds)s s", event)
-                        models.append({k: v for k, v in event.items() if k != "event"})
-                    elif event["event"] == "warning":
-                        logger.warning(event["text"])
-                    elif event["event"] == "failed":
-                        failure = RunFailed(event["message"], event["fix"])
-        except BaseException:
-            # Whoever cancels a run does not wait for its model; what was committed stays, and is whole.
-            process.kill()
-            raise
-        finally:
-            code = process.wait()
+    with _Gate() as held, contextlib.ExitStack() as cancelled:
+        # Whoever cancels a run does not wait for its model; what was committed stays, and is whole.
+        cancelled.callback(process.wait)
+        cancelled.callback(process.kill)
+        with contextlib.suppress(BrokenPipeError):
+            _say(process.stdin, json.dumps(request))
+            for event in held.events(process.stdout):
+                if event["event"] == "enter":
+                    held.enter()
+                    _say(process.stdin, "entered")
+                elif event["event"] == "leave":
+                    held.leave()
+                elif event["event"] == "model":
+                    logger.info("built %(model)s %(start)s..%(end)s in %(seconds)s s", event)
+                    models.append({k: v for k, v in event.items() if k != "event"})
+                elif event["event"] == "warning":
+                    logger.warning(event["text"])
+                elif event["event"] == "failed":
+                    failure = RunFailed(event["message"], event["fix"])
+        cancelled.pop_all()
+        code = process.wait()
     if failure is not None:
         raise failure
     if code != 0:

@@ -14,12 +14,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from flows.errors import CatalogError, LakeError
 from flows.settings import Settings
@@ -100,9 +101,9 @@ def wait(settings: Settings, url: str) -> None:
     """
     state = _state(settings)
     ours = state if state and state["url"] == url else None
-    if ours is None and not _until(lambda: answers(url), 10):
+    if ours is None and not until(lambda: answers(url), 10):
         raise LakeError(f"The Prefect server at {url} does not answer.", "start it, or unset PREFECT_API_URL")
-    if ours and not _until(lambda: answers(url) or not _alive(ours["pid"]), START_SECONDS) or not answers(url):
+    if ours and not until(lambda: answers(url) or not _alive(ours["pid"]), START_SECONDS) or not answers(url):
         raise LakeError("The local Prefect server did not start.", f"read {_home(settings) / 'server.log'}")
 
 
@@ -123,7 +124,7 @@ def stop(settings: Settings) -> bool:
     if not state or not _alive(state["pid"]):
         return False
     os.kill(state["pid"], signal.SIGTERM)
-    _until(lambda: not _alive(state["pid"]), 15)
+    until(lambda: not _alive(state["pid"]), 15)
     if _alive(state["pid"]):
         os.kill(state["pid"], signal.SIGKILL)
     return True
@@ -198,9 +199,12 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Poll a condition until it holds."""
-    deadline = time.monotonic() + seconds
-    while not (held := condition()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return held
+def until(condition: Callable[[], object], seconds: float = 60, every: float = 0.1) -> bool:
+    """Ask again and again, so many seconds apart, until a condition holds. Returns whether it ever did."""
+    try:
+        Retrying(retry=retry_if_result(lambda held: not held), stop=stop_after_delay(seconds), wait=wait_fixed(every))(
+            condition
+        )
+    except RetryError:
+        return False
+    return True

@@ -6,7 +6,6 @@ import itertools
 import os
 import random
 import signal
-import time
 from collections.abc import Callable
 
 from tests.conftest import Lake
@@ -38,7 +37,7 @@ def test_a_kill_at_any_moment_leaves_whole_partitions_and_the_next_run_works(
         while told(lake) == before:
             assert process.is_alive()
         # It publishes now; the moment is the seed's.
-        time.sleep(random.Random(number).uniform(0, 0.3))
+        process.join(random.Random(number).uniform(0, 0.3))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         here = found(lake)

@@ -8,12 +8,13 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from flows.datasets import all_datasets
+from flows.datasets import all_datasets, get_datasets
 from flows.errors import CatalogError, LakeError
 from flows.lake.connect import connect, prepare
 from flows.lake.query import query
 from flows.lake.schema import bootstrap
 from flows.lake.verify import verify
+from flows.plan import State, make_plan
 from flows.settings import Settings
 from tests.conftest import Lake, Services
 
@@ -42,6 +43,7 @@ def test_a_role_that_may_only_read_queries_and_changes_nothing(lake: Lake, servi
     )
     assert query(settings, "SELECT count(*) AS n FROM raw.readings") == [{"n": 2}]
     assert [f for f in verify(settings) if f.severity == "error"] == []
+    assert make_plan(settings, get_datasets(["readings"]))[0].state is State.published
     lake.land("readings/2024-01-01.jsonl", [{"id": 3}])
     with pytest.raises(LakeError, match="permission denied"):
         Lake(settings).publish(lake.extract("readings", "2024-01-01"))

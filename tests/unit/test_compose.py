@@ -374,7 +374,7 @@ def test_the_image_is_hash_checked_and_names_no_registry() -> None:
     assert "-r requirements-bootstrap.lock" in installs[0]
     assert "-r requirements.lock" in installs[1]
     assert "--no-build-isolation --editable ." in installs[2]
-    assert not re.search(r"index-url|find-links|https?://", text)
+    assert "://" not in text
 
 
 def test_the_image_runs_as_its_own_user_with_all_extensions() -> None:
