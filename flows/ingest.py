@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
+from distributed.client import ClosedClientError
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -18,7 +19,7 @@ from flows import events, gate
 from flows.cluster import abandonment, task_runner
 from flows.datasets import get_datasets
 from flows.datasets.model import Dataset
-from flows.errors import RunFailed
+from flows.errors import LakeError, RunFailed
 from flows.extract.chunk import Stopped, extract_chunk
 from flows.lake.connect import connected
 from flows.lake.publish import Published, Publisher
@@ -180,7 +181,6 @@ class _Run:
     def __init__(self, settings: Settings, datasets: Sequence[Dataset], summary: Summary) -> None:
         self._settings, self._summary = settings, summary
         self._datasets = {d.key: d for d in datasets}
-        self._publisher = Publisher(settings, datasets, str(flow_run.id))
         self._finished: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._running: dict[str, tuple[Any, str, dict[str, str]]] = {}
         self._waiting: list[Outcome] = []
@@ -192,12 +192,18 @@ class _Run:
         began = time.monotonic()
         with connected(self._settings, read_only=True) as con:
             tables = table_columns(con)
+        self._publisher = Publisher(
+            self._settings, list(self._datasets.values()), str(flow_run.id), {p.partition for p in todo}
+        )
         self._hints = {k: dict(hints(tables.get(d.table, {}), d)) for k, d in self._datasets.items()}
         with task_runner(self._settings, workers) as self._runner:
             self._summary.add_seconds("cluster start", began)
             began = time.monotonic()
-            # An existing cluster has its own number of workers.
-            for dataset, versions in chunks(todo, len(self._runner.client.nthreads()) or workers):
+            # An existing cluster has its own number of workers; one that grows when there is work may have none yet.
+            there = len(self._runner.client.nthreads())
+            if not there:
+                get_run_logger().warning("the Dask cluster has no workers: waiting for one")
+            for dataset, versions in chunks(todo, there or workers):
                 self._submit(dataset, versions)
             try:
                 with progress(len(todo), ", ".join(self._datasets)) as shown:
@@ -216,13 +222,22 @@ class _Run:
             self._summary.add_seconds("extract and publish", began)
 
     def _submit(self, dataset: str, versions: dict[str, str]) -> None:
-        future = self._runner.submit(
-            extract,
-            parameters={"dataset": dataset, "versions": versions, "column_types": self._hints[dataset]},
-        )
+        try:
+            future = self._runner.submit(
+                extract,
+                parameters={"dataset": dataset, "versions": versions, "column_types": self._hints[dataset]},
+            )
+        except ClosedClientError:
+            raise self._scheduler_is_gone() from None
         wrapped = future.wrapped_future
         self._running[str(wrapped.key)] = (future, dataset, versions)
         wrapped.add_done_callback(lambda done: self._finished.put(str(done.key)))
+
+    def _scheduler_is_gone(self) -> LakeError:
+        return LakeError(
+            f"The Dask scheduler at {self._settings.dask_address} went away, and with it what it was at.",
+            "start it again, then the same command: what was published stays published",
+        )
 
     def _gather(self) -> None:
         """Wait for a chunk if nothing is waiting, and take all that have finished."""
@@ -243,6 +258,8 @@ class _Run:
             outcomes: list[Outcome] = future.result()
             reached("receipted")
         except Exception as error:  # noqa: BLE001 - a dead worker surfaces as any of several errors
+            if self._runner.client.status in ("closing", "closed"):
+                raise self._scheduler_is_gone() from None
             text = " ".join(str(error).split())[:300]
             get_run_logger().warning("a chunk of %s was lost: %s: %s", dataset, type(error).__name__, text)
             if not self._alone:

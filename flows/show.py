@@ -14,6 +14,9 @@ from flows.plan import Planned, State, counts
 
 console = Console(highlight=False)
 
+LINES = 100
+"""Lines of a dataset's grid at most."""
+
 _MARKS = {
     State.published: ("■", "green"),
     State.stale: ("◪", "yellow"),
@@ -53,23 +56,45 @@ def status(planned: Sequence[Planned]) -> None:
 
 
 def grid(planned: Sequence[Planned]) -> None:
-    """One mark a partition: a line a month for days, a line a day for hours, a line a year for months."""
+    """One mark a partition: a line a month for days, a line a day for hours, a line a year for months.
+
+    A long range gets a mark a day, a month or a year instead, which shows the state that most needs a look.
+    """
     for dataset, group in groupby(planned, key=lambda p: p.dataset):
         partitions = list(group)
         rows = sum(p.entry.rows for p in partitions if p.entry)
         summary = ", ".join(f"{n} {state}" for state, n in counts(partitions).items())
         console.print(Text.assemble((dataset, "bold"), f"  {summary}, {rows:,} rows"))
-        for label, line in groupby(partitions, key=lambda p: _line(p.partition)):
-            marks = Text(f"  {label:10} ")
-            for p in line:
-                marks.append(*_MARKS[p.state])
-            console.print(marks)
+        lines = _lines([(p.partition, p.state) for p in partitions])
+        for label, states in lines.items():
+            console.print(Text.assemble(f"  {label:10} ", *(_MARKS[state] for state in states)))
     seen = {p.state for p in planned}
     console.print("  ".join(f"[{style}]{mark}[/] {state}" for state, (mark, style) in _MARKS.items() if state in seen))
 
 
-def _line(key: str) -> str:
-    return key[:10] if "T" in key else key.rpartition("-")[0] or key
+_UNITS = (len("2013-01-05T07"), len("2013-01-05"), len("2013-01"), len("2013"))
+"""How much of a partition's key names an hour, a day, a month, a year."""
+
+_NEEDS_A_LOOK = (
+    *(State.failed, State.rejected, State.stale, State.missing),
+    *(State.rolled_back, State.published, State.no_source),
+)
+"""Of several partitions under one mark, the first of these that any is in is shown."""
+
+
+def _lines(partitions: Sequence[tuple[str, State]]) -> dict[str, list[State]]:
+    """The grid: states by line, of partitions by key in order; at most `LINES` of them, if years allow it."""
+    marks = list(partitions)
+    while True:
+        unit = len(marks[0][0])
+        line = next((u for u in _UNITS if u < unit), unit)
+        lines = {label: [state for _, state in group] for label, group in groupby(marks, key=lambda m: m[0][:line])}
+        if len(lines) <= LINES or line == _UNITS[-1]:
+            return lines
+        marks = [
+            (label, min((state for _, state in group), key=_NEEDS_A_LOOK.index))
+            for label, group in groupby(marks, key=lambda m: m[0][:line])
+        ]
 
 
 def ingested(summary: Mapping[str, Any]) -> None:

@@ -49,7 +49,7 @@ class Partition:
         """The first moment of the partition, UTC, without zone."""
         if self.grain is Grain.full:
             return datetime.min
-        return datetime.strptime(self.key, self.grain.key_format)
+        return datetime.fromisoformat(f"{self.key}-01" if self.grain is Grain.month else self.key)
 
     @property
     def end(self) -> datetime:
@@ -99,12 +99,12 @@ def partitions_between(grain: Grain, start: date, end: date) -> list[Partition]:
         return [Partition("full", grain)]
     if end < start:
         raise BadInput(f"The range ends ({end}) before it starts ({start}).", "swap --start and --end")
-    partition = partition_at(datetime(start.year, start.month, start.day), grain)
+    moment = partition_at(datetime(start.year, start.month, start.day), grain).start
     last = datetime(end.year, end.month, end.day, 23)
     found = []
-    while partition.start <= last:
-        found.append(partition)
-        partition = partition_at(partition.end, grain)
+    while moment <= last:
+        found.append(partition_at(moment, grain))
+        moment = found[-1].end
     return found
 
 

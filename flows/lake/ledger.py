@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from flows.lake.connect import rows
+from flows.lake.connect import literal, rows
 from flows.settings import LAKE
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Entry:
 _LATEST = f"""
     SELECT dataset, partition,
            arg_max(state, token) AS state,
-           coalesce(arg_max(error, token), '') AS error,
+           coalesce(arg_max_null(error, token), '') AS error,
            coalesce(arg_max(attempt_id, token) FILTER (state IN ('published', 'rolled_back')), '') AS attempt_id,
            coalesce(arg_max(rows_published, token) FILTER (state IN ('published', 'rolled_back')), 0) AS rows,
            coalesce(arg_max(bytes, token) FILTER (state IN ('published', 'rolled_back')), 0) AS bytes,
@@ -71,15 +71,74 @@ def latest(
         dataset: Only this dataset; None means all.
         partitions: Only these partitions; empty means all.
     """
-    where, parameters = ["true"], []
-    if dataset is not None:
-        where.append("dataset = ?")
-        parameters.append(dataset)
+    # Not bound: to bind a parameter, DuckDB imports pandas and Arrow, a third of a second of a command's start.
+    where = f"dataset = {literal(dataset)}" if dataset is not None else "true"
     if partitions:
-        where.append("partition IN (SELECT unnest(?::VARCHAR[]))")
-        parameters.append(list(partitions))  # type: ignore[arg-type]
-    found = con.execute(f"{_LATEST} WHERE {' AND '.join(where)} GROUP BY ALL", parameters).fetchall()
+        where += f" AND partition IN ({', '.join(map(literal, partitions))})"
+    found = con.execute(f"{_LATEST} WHERE {where} GROUP BY ALL").fetchall()
     return {(row[0], row[1]): Entry(*row) for row in found}
+
+
+def after(entry: Entry | None, row: Mapping[str, Any]) -> Entry:
+    """Where a partition stands once a row has been appended: what `latest` would read."""
+    entry = entry or Entry(row["dataset"], row["partition"], "", "", "", 0, 0, 0.0, "", "", row["recorded_at"])
+    changed = {"state": row["state"], "error": row["error"] or "", "seconds": row["seconds"]}
+    if row["state"] in ("published", "rolled_back"):
+        changed |= {"rows": row["rows_published"]}
+        changed |= {name: row[name] for name in ("attempt_id", "bytes", "fingerprint", "source_version")}
+    return replace(entry, **changed, recorded_at=row["recorded_at"])
+
+
+class Standing:
+    """Where partitions stand, read once and then kept: true for as long as nobody else has raised the fence.
+
+    A run that publishes in many groups would otherwise read the whole ledger for each of them.
+
+    Args:
+        expected: Keys of partitions that will be asked for; they are read along with the first.
+    """
+
+    def __init__(self, expected: Iterable[str] = ()) -> None:
+        self._expected = set(expected)
+        self.forget()
+
+    def forget(self) -> None:
+        """Read anew next time."""
+        self._fence: int | None = None
+        self._read: set[str] = set()
+        self.entries: dict[tuple[str, str], Entry] = {}
+        self.attempts: set[str] = set()
+        """Every attempt at these partitions that the ledger holds, whatever became of it."""
+
+    def read(self, con: DuckDBPyConnection, token: int, partitions: Iterable[str]) -> None:
+        """Bring up to date what is known of these partitions.
+
+        Args:
+            con: Within the publishing transaction.
+            token: What the transaction has raised the fence to.
+            partitions: By key.
+        """
+        if self._fence != token - 1:
+            self.forget()
+            self._fence = token - 1
+        if new := set(partitions) - self._read:
+            new |= self._expected - self._read
+            self._read |= new
+            self.entries |= latest(con, partitions=sorted(new))
+            self.attempts |= {
+                attempt
+                for (attempt,) in con.execute(
+                    f"SELECT attempt_id FROM {LAKE}.ops.ledger WHERE partition IN ({', '.join(map(literal, new))})"
+                ).fetchall()
+            }
+
+    def committed(self, token: int, added: Sequence[Mapping[str, Any]]) -> None:
+        """Take up what a transaction has committed."""
+        self._fence = token
+        for row in added:
+            key = (row["dataset"], row["partition"])
+            self.entries[key] = after(self.entries.get(key), row)
+            self.attempts.add(row["attempt_id"])
 
 
 def attempts_in(con: DuckDBPyConnection, attempt_ids: Iterable[str]) -> set[str]:
@@ -124,8 +183,7 @@ def built(con: DuckDBPyConnection, environment: str) -> dict[tuple[str, str], st
     """The attempt that the models of an environment were last built from, by dataset and partition."""
     found = con.execute(
         f"SELECT dataset, partition, arg_max(attempt_id, token) FROM {LAKE}.ops.builds "
-        "WHERE environment = ? AND dataset IS NOT NULL GROUP BY ALL",
-        [environment],
+        f"WHERE environment = {literal(environment)} AND dataset IS NOT NULL GROUP BY ALL"
     ).fetchall()
     return {(dataset, partition): attempt for dataset, partition, attempt in found}
 
@@ -133,6 +191,6 @@ def built(con: DuckDBPyConnection, environment: str) -> dict[tuple[str, str], st
 def built_project(con: DuckDBPyConnection, environment: str) -> str:
     """The digest of the models that an environment was last built with, "" when it never was."""
     found = con.execute(
-        f"SELECT arg_max(project, token) FROM {LAKE}.ops.builds WHERE environment = ?", [environment]
+        f"SELECT arg_max(project, token) FROM {LAKE}.ops.builds WHERE environment = {literal(environment)}"
     ).fetchone()
     return (found[0] if found else None) or ""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -89,16 +89,27 @@ class Published:
 
 
 class Publisher:
-    """Publishes groups over one connection of its own, which it opens again when it was lost."""
+    """Publishes groups over one connection of its own, which it opens again when it was lost.
 
-    def __init__(self, settings: Settings, datasets: Sequence[Dataset], flow_run_id: str) -> None:
+    Args:
+        settings: Where the lake is.
+        datasets: What will be published.
+        flow_run_id: Stands in the ledger.
+        expected: Keys of the partitions that will come: the ledger is read once for all of them.
+    """
+
+    def __init__(
+        self, settings: Settings, datasets: Sequence[Dataset], flow_run_id: str, expected: Iterable[str] = ()
+    ) -> None:
         self._settings = settings
+        self._standing = ledger.Standing(expected)
         self._datasets = {d.key: d for d in datasets}
         self._flow_run_id = flow_run_id
         self._con: DuckDBPyConnection | None = None
 
     def close(self) -> None:
         """Close the connection; an open transaction is rolled back."""
+        self._standing.forget()
         if self._con is not None:
             # By hand: where Postgres is gone, DuckDB's own rollback at the end ends the whole process (1.5.5).
             if _rollback(self._con):
@@ -165,14 +176,15 @@ class Publisher:
         try:
             con.execute("BEGIN")
             reached("after BEGIN")
-            result, work = self._fill(con, group)
-            if not work:
+            result, token, rows = self._fill(con, group)
+            if not rows:
                 con.execute("ROLLBACK")
                 return result
             committing = True
             reached("before COMMIT")
             con.execute("COMMIT")
             reached("after COMMIT")
+            self._standing.committed(token, rows)
             result.snapshot_id = con.execute(f"SELECT id FROM {LAKE}.last_committed_snapshot()").fetchone()[0]  # type: ignore[index]
         except duckdb.Error as error:
             text = _text(error)
@@ -196,13 +208,16 @@ class Publisher:
             raise
         return result
 
-    def _fill(self, con: DuckDBPyConnection, group: Sequence[Outcome]) -> tuple[Published, bool]:
-        """Everything between BEGIN and COMMIT. Returns the outcome, and whether there is anything to commit."""
+    def _fill(
+        self, con: DuckDBPyConnection, group: Sequence[Outcome]
+    ) -> tuple[Published, int, Sequence[Mapping[str, Any]]]:
+        """Everything between BEGIN and COMMIT. Returns the outcome, the fence's token, and the ledger's new rows."""
         token = raise_fence(con, "fence")
         reached("after the fence")
-        known = ledger.latest(con, partitions=sorted({o.partition for o in group}))
-        done = ledger.attempts_in(con, [o.attempt_id for o in group])
-        result, rows = Published(), []
+        self._standing.read(con, token, {o.partition for o in group})
+        known, done = self._standing.entries, self._standing.attempts
+        result, now = Published(), datetime.now(UTC)
+        rows: list[dict[str, Any]] = []
         changed: dict[str, list[Receipt]] = defaultdict(list)
         tables = table_columns(con)
         for outcome in group:
@@ -233,11 +248,11 @@ class Publisher:
                 rows.append(self._receipt_row(outcome))
         for key, receipts in changed.items():
             self._replace(con, self._datasets[key], receipts, tables[self._datasets[key].table])
-        now = datetime.now(UTC)
-        ledger.append(con, "ledger", [{**row, "recorded_at": now, "token": token} for row in rows])
+        rows = [{**row, "recorded_at": now, "token": token} for row in rows]
+        ledger.append(con, "ledger", rows)
         if rows:
             commit_message(con, _message(result), token=token, flow_run_id=self._flow_run_id)
-        return result, bool(rows)
+        return result, token, rows
 
     def _fit(self, con: DuckDBPyConnection, tables: dict[str, dict[str, str]], receipt: Receipt) -> None:
         """Make or evolve the raw table so that the receipt's files fit."""

@@ -11,6 +11,8 @@ import pytest
 from flows.errors import CommitConflict
 from flows.lake import publish as protocol
 from flows.lake.connect import connect
+from flows.lake.ledger import latest
+from flows.stage.layout import new_attempt
 from flows.stage.receipt import Failure
 from tests.conftest import Lake, receipts
 
@@ -296,3 +298,40 @@ def test_a_query_for_one_partition_reads_one_file(lake: Lake) -> None:
     lake.load("readings", *DAYS)
     plan = str(lake.sql("EXPLAIN ANALYZE SELECT * FROM raw.readings WHERE day = '2024-01-02'"))
     assert "Total Files Read: 1" in plan
+
+
+def test_what_a_publisher_keeps_of_the_ledger_is_what_the_ledger_says(lake: Lake) -> None:
+    """Whoever publishes in between is noticed by the fence, and everything is read anew."""
+    one, two = lake.publisher("one"), lake.publisher("two")
+
+    def down(day: str) -> Failure:
+        return Failure("readings", day, new_attempt(), "failed", "the source is down", "v2")
+
+    day, other, third = DAYS
+    land(lake, day, 1)
+    land(lake, other, 2)
+    (first,), (later,) = lake.extract("readings", day), lake.extract("readings", other)
+    land(lake, day, 3)
+    (replaced,) = lake.extract("readings", day)
+    for publisher, group in (
+        (one, [first]),
+        (one, [down(third)]),
+        (one, [down(day)]),
+        (two, [later]),
+        (two, [down(other)]),
+        (one, [replaced, down(other)]),
+        (one, [first]),  # known, although it is no longer what stands
+        (two, [later]),
+    ):
+        publisher.publish(group)
+        with connect(lake.settings, read_only=True) as con:
+            there = latest(con)
+        kept = publisher._standing.entries
+        assert kept, group
+        assert kept == {key: there[key] for key in kept}, group
+    assert there["readings", day].attempt_id == replaced.attempt_id
+    assert there["readings", day].error == ""
+    assert lake.column("SELECT count(*) FROM raw.readings") == [5]
+    assert lake.errors() == []
+    one.close()
+    two.close()
