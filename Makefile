@@ -25,7 +25,7 @@ test: .venv/installed  ## All tests (ARGS="tests/lake -k name" narrows them)
 	$(BIN)/python -m pytest $(ARGS)
 
 soak: .venv/installed  ## The fault tests at length: every crash point, hundreds of seeds; prints a table
-	$(BIN)/python -m pytest --soak tests/faults $(ARGS)
+	$(BIN)/python -m pytest --soak --timeout 7200 tests/faults $(ARGS)
 
 lint: .venv/installed  ## Style and types (`make test` holds the lock against pyproject.toml)
 	$(BIN)/ruff format --check .

@@ -253,6 +253,45 @@ class ObjectStore:
         self.service.stop()
 
 
+def dask_scheduler(port: int, logs: Path) -> Service:
+    """A Dask scheduler at a port."""
+    return Service(
+        "dask-scheduler",
+        [str(BIN / "dask"), "scheduler", "--host", HOST, "--port", str(port), "--no-dashboard"],
+        logs,
+        # A chunk whose worker died is tried again by the run itself, one partition at a time.
+        {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"},
+        ready=lambda: listening(port),
+    )
+
+
+def dask_worker(number: int, port: int, logs: Path, environment: Mapping[str, str], memory: str = "auto") -> Service:
+    """A Dask worker of the scheduler at a port: it knows the data path and the source, and no database's password.
+
+    Args:
+        number: Names it.
+        port: The scheduler's.
+        logs: Where its log goes, and its scratch folder.
+        environment: The lake's settings, and where Prefect is.
+        memory: Its limit, as Dask writes it.
+    """
+    return Service(
+        f"dask-worker-{number}",
+        [
+            *(str(BIN / "dask"), "worker", f"tcp://{HOST}:{port}", "--host", HOST, "--no-dashboard"),
+            *("--nthreads", "1", "--memory-limit", memory, "--name", f"worker-{number}"),
+            *("--local-directory", str(logs / "dask")),
+        ],
+        logs,
+        {
+            **environment,
+            **dict.fromkeys(("LAKE_CATALOG_PASSWORD", "LAKE_STATE_PASSWORD", "LAKE_NOTIFY_URL"), ""),
+            # It reads other threads' frames, which Python 3.11 may free under it.
+            "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "false",
+        },
+    )
+
+
 def new_secret() -> str:
     """A password nobody has to remember."""
     return secrets.token_urlsafe(18)

@@ -19,7 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from deployments.services import BIN, HOST, ObjectStore, Postgres, Service, free_port, listening, new_secret
+from deployments.services import (
+    BIN,
+    HOST,
+    ObjectStore,
+    Postgres,
+    Service,
+    dask_scheduler,
+    dask_worker,
+    free_port,
+    new_secret,
+)
 from flows.server import CLIENT_SETTINGS, SERVER_SETTINGS, answers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,17 +77,11 @@ class Stack:
         self.environment = self._environment()
         self.server = held.enter_context(self.prefect_server())
         self.run(str(ROOT / "deployments/init"))
-        self.scheduler = held.enter_context(
-            Service(
-                "dask-scheduler",
-                [str(BIN / "dask"), "scheduler", "--host", HOST, "--port", str(self.dask_port), "--no-dashboard"],
-                logs,
-                # A chunk whose worker died is tried again by the run itself, one partition at a time.
-                {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"},
-                ready=lambda: listening(self.dask_port),
-            )
-        )
-        self.workers = [held.enter_context(self.dask_worker(n)) for n in range(self.dask_workers)]
+        self.scheduler = held.enter_context(dask_scheduler(self.dask_port, logs))
+        self.workers = [
+            held.enter_context(dask_worker(n, self.dask_port, logs, self.environment, self.worker_memory))
+            for n in range(self.dask_workers)
+        ]
         self.worker = held.enter_context(
             Service(
                 "prefect-worker",
@@ -101,24 +105,6 @@ class Stack:
                 "PREFECT_SERVER_API_AUTH_STRING": self._secrets["prefect_auth"],
             },
             ready=lambda: answers(self.environment["PREFECT_API_URL"]),
-        )
-
-    def dask_worker(self, number: int) -> Service:
-        """A Dask worker: it knows the data path and the source, and no database's password."""
-        return Service(
-            f"dask-worker-{number}",
-            [
-                *(str(BIN / "dask"), "worker", f"tcp://{HOST}:{self.dask_port}", "--host", HOST, "--no-dashboard"),
-                *("--nthreads", "1", "--memory-limit", self.worker_memory, "--name", f"worker-{number}"),
-                *("--local-directory", str(self.folder / "dask")),
-            ],
-            self.folder / "logs",
-            {
-                **self.environment,
-                **dict.fromkeys(("LAKE_CATALOG_PASSWORD", "LAKE_STATE_PASSWORD", "LAKE_NOTIFY_URL"), ""),
-                # It reads other threads' frames, which Python 3.11 may free under it.
-                "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "false",
-            },
         )
 
     @property

@@ -16,11 +16,10 @@ import pytest
 
 from deployments.services import until
 from flows.points import POINTS, Point
-from flows.server import SERVER_SETTINGS
 from flows.settings import load_settings
 from flows.transform import transform
 from tests.conftest import Lake, Services
-from tests.faults.conftest import Contents, found, land, soaking, told
+from tests.faults.conftest import Contents, found, free_the_gate, land, soaking, told
 from tests.faults.proxy import Proxy
 from tests.flows.test_ingest import flights
 from tests.flows.test_transform import GOLD, RECOMPUTED
@@ -46,19 +45,6 @@ def command(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 def finish(process: subprocess.Popen[str], code: int = 0) -> None:
     said = process.communicate(timeout=300)[0]
     assert process.returncode == code, said
-
-
-def free_the_gate() -> None:
-    """Let what a killed holder left run out at once: the 60 s that a lease lasts are waited for in tests/stack."""
-    from prefect.client.orchestration import get_client
-
-    leases = Path(os.environ["PREFECT_HOME"], "concurrency_leases")
-    assert "filesystem" in SERVER_SETTINGS["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"]
-    with get_client(sync_client=True) as client:
-        for lease in leases.glob("*-*.json"):
-            client.request(
-                "POST", "/v2/concurrency_limits/decrement-with-lease", json={"lease_id": lease.stem}
-            ).raise_for_status()
 
 
 def held() -> int:

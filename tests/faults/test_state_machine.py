@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from flows.datasets import all_datasets, get_dataset
 from flows.datasets.model import parse_partition
@@ -18,7 +20,7 @@ from flows.lake.maintain import steps
 from flows.lake.rollback import stage_previous
 from flows.lake.schema import bootstrap
 from flows.points import POINTS, Point
-from flows.settings import load_settings
+from flows.settings import PROJECT, load_settings
 from flows.stage.layout import new_attempt
 from flows.stage.receipt import Failure, Receipt
 from flows.storage import check
@@ -34,13 +36,39 @@ def publish(lake: Lake, receipts: list[Receipt]) -> None:
     lake.publish(receipts)
 
 
+MODEL = """
+MODEL (
+  name silver.readings,
+  kind INCREMENTAL_BY_TIME_RANGE (time_column day, batch_size 366),
+  start '2024-01-01',
+  partitioned_by day,
+  signals (published(dataset := 'readings'))
+);
+SELECT id::BIGINT AS id, value::BIGINT AS value, day::DATE AS day FROM raw.readings
+WHERE day BETWEEN @start_date AND @end_date
+"""
+
+
+def transform(lake: Lake, project: Path) -> None:
+    """What a transform does between its gates, on a project with one model."""
+    from flows.build import run
+    from flows.build.adapter import LakeAdapter
+    from flows.lake.builds import read_todo, record
+
+    LakeAdapter.gate = contextlib.nullcontext
+    run.PROJECT = project
+    if todo := read_todo(lake.settings, "prod", project):
+        run.build(todo.environment, todo.changed_keys, todo.replan, lambda event: None)
+        record(lake.settings, todo, "test")
+
+
 def maintain(lake: Lake) -> None:
     for step in steps(lake.settings, timedelta(0), datetime.now(UTC) + timedelta(days=3)):
         if step.todo:
             step.run()
 
 
-def machine(fresh: Callable[[], Lake], kill: Killer) -> type[RuleBasedStateMachine]:
+def machine(fresh: Callable[[], Lake], kill: Killer, project: Path) -> type[RuleBasedStateMachine]:
     class Machine(RuleBasedStateMachine):
         def __init__(self) -> None:
             super().__init__()
@@ -49,6 +77,8 @@ def machine(fresh: Callable[[], Lake], kill: Killer) -> type[RuleBasedStateMachi
             """The days' rows, and the value in each."""
             self.history: dict[str, list[tuple[int, int]]] = {day: [] for day in DAYS}
             """What each day held, in order, as far as its snapshots are there."""
+            self.built: dict[str, tuple[int, int]] = {}
+            """What the model holds: the days as they were at the last transform."""
             self.number = 0
             self.last: list[Receipt] = []
             self.aside: list[Receipt] = []
@@ -116,6 +146,21 @@ def machine(fresh: Callable[[], Lake], kill: Killer) -> type[RuleBasedStateMachi
             assert len(self.lake.publish(self.last).receipts) == 1
             self.published(self.last)
 
+        @precondition(lambda self: bool(self.model))  # what is inferred has no raw table before
+        @rule()
+        def transform(self) -> None:
+            process = kill.start(transform, project)
+            process.join(120)
+            assert process.exitcode == 0
+            self.built = dict(self.model)
+
+        @rule(chosen=days, rows=rows, point=st.sampled_from(POINTS[13:15]))
+        def crash_in_a_transform(self, chosen: list[str], rows: int, point: Point) -> None:
+            """What it was at is in the model, whole, or not at all; the next transform makes it good."""
+            self.publish(chosen, rows)
+            kill.at(point, transform, project)
+            self.transform()
+
         @rule()
         def maintain(self) -> None:
             """Compact, expire all that is not the present, clean up, and take every orphan."""
@@ -127,6 +172,7 @@ def machine(fresh: Callable[[], Lake], kill: Killer) -> type[RuleBasedStateMachi
         def the_lake_is_the_model(self) -> None:
             here = found(self.lake) if self.model else {}
             assert here == self.model
+            assert (found(self.lake, "silver.readings") if self.built else {}) == self.built
             ledger = {day: rows for day, rows in told(self.lake).items() if rows}
             assert ledger == {day: rows for day, (rows, _) in self.model.items()}
 
@@ -146,6 +192,10 @@ def test_any_order_of_operations_leaves_what_a_dict_would_hold(
     record_property: Callable[[str, object], None],
 ) -> None:
     soak = soaking(request.config)
+    project = tmp_path / "project"
+    shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns("models", "audits", "tests", "__pycache__"))
+    (project / "models").mkdir()
+    (project / "models" / "readings.sql").write_text(MODEL)
     made = 0
 
     def fresh() -> Lake:
@@ -160,9 +210,9 @@ def test_any_order_of_operations_leaves_what_a_dict_would_hold(
         return Lake(chosen)
 
     run_state_machine_as_test(
-        machine(fresh, kill),
+        machine(fresh, kill, project),
         settings=settings(
-            max_examples=100 if soak else 2,
+            max_examples=50 if soak else 2,
             stateful_step_count=40 if soak else 10,
             deadline=None,
             derandomize=not soak,
