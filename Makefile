@@ -36,8 +36,8 @@ format: .venv/installed  ## Put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/installed  ## Side by side: DuckDB alone, this project, dlt's own destination
-	$(BIN)/python -m benchmarks.run
+bench: .venv/bench  ## Side by side with DuckDB alone, dlt and Dagster; about an hour (ARGS="year startup" narrows it)
+	$(BIN)/python -m benchmarks.run $(ARGS)
 
 ##@ Environment
 
@@ -50,8 +50,13 @@ bench: .venv/installed  ## Side by side: DuckDB alone, this project, dlt's own d
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
+.venv/bench: .venv/installed requirements-bench.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-bench.lock
+	@touch $@
+
 lock: .venv/installed  ## Resolve the pins anew
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --extra dev --python-version 3.11 pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --extra dev --extra bench --python-version 3.11 -c requirements.lock pyproject.toml -o requirements-bench.lock
 	grep -A999 '^uv==' requirements.lock | awk 'NR > 1 && /^[a-z]/ {exit} {print}' > requirements-bootstrap.lock
 
 clean:  ## Remove the environment and the local lake (stops its server first)

@@ -33,8 +33,9 @@ def run(settings: Settings) -> Run:
     con.execute("SET threads = 1")
     con.execute(f"CREATE SCHEMA {LAKE}.raw")
     create_table(con, DATASET, TYPES)
-    folder = Path(settings.data_path) / "raw" / "flights"
-    folder.mkdir(parents=True)
+    folder = f"{settings.data_path}raw/flights"
+    if not settings.in_s3:
+        Path(folder).mkdir(parents=True)
     groups = [DAYS[first : first + GROUP] for first in range(0, len(DAYS), GROUP)]
     registering = 0.0
     began = time.monotonic()
@@ -56,7 +57,7 @@ def run(settings: Settings) -> Run:
     )
 
 
-def _stage(con: DuckDBPyConnection, landing: str, folder: Path, group: Sequence[str]) -> list[str]:
+def _stage(con: DuckDBPyConnection, landing: str, folder: str, group: Sequence[str]) -> list[str]:
     """Write one Parquet file a partition, Hive style; one statement for the whole group."""
     staged = con.execute(
         "COPY (SELECT * EXCLUDE filename, parse_filename(filename, true)::DATE AS flight_date "

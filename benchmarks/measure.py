@@ -1,22 +1,32 @@
-"""What each contender reports, and the check that every row arrived before it may."""
+"""What benchmarks are made of: a contender's result, a table with targets, and how a contender is started."""
 
 from __future__ import annotations
 
 import json
+import os
 import resource
+import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from rich.console import Console
+
+from flows import server
 from flows.datasets import get_dataset
 from flows.lake.connect import connected
 from flows.settings import LAKE, Settings
 
+ROOT = Path(__file__).resolve().parent.parent
 DATASET = get_dataset("flights")
 DAYS = [p.key for p in DATASET.partitions()]
 ROWS = 336_776
 """Rows of the whole year."""
+
+LANDED = "BENCH_LANDED"
+"""Names the folder of the landing files on this machine, also where contenders read them from S3."""
 
 
 @dataclass
@@ -25,10 +35,11 @@ class Run:
 
     Args:
         how: What was run.
-        days: The partitions that were timed.
+        days: The partitions that were timed and are in the lake.
         wall: Seconds they took, start-up left out.
         seconds: What the wall is made of, and the start-ups.
         peak_rss: Peak memory in MiB, by kind of process.
+        failed: Partitions that failed in that time.
         rows: Rows of these partitions; `report` fills it in.
     """
 
@@ -37,7 +48,40 @@ class Run:
     wall: float
     seconds: dict[str, float]
     peak_rss: dict[str, int]
+    failed: int = 0
     rows: int = 0
+
+
+@dataclass
+class Target:
+    """A figure, and how large it may be at most, or must be at least."""
+
+    what: str
+    value: float
+    limit: float
+    at_least: bool = False
+
+    @property
+    def reached(self) -> bool:
+        """Whether it is."""
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+
+@dataclass
+class Bench:
+    """What one benchmark found.
+
+    Args:
+        title: What was measured, with its unit.
+        rows: A table: the same columns in every row.
+        targets: What it is held against.
+        notes: Lines to read it by.
+    """
+
+    title: str
+    rows: list[dict[str, Any]]
+    targets: list[Target] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def peak_rss(who: int = resource.RUSAGE_SELF) -> int:
@@ -49,7 +93,7 @@ def peak_rss(who: int = resource.RUSAGE_SELF) -> int:
 
 
 def report(settings: Settings, run: Run, warm: Sequence[str] = ()) -> None:
-    """Hand a result over in the file that the command line names, once every row is seen to be in the lake.
+    """Hand a contender's result over in the file that the command line names, once every row is seen to be there.
 
     Args:
         settings: Where the lake is.
@@ -59,17 +103,67 @@ def report(settings: Settings, run: Run, warm: Sequence[str] = ()) -> None:
     Raises:
         ValueError: the lake does not hold just these partitions, each with all rows of its file.
     """
-    landed = {day: _lines(Path(settings.landing) / "flights" / f"{day}.csv") - 1 for day in (*warm, *run.days)}
+    landed = {day: _lines(Path(os.environ[LANDED], "flights", f"{day}.csv")) - 1 for day in (*warm, *run.days)}
     with connected(settings, read_only=True) as con:
         sql = f"SELECT strftime(flight_date, '%Y-%m-%d'), count(*) FROM {LAKE}.raw.flights GROUP BY ALL"
         found = dict(con.execute(sql).fetchall())
-    if found != landed:
-        wrong = sorted(day for day in found.keys() | landed.keys() if found.get(day) != landed.get(day))
+    # A partition that its writer says has failed may be there all the same, whole or in part.
+    wrong = sorted(day for day in landed if found.get(day) != landed[day]) + sorted(
+        found.keys() - landed.keys() if not run.failed else ()
+    )
+    if wrong:
         raise ValueError(f"{len(wrong)} days are not in the lake as they landed; the first is {wrong[0]}")
     if len(found) == len(DAYS) and sum(found.values()) != ROWS:
         raise ValueError(f"the year has {ROWS:,} rows, but the lake {sum(found.values()):,}")
     run.rows = sum(found[day] for day in run.days)
-    Path(sys.argv[1]).write_text(json.dumps(asdict(run)))
+    hand_over(run)
+
+
+def hand_over(result: Run | Bench) -> None:
+    """Write a result into the file that the command line names."""
+    Path(sys.argv[1]).write_text(json.dumps(asdict(result)))
+
+
+def contend(module: str, home: Path, settings: Mapping[str, str], *arguments: object) -> dict[str, Any]:
+    """Run a module in a process and a lake of its own, and read what it hands over.
+
+    Args:
+        module: Below ``benchmarks``.
+        home: The lake's folder; its Prefect server is stopped afterwards.
+        settings: Further environment.
+        arguments: After the file for its result.
+
+    Raises:
+        SystemExit: it failed; nothing is reported then.
+    """
+    output = home.with_suffix(".json")
+    # What a user has set for his own lake must not leak in.
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LAKE_", "PREFECT_", "DASK_"))}
+    environment = {
+        **kept,
+        "LAKE_HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "",
+        "DLT_DATA_DIR": str(home.parent / "dlt"),
+        "RUNTIME__DLTHUB_TELEMETRY": "false",
+        "DO_NOT_TRACK": "1",
+        **settings,
+    }
+    Console(stderr=True).rule(f"{home.name}: {module}")
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"benchmarks.{module}", str(output), *map(str, arguments)],
+        env=environment,
+        cwd=home.parent,
+    )
+    try:
+        code = process.wait()
+    finally:
+        # An interrupt reaches it, too: it ends by itself, and needs the server until then.
+        process.wait()
+        server.stop(Settings(home=home))
+    if code:
+        raise SystemExit(f"{module} failed with exit code {code}; nothing is reported.")
+    return dict(json.loads(output.read_text()))
 
 
 def _lines(path: Path) -> int:

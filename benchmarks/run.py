@@ -1,13 +1,19 @@
-"""`make bench`: the same year through DuckDB alone, this project and dlt's own destination, one after the other."""
+"""`make bench`: every benchmark one after the other, a table for each, and which targets are reached.
+
+make bench                        all of them, about an hour on two cores
+make bench ARGS="year startup"    only these
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -17,123 +23,214 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from flows import server
+from benchmarks.measure import LANDED, ROOT, Bench, Target, contend
+from deployments.services import ObjectStore, Postgres, new_secret
 from flows.demo import land
 from flows.settings import Settings
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "latest.json"
-PACKAGES = ("duckdb", "dlt", "prefect", "distributed", "sqlmesh", "pyarrow")
-CONTENDERS = {
-    "duckdb": "benchmarks.alone",
-    "ours": "benchmarks.ours",
-    "dlt": "benchmarks.dlt_destination",
-    # Again, to show how far two runs of the same lie apart.
-    "duckdb again": "benchmarks.alone",
+RESULTS = ROOT / "benchmarks" / "results"
+PACKAGES = ("duckdb", "dlt", "dagster", "prefect", "distributed", "sqlmesh", "pyarrow")
+
+
+class Bencher:
+    """A folder with the year's landing files, and lakes beside them."""
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self.folder, self.seconds = folder, seconds
+        land(Settings(home=folder))
+        self.landing = f"{folder / 'landing'}/"
+        self.local = {
+            "LAKE_LANDING": self.landing,
+            LANDED: self.landing,
+            "LAKE_DATASETS": str(ROOT / "benchmarks" / "datasets"),
+        }
+
+    def one(self, module: str, *arguments: object) -> Bench:
+        """A benchmark that is one process."""
+        found = contend(module, self.folder / module, self.local, *arguments)
+        return Bench(found["title"], found["rows"], [_target(t) for t in found["targets"]], found["notes"])
+
+    def year(self) -> Bench:
+        """A year of flights on SQLite and a folder."""
+        return self._year("SQLite + folder", lambda name: self.local)
+
+    def year_s3(self) -> Bench:
+        """The same on PostgreSQL and S3, the landing files in S3, too."""
+        with _services(self.folder) as settings:
+            return self._year("PostgreSQL + S3", lambda name: self.local | settings(name))
+
+    def _year(self, title: str, settings: Callable[[str], dict[str, str]]) -> Bench:
+        contenders: dict[str, tuple[str, tuple[object, ...]]] = {
+            "DuckDB alone": ("alone", ()),
+            "this project": ("ours", ()),
+            "dlt, sequential": ("dlt_destination", (self.seconds, 1)),
+            "dlt, 2 processes": ("dlt_destination", (self.seconds, 2)),
+            "Dagster, single run": ("dagster_asset", ("single-run", self.seconds)),
+            "Dagster, a run each": ("dagster_asset", ("multi-run", self.seconds)),
+            "Dagster, in parallel": ("dagster_asset", ("parallel", self.seconds)),
+            # Again, to show how far two runs of the same lie apart.
+            "DuckDB alone again": ("alone", ()),
+            "this project again": ("ours", ()),
+        }
+        rows = []
+        for number, (name, (module, arguments)) in enumerate(contenders.items()):
+            home = f"{'s3' if 'S3' in title else 'local'}{number}"
+            run = contend(module, self.folder / home, settings(home), *arguments)
+            rows.append(
+                {
+                    "run": name,
+                    "partitions": len(run["days"]),
+                    "failed": run["failed"],
+                    "seconds": run["wall"],
+                    "partitions/s": len(run["days"]) / run["wall"],
+                    "rows/s": run["rows"] / run["wall"],
+                    "peak RSS, MiB": ", ".join(f"{kind} {peak}" for kind, peak in run["peak_rss"].items()),
+                    "how": run["how"],
+                    "profile": {what: round(took, 2) for what, took in run["seconds"].items()},
+                }
+            )
+        by = {row["run"]: row for row in rows}
+
+        def rate(name: str) -> float:
+            return float(max(row["partitions/s"] for run, row in by.items() if run.startswith(name)))
+
+        ours = rate("this project")
+        dagster = max(rate("Dagster, a run"), rate("Dagster, in"))
+        return Bench(
+            f"A year of flights, a file a day, {title}",
+            rows,
+            [
+                Target(f"{title}: seconds, times DuckDB alone", rate("DuckDB") / ours, 2),
+                Target(f"{title}: partitions/s, times dlt one after the other", ours / rate("dlt, seq"), 30, True),
+                Target(f"{title}: partitions/s, times dlt by 2 processes", ours / rate("dlt, 2"), 40, True),
+                Target(f"{title}: partitions/s, times Dagster with partitions of their own", ours / dagster, 5, True),
+                Target(f"{title}: partitions/s, times Dagster's single run", ours / rate("Dagster, single"), 5, True),
+            ],
+            ["the better of two runs counts for DuckDB and for this project"],
+        )
+
+    def shapes(self) -> Bench:
+        """Wide, deep and skewed partitions."""
+        rows, targets = [], []
+        for shape, key, end in (
+            ("wide: 10 M rows in one", "wide", "2024-01-01"),
+            ("deep: 5,000 of 20 rows", "events", "2000-07-27"),
+            ("skewed: one has 1,000 times the rest", "skewed", "2024-04-09"),
+        ):
+            rates = {}
+            for who in ("ours", "dlt"):
+                run = contend("shapes", self.folder / f"{key}-{who}", self.local, who, key, end, self.seconds)
+                rates[who] = run["rows"] / run["wall"]
+                rows.append(
+                    {
+                        "shape": shape,
+                        "by": {"ours": "this project", "dlt": "dlt, sequential"}[who],
+                        "partitions": len(run["days"]),
+                        "seconds": run["wall"],
+                        "rows/s": rates[who],
+                        "peak RSS, MiB": ", ".join(f"{kind} {peak}" for kind, peak in run["peak_rss"].items()),
+                    }
+                )
+                if who == "ours":
+                    targets.append(Target(f"{shape}: peak RSS, MiB", max(run["peak_rss"].values()), 1024))
+            targets.append(Target(f"{shape}: rows/s, times dlt's", rates["ours"] / rates["dlt"], 1, at_least=True))
+        return Bench("Shapes", rows, targets)
+
+
+BENCHES: dict[str, Callable[[Bencher], Bench]] = {
+    "year": Bencher.year,
+    "year-s3": Bencher.year_s3,
+    "groups": lambda b: b.one("groups"),
+    "startup": lambda b: b.one("startup"),
+    "workers": lambda b: b.one("workers"),
+    "shapes": Bencher.shapes,
+    "growth": lambda b: b.one("growth"),
 }
 
 
 def main() -> None:
-    """Run all contenders, print what came of them, and write it to ``benchmarks/results/latest.json``."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=120, help="time limit for dlt's destination")
-    limit = parser.parse_args().seconds
-    with tempfile.TemporaryDirectory(prefix="lake-bench-") as folder:
-        land(Settings(home=Path(folder)))
-        runs = {name: _contend(name, Path(folder), limit) for name in CONTENDERS}
-    result = {
+    """Run the benchmarks asked for; write ``benchmarks/results/<name>.json`` for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("benches", nargs="*", metavar="BENCH", help=", ".join(BENCHES))
+    parser.add_argument("--seconds", type=float, default=60, help="time limit of the slow contenders")
+    chosen = parser.parse_args()
+    if unknown := [name for name in chosen.benches if name not in BENCHES]:
+        parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(BENCHES)}")
+    RESULTS.mkdir(exist_ok=True)
+    console, missed = Console(), 0
+    for name in chosen.benches or BENCHES:
+        with tempfile.TemporaryDirectory(prefix="lake-bench-") as folder:
+            Path(folder).chmod(0o755)  # PostgreSQL runs as a user of its own
+            bench = BENCHES[name](Bencher(Path(folder), chosen.seconds))
+        (RESULTS / f"{name}.json").write_text(json.dumps({**_about(), **asdict(bench)}, indent=2) + "\n")
+        _show(console, bench)
+        missed += sum(not target.reached for target in bench.targets)
+    console.print(f"{missed} targets missed." if missed else "Every target is reached.")
+
+
+def _target(found: dict[str, Any]) -> Target:
+    return Target(**found)
+
+
+def _about() -> dict[str, Any]:
+    return {
         "when": date.today().isoformat(),
         "machine": {
             "cores": os.cpu_count(),
             "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         },
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
-        "runs": runs,
-        "ratios": {
-            # The better one of its two runs is the limit.
-            "wall_vs_duckdb": _ratio(
-                runs["ours"]["wall_seconds"], min(runs[name]["wall_seconds"] for name in ("duckdb", "duckdb again"))
-            ),
-            "partitions_per_s_vs_dlt": _ratio(
-                runs["ours"]["partitions_per_second"], runs["dlt"]["partitions_per_second"]
-            ),
-        },
-    }
-    _show(result)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def _contend(name: str, folder: Path, limit: float) -> dict[str, Any]:
-    """Run one contender in a process and a lake of its own."""
-    output = folder / f"{name}.json"
-    # What a user has set for his own lake must not leak in.
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LAKE_", "PREFECT_", "DASK_"))}
-    environment = {
-        **kept,
-        "LAKE_HOME": str(folder / name),
-        "LAKE_LANDING": str(folder / "landing"),
-        "PYTHONPATH": str(ROOT),
-        "PYTHONDONTWRITEBYTECODE": "",
-        "DLT_DATA_DIR": str(folder / "dlt"),
-        "RUNTIME__DLTHUB_TELEMETRY": "false",
-        "DO_NOT_TRACK": "1",
-    }
-    Console(stderr=True).rule(name)
-    process = subprocess.Popen(
-        [sys.executable, "-m", CONTENDERS[name], str(output), str(limit)], env=environment, cwd=folder
-    )
-    try:
-        code = process.wait()
-    finally:
-        # An interrupt reaches it, too: it ends by itself, and needs the server until then.
-        process.wait()
-        server.stop(Settings(home=folder / name))
-    if code:
-        raise SystemExit(f"{name} failed with exit code {code}; nothing is reported.")
-    run = json.loads(output.read_text())
-    partitions = len(run["days"])
-    return {
-        "how": run["how"],
-        "partitions": partitions,
-        "rows": run["rows"],
-        "wall_seconds": round(run["wall"], 3),
-        "partitions_per_second": round(partitions / run["wall"], 2),
-        "rows_per_second": round(run["rows"] / run["wall"]),
-        "peak_rss_mib": run["peak_rss"],
-        "seconds": {what: round(took, 3) for what, took in run["seconds"].items()},
     }
 
 
-def _ratio(one: float, other: float) -> float:
-    return round(one / other, 2)
+@contextmanager
+def _services(folder: Path) -> Iterator[Callable[[str], dict[str, str]]]:
+    """PostgreSQL and S3, the landing files in S3; gives the settings of a lake by name."""
+    password, key_id, secret = new_secret(), new_secret(), new_secret()
+    with (
+        Postgres(folder / "postgres", folder) as postgres,
+        ObjectStore(folder / "s3", folder, key_id, secret) as store,
+    ):
+        common = {
+            "LAKE_CATALOG_PASSWORD": password,
+            "LAKE_S3_ENDPOINT": store.endpoint,
+            "LAKE_S3_KEY_ID": key_id,
+            "LAKE_S3_SECRET": secret,
+            "LAKE_S3_USE_SSL": "false",
+            "LAKE_LANDING": "s3://landing/",
+        }
+        values = {k.removeprefix("LAKE_").lower(): v for k, v in common.items()}
+        land(Settings(_env_file=None, home=folder / "s3-landing", **values))  # type: ignore[call-arg,arg-type]
+
+        def settings(name: str) -> dict[str, str]:
+            postgres.database(name, password)
+            catalog = f"postgres:host=127.0.0.1 port={postgres.port} dbname={name} user={name}"
+            return {**common, "LAKE_CATALOG": catalog, "LAKE_DATA_PATH": f"s3://lake/{name}/"}
+
+        yield settings
 
 
-def _show(result: dict[str, Any]) -> None:
-    console = Console()
-    table = Table("run", title="One year of flights, one file a day", box=SIMPLE, collapse_padding=True, pad_edge=False)
-    table.columns[0].no_wrap = True
-    for column in ("parti-\ntions", "rows", "wall\nseconds", "partitions\na second", "rows\na second", "peak RSS\nMiB"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, run in result["runs"].items():
-        table.add_row(
-            name,
-            str(run["partitions"]),
-            f"{run['rows']:,}",
-            f"{run['wall_seconds']:.2f}",
-            f"{run['partitions_per_second']:.1f}",
-            f"{run['rows_per_second']:,}",
-            "\n".join(f"{kind} {peak}" for kind, peak in run["peak_rss_mib"].items()),
-        )
+def _show(console: Console, bench: Bench) -> None:
+    """A benchmark's table, and its targets."""
+    shown = [name for name, value in bench.rows[0].items() if not isinstance(value, dict) and name != "how"]
+    table = Table(title=bench.title, box=SIMPLE, collapse_padding=True, pad_edge=False)
+    for name in shown:
+        table.add_column(name, justify="left" if isinstance(bench.rows[0][name], str) else "right")
+    for row in bench.rows:
+        table.add_row(*(_figure(row[name]) for name in shown))
     console.print(table)
-    for name, run in result["runs"].items():
-        parts = ", ".join(f"{what} {took:.2f} s" for what, took in run["seconds"].items())
-        console.print(f"[bold]{name}[/bold]: {run['how']}; {parts}")
-    ratios = result["ratios"]
-    console.print(f"ours takes {ratios['wall_vs_duckdb']} times as long as DuckDB alone")
-    console.print(
-        f"and does {ratios['partitions_per_s_vs_dlt']} times as many partitions a second as dlt's destination"
-    )
+    for target in bench.targets:
+        mark = "[green]reached[/]" if target.reached else "[red]missed [/]"
+        sign = "≥" if target.at_least else "≤"
+        console.print(f"  {mark}  {target.what}: {_figure(target.value)} ({sign} {_figure(target.limit)})")
+    for note in bench.notes:
+        console.print(f"  {note}", style="dim")
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def version(entry: str) -> str:
     return entry.partition("==")[2].split()[0]
 
 
-@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-bootstrap.lock"])
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-bootstrap.lock", "requirements-bench.lock"])
 def test_every_pin_has_its_hashes(lock: str) -> None:
     for name, entry in pins(lock).items():
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), name
@@ -57,3 +57,10 @@ def test_the_first_installer_is_the_locked_one() -> None:
     assert (
         pins("requirements-bootstrap.lock")["uv"].split("# via")[0] == pins("requirements.lock")["uv"].split("# via")[0]
     )
+
+
+def test_the_benchmarks_lock_adds_to_the_lock() -> None:
+    locked, more = pins("requirements.lock"), pins("requirements-bench.lock")
+    assert {name: version(more[name]) for name in locked} == {name: version(entry) for name, entry in locked.items()}
+    for asked in map(Requirement, PROJECT["optional-dependencies"]["bench"]):
+        assert version(more[canonicalize_name(asked.name)]) in asked.specifier, asked

@@ -1,0 +1,24 @@
+"""Small partitions by the hour, for as long as a benchmark wants: its rows are made, not read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date
+from typing import Any
+
+from flows.datasets.model import Contract, Dataset, Grain, Partition
+
+
+def events(partition: Partition) -> Iterator[list[dict[str, Any]]]:
+    yield [{"id": number, "value": number / 7} for number in range(20)]
+
+
+DATASET = Dataset(
+    key="events",
+    source=events,
+    grain=Grain.hour,
+    partition_column="hour",
+    contract=Contract({"id": "bigint", "value": "double"}),
+    start=date(2000, 1, 1),
+    end=date(2005, 12, 31),
+)

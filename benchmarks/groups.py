@@ -1,0 +1,103 @@
+"""Publishing staged files in groups of 1, 8, 64 and 365, against one DuckDB transaction that registers them all."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from benchmarks.measure import DATASET, DAYS, Bench, Target, hand_over
+from benchmarks.staging import columns_of, stage
+from flows.datasets.model import parse_partition
+from flows.lake.connect import connect, literal
+from flows.lake.publish import Publisher
+from flows.lake.schema import bootstrap
+from flows.settings import LAKE, Settings, load_settings
+from flows.stage.receipt import Receipt
+
+SIZES = (1, 8, 64, 365)
+ROUNDS = 3
+
+
+def staged(settings: Settings) -> list[Receipt]:
+    """The year, staged anew: a file is registered once in its life."""
+    types = {name: t for name, t in columns_of(DATASET).items() if name != DATASET.partition_column}
+    files = [f"{settings.landing}flights/{day}.csv" for day in DAYS]
+    query = (
+        "SELECT * EXCLUDE filename, parse_filename(filename, true)::DATE AS flight_date "
+        f"FROM read_csv({files}, columns = {types}, header = true, auto_detect = false, delim = ',', nullstr = 'NA', "
+        "filename = true)"
+    )
+    return stage(settings, DATASET, [parse_partition(day, DATASET.grain) for day in DAYS], query)
+
+
+def alone(settings: Settings, receipts: Sequence[Receipt]) -> float:
+    """Seconds of one DuckDB transaction that replaces the year."""
+    con = connect(settings)
+    con.execute("SET threads = 1")
+    files = [settings.data_path + path for receipt in receipts for path in receipt.files]
+    began = time.monotonic()
+    con.execute("BEGIN")
+    con.execute(f"DELETE FROM {LAKE}.raw.flights WHERE flight_date IN ({', '.join(map(literal, DAYS))})")
+    con.execute(
+        f"CALL ducklake_add_data_files('{LAKE}', 'flights', ?, schema => 'raw', hive_partitioning => true)", [files]
+    )
+    con.execute("COMMIT")
+    took = time.monotonic() - began
+    con.close()
+    return took
+
+
+def ours(settings: Settings, receipts: Sequence[Receipt], size: int) -> list[float]:
+    """Seconds of each group of the year: the gate is held that long, and no longer."""
+    publisher = Publisher(settings, [DATASET], "groups", DAYS)
+    publisher.publish([])  # a run's connection is open before its first group
+    took = []
+    for first in range(0, len(receipts), size):
+        began = time.monotonic()
+        publisher.publish(receipts[first : first + size])
+        took.append(time.monotonic() - began)
+    publisher.close()
+    return took
+
+
+def run(settings: Settings) -> Bench:
+    """Each way in turn, several rounds; the first one fills the lake and does not count."""
+    bootstrap(settings, [DATASET])
+    ours(settings, staged(settings), 365)
+    limit: list[float] = []
+    whole: dict[int, list[float]] = {size: [] for size in SIZES}
+    held: dict[int, list[float]] = {size: [] for size in SIZES}
+    for number in range(ROUNDS):
+        limit.append(alone(settings, staged(settings)))
+        for size in SIZES if number == 0 else SIZES[2:]:
+            # Other rows each time, for what has not changed is not published: the fingerprint says so.
+            receipts = [_touched(receipt, f"{number}-{size}") for receipt in staged(settings)]
+            took = ours(settings, receipts, size)
+            whole[size].append(sum(took))
+            held[size] += took
+    one = statistics.median(limit)
+    rows = [{"group": "DuckDB, all in one", "seconds": one, "times DuckDB": 1.0, "gate held, p95, ms": one * 1000}]
+    targets = []
+    for size in SIZES:
+        seconds, p95 = statistics.median(whole[size]), _p95(held[size])
+        rows.append(
+            {"group": size, "seconds": seconds, "times DuckDB": seconds / one, "gate held, p95, ms": p95 * 1000}
+        )
+        if size >= 64:
+            targets.append(Target(f"groups of {size}: seconds, times DuckDB's one transaction", seconds / one, 1.3))
+        targets.append(Target(f"groups of {size}: gate held, p95, ms", p95 * 1000, 50 + 8 * size))
+    return Bench("Publishing 365 staged partitions", rows, targets)
+
+
+def _touched(receipt: Receipt, mark: str) -> Receipt:
+    return replace(receipt, fingerprint=f"{receipt.fingerprint}-{mark}")
+
+
+def _p95(values: Sequence[float]) -> float:
+    return sorted(values)[max(0, -(-len(values) * 95 // 100) - 1)]
+
+
+if __name__ == "__main__":
+    hand_over(run(load_settings()))

@@ -1,0 +1,167 @@
+"""What one more partition costs in a lake of 100, 1,000, 10,000 and 50,000: it should cost the same."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import Bench, Target, hand_over
+from benchmarks.staging import stage
+from flows.build import run as build_room
+from flows.build.adapter import LakeAdapter
+from flows.datasets import all_datasets, get_dataset
+from flows.datasets.model import Partition, partition_at
+from flows.lake.builds import read_todo, record
+from flows.lake.publish import Publisher
+from flows.lake.schema import bootstrap
+from flows.lake.verify import verify
+from flows.settings import PROJECT, Settings, load_settings
+from flows.stage.receipt import Receipt
+
+ROWS = 20
+GROUP = 128
+START = datetime(2000, 1, 1)
+MODEL = """
+MODEL (
+  name silver.events,
+  kind INCREMENTAL_BY_TIME_RANGE (time_column hour, batch_size 100000),
+  start '2000-01-01', cron '@hourly', partitioned_by hour, signals (published(dataset := 'events'))
+);
+SELECT hour::TIMESTAMP AS hour, id::BIGINT AS id, value::DOUBLE AS value FROM raw.events
+WHERE hour BETWEEN @start_dt AND @end_dt
+"""
+
+
+class Lake:
+    """A lake that grows, and the operations that are timed on it."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.settings = settings
+        self.dataset = get_dataset("events")
+        self.published = 0
+        self.project = folder / "project"
+        shutil.copytree(PROJECT, self.project, ignore=shutil.ignore_patterns("models", "audits", "tests"))
+        (self.project / "models").mkdir()
+        (self.project / "models" / "events.sql").write_text(MODEL)
+        LakeAdapter.gate = contextlib.nullcontext
+        build_room.PROJECT = self.project  # type: ignore[attr-defined]
+
+    def hours(self, count: int) -> list[Partition]:
+        """The next partitions that are not there."""
+        first = START + timedelta(hours=self.published)
+        return [partition_at(first + timedelta(hours=n), self.dataset.grain) for n in range(count)]
+
+    def stage(self, hours: Sequence[Partition]) -> list[Receipt]:
+        """Stage partitions: what that costs is not what is measured here."""
+        values = ", ".join(f"(TIMESTAMP '{p.value}')" for p in hours)
+        query = f"SELECT id, id / 7 AS value, hour FROM range({ROWS}) r(id), (VALUES {values}) h(hour)"
+        return stage(self.settings, self.dataset, hours, query)
+
+    def grow(self, size: int) -> None:
+        """Publish until so many partitions are there, in groups as a run's."""
+        publisher = Publisher(self.settings, list(all_datasets().values()), "growth")
+        while self.published < size:
+            hours = self.hours(min(GROUP, size - self.published))
+            publisher.publish(self.stage(hours))
+            self.published += len(hours)
+        publisher.close()
+
+    def publish_one(self) -> float:
+        """Seconds to publish one more partition, on a connection that is open as in the middle of a run."""
+        publisher = Publisher(self.settings, list(all_datasets().values()), "growth")
+        took = []
+        for _ in range(8):
+            receipts = self.stage(self.hours(1))
+            began = time.monotonic()
+            publisher.publish(receipts)
+            took.append(time.monotonic() - began)
+            self.published += 1
+        publisher.close()
+        return statistics.median(took[1:])
+
+    def transform(self) -> float:
+        """Seconds to bring the model up to date with what is new, SQLMesh's start left out."""
+        began = time.monotonic()
+        todo = read_todo(self.settings, "prod", self.project)
+        build_room.build(todo.environment, todo.changed_keys, todo.replan, lambda event: None)
+        record(self.settings, todo, "growth")
+        return time.monotonic() - began
+
+    def transform_one(self) -> float:
+        """Seconds to take up one new partition."""
+        took = []
+        for _ in range(3):
+            self.grow(self.published + 1)
+            took.append(self.transform())
+        return statistics.median(took)
+
+    def command(self, *arguments: str) -> float:
+        """Seconds of a `lake` command from a cold start."""
+        took = []
+        for _ in range(3):
+            began = time.monotonic()
+            subprocess.run([Path(sys.executable).with_name("lake"), *arguments], check=True, capture_output=True)
+            took.append(time.monotonic() - began)
+        return statistics.median(took)
+
+    def verify(self) -> float:
+        """Seconds of a whole `lake verify`."""
+        began = time.monotonic()
+        errors = [f for f in verify(self.settings) if f.severity == "error"]
+        if errors:
+            raise ValueError(f"the lake is not right: {errors[0]}")
+        return time.monotonic() - began
+
+
+def run(settings: Settings, sizes: Sequence[int]) -> Bench:
+    """Grow a lake to each size, and time one more partition there."""
+    bootstrap(settings, list(all_datasets().values()))
+    lake = Lake(settings, settings.home)
+    rows: list[dict[str, Any]] = []
+    for size in sizes:
+        began = time.monotonic()
+        lake.grow(size)
+        grown = time.monotonic() - began
+        day = (START + timedelta(hours=lake.published)).date().isoformat()
+        lake.transform()
+        timed: dict[str, Callable[[], float]] = {
+            "publish": lake.publish_one,
+            "transform": lake.transform_one,
+            "plan": lambda day=day: lake.command("plan", "events", "--start", day, "--end", day),  # type: ignore[misc]
+            "status": lambda: lake.command("status", "events"),
+            "verify": lake.verify,
+        }
+        rows.append({"partitions": size, "growing": grown, **{name: work() for name, work in timed.items()}})
+        print(rows[-1], file=sys.stderr, flush=True)
+    first, last = rows[0], rows[-1]
+    return Bench(
+        "Cost of one more partition, seconds",
+        rows,
+        [
+            *(
+                Target(
+                    f"{name} at {size['partitions']:,}, times that at {first['partitions']:,}",
+                    size[name] / first[name],
+                    1.2,
+                )
+                for name in ("publish", "transform")
+                for size in rows[1:]
+            ),
+            *(
+                Target(f"{name} at {last['partitions']:,}, cold, seconds", last[name], 1.0)
+                for name in ("plan", "status")
+            ),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    hand_over(run(load_settings(), [int(size) for size in sys.argv[2:]] or [100, 1_000, 10_000, 50_000]))
