@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
-import subprocess
-import sys
 import threading
 import time
 from typing import IO, Any
 
 from prefect import get_run_logger
 
-from flows import gate
+from flows import ahead, gate
 from flows.errors import LakeError, RunFailed
 from flows.settings import Settings
 
@@ -38,14 +35,7 @@ def run(request: dict[str, Any], settings: Settings, models: list[dict[str, Any]
     """
     logger = get_run_logger()
     failure: LakeError | None = None
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flows.build"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **settings.environment()},
-    )
+    process = ahead.start_build(settings)
     assert process.stdin and process.stdout and process.stderr  # noqa: S101
     noise = _Tail(process.stderr)
     with _Gate() as held, contextlib.ExitStack() as cancelled:

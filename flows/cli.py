@@ -110,7 +110,7 @@ def backfill(
     """Extract and publish partitions."""
     first, last = _range(start, end)
     keys = _keys(names)
-    _server(load_settings())
+    _server(load_settings(), local_workers=True)
     from flows.ingest import ingest
 
     summary = _finish(lambda: ingest(keys, first, last, mode, workers), as_json)
@@ -282,10 +282,14 @@ def _finish(run: Callable[[], dict[str, Any]], as_json: bool) -> dict[str, Any]:
     return summary
 
 
-def _server(settings: Settings) -> str:
-    from flows import server
+def _server(settings: Settings, *, local_workers: bool = False) -> str:
+    from flows import ahead, server
 
-    return server.ui_url(server.use(settings))
+    url = server.begin(settings)
+    if local_workers:
+        ahead.prepare_workers(settings)
+    server.wait(settings, url)
+    return server.ui_url(url)
 
 
 def _keys(names: list[str] | None) -> list[str]:

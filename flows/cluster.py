@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 from collections.abc import Callable, Iterator
 
 from prefect_dask.task_runners import DaskTaskRunner
 
+from flows import ahead
 from flows.errors import LakeError
 from flows.extract.chunk import warm_up
 from flows.settings import Settings
@@ -60,18 +60,6 @@ def abandonment() -> Callable[[], bool]:
     return is_abandoned
 
 
-def _start_forkserver() -> None:
-    """Start the process that workers are forked from. They never see a Ctrl-C in the terminal: the run ends them."""
-    from multiprocessing import forkserver, resource_tracker
-
-    resource_tracker.ensure_running()  # by itself, for it would take the mask away
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 @contextlib.contextmanager
 def _local_cluster(settings: Settings, workers: int) -> Iterator[str]:
     import dask
@@ -83,9 +71,9 @@ def _local_cluster(settings: Settings, workers: int) -> Iterator[str]:
     dask.config.set(
         {"distributed.worker.multiprocessing-method": "forkserver", "distributed.worker.profile.enabled": False}
     )
-    get_mp_context().set_forkserver_preload(["distributed", "dlt", "flows.ingest"])
     environment = {**settings.worker_environment(), "PREFECT_API_URL": os.environ.get("PREFECT_API_URL", "")}
-    _start_forkserver()
+    get_mp_context()  # it has a list of its own of what to import, and forgets ours
+    ahead.prepare_workers(settings)
     with LocalCluster(
         n_workers=workers,
         threads_per_worker=1,

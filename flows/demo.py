@@ -134,12 +134,13 @@ def run(settings: Settings, start: date | None, end: date | None, workers: int) 
         RunFailed: some partitions or models failed.
         CatalogError: the lake's folder cannot be used.
     """
-    from flows import server, show
+    from flows import ahead, server, show
 
     datasets = get_datasets(DATASETS)
     began = time.monotonic()
     # The first start of a server takes a while: it comes up while the year lands and the flows are imported.
     api = server.begin(settings)
+    ahead.prepare_workers(settings)
     landed = land(settings)
     show.console.print(
         f"Landed {landed} files in {settings.landing}" if landed else f"The year has landed: {settings.landing}"

@@ -8,9 +8,11 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows import ahead
 from flows.errors import RunFailed
 from flows.ingest import ingest, names_of, range_name
 from flows.plan import Mode
+from flows.settings import load_settings
 from flows.transform import transform
 
 
@@ -45,11 +47,12 @@ def pipeline(
         RunFailed: some partitions or models failed; the others are done.
     """
     failure: RunFailed | None = None
-    try:
-        ingested = ingest(datasets, start, end, mode, workers)
-    except RunFailed as error:
-        failure, ingested = error, error.summary
-    summary = {"ingest": ingested, "transform": transform(environment)}
+    with ahead.prepared_build(load_settings()):
+        try:
+            ingested = ingest(datasets, start, end, mode, workers)
+        except RunFailed as error:
+            failure, ingested = error, error.summary
+        summary = {"ingest": ingested, "transform": transform(environment)}
     if failure is not None:
         raise RunFailed(failure.message, failure.fix, summary)
     return summary

@@ -37,11 +37,13 @@ def main() -> int:
         finally:
             report({"event": "leave"})
 
-    request = json.loads(sys.stdin.readline())
     from flows.build.adapter import LakeAdapter
     from flows.build.run import build, clean_up
 
     LakeAdapter.gate = gate
+    if not (line := sys.stdin.readline()):
+        return 0  # there was nothing to build
+    request = json.loads(line)
     try:
         if request.get("janitor"):
             clean_up(report)

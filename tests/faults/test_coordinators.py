@@ -84,7 +84,7 @@ def test_two_coordinators_without_a_gate_leave_each_day_as_one_of_them_wrote_it(
     lake: Lake, kill: Killer, seeds: Callable[[int, int], list[int]], record_property: Callable[[str, object], None]
 ) -> None:
     """Of an empty range, a full one or overlapping ones, by seed: a day's rows are one attempt's, the ledger's."""
-    chosen = seeds(4, 1000)
+    chosen = seeds(4, 500)
     record_property("cases", len(chosen))
     with two(lake, kill) as at_once:
         for number in chosen:

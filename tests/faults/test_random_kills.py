@@ -28,7 +28,7 @@ def publish_for_ever(lake: Lake, first: int) -> None:
 def test_a_kill_at_any_moment_leaves_whole_partitions_and_the_next_run_works(
     lake: Lake, kill: Killer, seeds: Callable[[int, int], list[int]], record_property: Callable[[str, object], None]
 ) -> None:
-    chosen = seeds(2, 200)
+    chosen = seeds(2, 100)
     record_property("cases", len(chosen))
     lake.publish([staged(lake, day, 5, 0) for day in DAYS])
     for number in chosen:

@@ -3,7 +3,8 @@ MODEL (
   description 'Flights, delays and cancellations by day, carrier and airport of departure.',
   kind INCREMENTAL_BY_TIME_RANGE (
     time_column flight_date,
-    batch_size 366
+    batch_size 366,
+    partition_by_time_column FALSE
   ),
   start '2013-01-01',
   grain (flight_date, carrier, origin),
