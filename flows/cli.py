@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -149,14 +149,19 @@ def status(
 
 
 @app.command()
-def verify(as_json: AsJson = False) -> None:
+def verify(
+    since: Annotated[
+        str | None, typer.Option(help="Read only what was recorded since this day or moment (UTC); all when left out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Check every promise about the lake; exit 1 when one is broken."""
     from dataclasses import asdict
 
     from flows.lake.verify import verify as check
 
-    found = []
-    for finding in check(load_settings()):
+    found, moment = [], _moment(since)
+    for finding in check(load_settings(), moment):
         found.append(finding)
         if not as_json:
             _echo(f"{finding.severity}: {finding.subject}: {finding.message} ({finding.check})")
@@ -164,7 +169,7 @@ def verify(as_json: AsJson = False) -> None:
     if as_json:
         _json([asdict(f) for f in found])
     else:
-        _echo(f"{errors} broken." if errors else "The lake is right.")
+        _echo(f"{errors} broken." if errors else f"The lake is right{f' since {moment}' if moment else ''}.")
     if errors:
         raise typer.Exit(1)
 
@@ -318,6 +323,16 @@ def _day(text: str | None, option: str) -> date | None:
         return date.fromisoformat(text) if text is not None else None
     except ValueError:
         raise BadInput(f"{option} {text!r} is not a day.", "write it like this: 2013-01-31") from None
+
+
+def _moment(text: str | None) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text) if text is not None else None
+    except ValueError:
+        raise BadInput(
+            f"--since {text!r} is not a day or a moment.", "write it like this: 2013-01-31 or 2013-01-31T18:00"
+        ) from None
+    return moment.replace(tzinfo=UTC) if moment and not moment.tzinfo else moment
 
 
 def _row(planned: Planned) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 
 from prefect_dask.task_runners import DaskTaskRunner
@@ -58,6 +59,15 @@ def abandonment() -> Callable[[], bool]:
         return task is None or task.state == "cancelled"
 
     return is_abandoned
+
+
+def given_at() -> float:
+    """In a task: when its worker began with it, in seconds since the epoch."""
+    from dask.context import thread_state
+    from distributed import get_worker
+
+    task = get_worker().state.tasks[thread_state.key]
+    return float(task.start_time or time.time())
 
 
 @contextlib.contextmanager

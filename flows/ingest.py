@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
 
@@ -16,7 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run, task_run
 
 from flows import events, gate
-from flows.cluster import abandonment, task_runner
+from flows.cluster import abandonment, given_at, task_runner
 from flows.datasets import get_datasets
 from flows.datasets.model import Dataset
 from flows.errors import LakeError, RunFailed
@@ -41,7 +42,12 @@ GROUP = 128
 
 @dataclass
 class Summary:
-    """What a run did. Seconds are wall time, but for ``extract``, which adds up the workers' time."""
+    """What a run did.
+
+    Seconds are wall time, but for the stages of a chunk, which add up its workers' time: ``dask`` (until a worker took
+    it), ``prefect`` (until the task began), ``extract``, ``normalize``, ``inspect``, ``stage``, and ``receipt`` (until
+    the run took it up, Prefect's end of the task included).
+    """
 
     datasets: list[str]
     flow_run: str = ""
@@ -56,7 +62,15 @@ class Summary:
 
     def add_seconds(self, stage: str, since: float) -> None:
         """Add the time since a moment of `time.monotonic` to a stage."""
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.monotonic() - since, 3)
+        self._add(stage, time.monotonic() - since)
+
+    def add_profile(self, profile: Mapping[str, float]) -> None:
+        """Add a partition's seconds by stage."""
+        for stage, seconds in profile.items():
+            self._add(stage, seconds)
+
+    def _add(self, stage: str, seconds: float) -> None:
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     @property
     def rows(self) -> int:
@@ -78,8 +92,45 @@ class Summary:
             "commits": self.commits,
             "snapshot_id": self.snapshot_id,
             "peak_rss": max((r.peak_rss for r in self.published), default=0),
-            "seconds": self.seconds,
+            "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Partitions of one dataset that one task extracts.
+
+    Args:
+        dataset: The dataset's key.
+        versions: The source's version by partition.
+        alone: Nothing else is under way: it may be to blame for a worker's death.
+    """
+
+    dataset: str
+    versions: dict[str, str]
+    alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """What a task hands back: its chunk's outcomes, and moments of its way, in seconds since the epoch.
+
+    Between two machines they are as right as their clocks.
+    """
+
+    outcomes: list[Outcome]
+    given: float
+    began: float
+    ended: float
+
+    def profile(self, submitted: float) -> dict[str, float]:
+        """A partition's share of the chunk's way there and back."""
+        way = {
+            "dask": self.given - submitted,
+            "prefect": self.began - self.given,
+            "receipt": time.time() - self.ended,
+        }
+        return {stage: max(seconds, 0.0) / max(len(self.outcomes), 1) for stage, seconds in way.items()}
 
 
 def _chunk_name() -> str:
@@ -90,18 +141,18 @@ def _chunk_name() -> str:
 
 
 @task(name="extract", task_run_name=_chunk_name, cache_policy=NO_CACHE, persist_result=False)
-def extract(dataset: str, versions: dict[str, str], column_types: dict[str, str]) -> list[Outcome]:
+def extract(dataset: str, versions: dict[str, str], column_types: dict[str, str], pace: float) -> Extracted:
     """Extract one chunk of partitions on a Dask worker; see `flows.extract.chunk.extract_chunk`."""
-    logger = get_run_logger()
+    logger, given, began = get_run_logger(), given_at(), time.time()
+    outcomes: list[Outcome] = []
     try:
-        outcomes = extract_chunk(dataset, versions, load_settings(), column_types, abandonment())
+        outcomes = extract_chunk(dataset, versions, load_settings(), column_types, abandonment(), pace)
     except Stopped:
         logger.warning("given up: the run that wanted it is gone")
-        return []
     for outcome in outcomes:
         if isinstance(outcome, Failure) and outcome.state != "no source":
             logger.error("%s %s %s: %s", outcome.dataset, outcome.partition, outcome.state, outcome.error)
-    return outcomes
+    return Extracted(outcomes, given, began, time.time())
 
 
 def range_name(start: date | None, end: date | None) -> str:
@@ -182,10 +233,11 @@ class _Run:
         self._settings, self._summary = settings, summary
         self._datasets = {d.key: d for d in datasets}
         self._finished: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._running: dict[str, tuple[Any, str, dict[str, str]]] = {}
+        self._running: dict[str, tuple[Any, Chunk, float]] = {}
+        self._held: dict[str, deque[Chunk]] = {}
+        """Chunks of datasets with a rate: no more are under way than it was shared among."""
         self._waiting: list[Outcome] = []
-        self._suspects: list[tuple[str, str, str]] = []
-        self._alone = False
+        self._suspects: list[Chunk] = []
 
     def drive(self, todo: Sequence[Planned], workers: int) -> None:
         """Extract and publish everything; outcomes gather while a group is being published."""
@@ -200,18 +252,17 @@ class _Run:
             self._summary.add_seconds("cluster start", began)
             began = time.monotonic()
             # An existing cluster has its own number of workers; one that grows when there is work may have none yet.
-            there = len(self._runner.client.nthreads())
+            there = sum(self._runner.client.nthreads().values())
             if not there:
                 get_run_logger().warning("the Dask cluster has no workers: waiting for one")
-            for dataset, versions in chunks(todo, there or workers):
-                self._submit(dataset, versions)
+            self._places = there or workers
+            for chunk in chunks(todo, self._places):
+                self._submit_in_turn(chunk)
             try:
                 with progress(len(todo), ", ".join(self._datasets)) as shown:
                     while self._running or self._waiting or self._suspects:
-                        self._alone = not self._running and not self._waiting
-                        if self._alone:
-                            dataset, key, version = self._suspects.pop()
-                            self._submit(dataset, {key: version})
+                        if not self._running and not self._waiting:
+                            self._submit(self._suspects.pop())
                         self._gather()
                         group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
                         result = self._publish(group)
@@ -221,16 +272,31 @@ class _Run:
                 self._publisher.close()
             self._summary.add_seconds("extract and publish", began)
 
-    def _submit(self, dataset: str, versions: dict[str, str]) -> None:
+    def _submit_in_turn(self, chunk: Chunk) -> None:
+        """Submit a chunk, or keep it until one of its dataset has ended if that may not be asked faster."""
+        if self._datasets[chunk.dataset].rate is not None:
+            under_way = sum(other.dataset == chunk.dataset for _, other, _ in self._running.values())
+            if under_way == self._places:
+                self._held.setdefault(chunk.dataset, deque()).append(chunk)
+                return
+        self._submit(chunk)
+
+    def _submit(self, chunk: Chunk) -> None:
+        rate = self._datasets[chunk.dataset].rate
         try:
             future = self._runner.submit(
                 extract,
-                parameters={"dataset": dataset, "versions": versions, "column_types": self._hints[dataset]},
+                parameters={
+                    "dataset": chunk.dataset,
+                    "versions": chunk.versions,
+                    "column_types": self._hints[chunk.dataset],
+                    "pace": self._places / rate if rate else 0.0,
+                },
             )
         except ClosedClientError:
             raise self._scheduler_is_gone() from None
         wrapped = future.wrapped_future
-        self._running[str(wrapped.key)] = (future, dataset, versions)
+        self._running[str(wrapped.key)] = (future, chunk, time.time())
         wrapped.add_done_callback(lambda done: self._finished.put(str(done.key)))
 
     def _scheduler_is_gone(self) -> LakeError:
@@ -245,36 +311,41 @@ class _Run:
         while not self._finished.empty():
             keys.append(self._finished.get())
         for key in keys:
-            future, dataset, versions = self._running.pop(key)
-            self._waiting += self._outcomes(future, dataset, versions)
+            future, chunk, submitted = self._running.pop(key)
+            if held := self._held.get(chunk.dataset):
+                self._submit(held.popleft())
+            self._waiting += self._outcomes(future, chunk, submitted)
 
-    def _outcomes(self, future: Any, dataset: str, versions: dict[str, str]) -> list[Outcome]:
+    def _outcomes(self, future: Any, chunk: Chunk, submitted: float) -> list[Outcome]:
         """A finished chunk's outcomes.
 
         A worker that dies takes with it the chunk it was at and those waiting for it, whichever is to blame: their
         partitions are run again one at a time, with nothing else under way. One that is lost alone has failed.
         """
         try:
-            outcomes: list[Outcome] = future.result()
+            extracted: Extracted = future.result()
             reached("receipted")
         except Exception as error:  # noqa: BLE001 - a dead worker surfaces as any of several errors
             if self._runner.client.status in ("closing", "closed"):
                 raise self._scheduler_is_gone() from None
             text = " ".join(str(error).split())[:300]
-            get_run_logger().warning("a chunk of %s was lost: %s: %s", dataset, type(error).__name__, text)
-            if not self._alone:
-                self._suspects += [(dataset, key, version) for key, version in versions.items()]
+            get_run_logger().warning("a chunk of %s was lost: %s: %s", chunk.dataset, type(error).__name__, text)
+            if not chunk.alone:
+                self._suspects += [Chunk(chunk.dataset, {k: v}, alone=True) for k, v in chunk.versions.items()]
                 return []
             return [
-                Failure(dataset, key, new_attempt(), "failed", f"its worker died: {type(error).__name__}", version)
-                for key, version in versions.items()
+                Failure(
+                    chunk.dataset, key, new_attempt(), "failed", f"its worker died: {type(error).__name__}", version
+                )
+                for key, version in chunk.versions.items()
             ]
         finally:
             # Dask computes a finished task again when its worker dies while somebody still holds its future.
             future.wrapped_future.release()
-        self._summary.seconds["extract"] = round(
-            self._summary.seconds.get("extract", 0.0) + sum(o.seconds for o in outcomes), 3
-        )
+        way = extracted.profile(submitted)
+        outcomes = [replace(o, profile={**o.profile, **way}) for o in extracted.outcomes]
+        for outcome in outcomes:
+            self._summary.add_profile(outcome.profile)
         return [o for o in outcomes if not self._is_just_absent(o)]
 
     def _is_just_absent(self, outcome: Outcome) -> bool:
@@ -292,6 +363,8 @@ class _Run:
         with gate.hold():
             reached("gate held")
             self._summary.add_seconds("wait for the gate", began)
+            waited = (time.monotonic() - began) / len(group)
+            group = [replace(o, profile={**o.profile, "gate_wait": waited}) for o in group]
             began = time.monotonic()
             result = self._publisher.publish(group)
             self._summary.add_seconds("in the gate", began)
@@ -307,8 +380,8 @@ class _Run:
         return result
 
 
-def chunks(todo: Sequence[Planned], workers: int) -> list[tuple[str, dict[str, str]]]:
-    """Cut a plan into chunks of one dataset each: dataset and the source's version by partition.
+def chunks(todo: Sequence[Planned], workers: int) -> list[Chunk]:
+    """Cut a plan into chunks of one dataset each.
 
     Small enough that every worker gets several, so that the last ones end together and publishing overlaps.
     """
@@ -319,7 +392,7 @@ def chunks(todo: Sequence[Planned], workers: int) -> list[tuple[str, dict[str, s
     cut = []
     for dataset, versions in by_dataset.items():
         keys = list(versions)
-        cut += [(dataset, {k: versions[k] for k in keys[i : i + size]}) for i in range(0, len(keys), size)]
+        cut += [Chunk(dataset, {k: versions[k] for k in keys[i : i + size]}) for i in range(0, len(keys), size)]
     return cut
 
 

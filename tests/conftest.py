@@ -53,12 +53,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file's tests stay in one process, for they may share a lake; and all of the stack's, which share the stack."""
+    """A file's tests stay in one process, for they may share a lake; and all of the stack's, which share the stack.
+
+    A soak's last for up to an hour: there, each storage's are apart.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
+            if config.getoption("--soak"):
+                return f"{file} {nodeid.rpartition('[')[2]}"
             return "stack" if "/stack/" in file else file
 
     return ByFile(config, log)

@@ -210,6 +210,8 @@ class Dataset:
         start: The first day there is, the default of ``--start``.
         end: The last day there is; None means yesterday.
         complete: Whether a partition without a source is a failure.
+        rate: Items (what the source yields: a page, say) a second that one run asks for at most, all its workers
+            together; None means as many as it gets.
         hour: The hour of the day (UTC) at which the ingest deployment looks for what is new; None means never by
             itself.
     """
@@ -224,6 +226,7 @@ class Dataset:
     start: date | None = None
     end: date | None = None
     complete: bool = False
+    rate: float | None = None
     hour: int | None = None
 
     def __post_init__(self) -> None:
@@ -231,6 +234,8 @@ class Dataset:
             raise BadInput(f"{self.key!r} is not a dataset key: use {KEY.pattern}")
         if (self.grain is Grain.full) != (self.partition_column is None):
             raise BadInput(f"{self.key}: every grain but 'full' needs a partition_column, and 'full' none.")
+        if self.rate is not None and self.rate <= 0:
+            raise BadInput(f"{self.key}: the rate is above 0 items a second, not {self.rate}.")
         if self.hour is not None and not 0 <= self.hour <= 23:
             raise BadInput(f"{self.key}: the hour is from 0 to 23, not {self.hour}.")
         if self.partition_column and not COLUMN.fullmatch(self.partition_column):

@@ -54,7 +54,49 @@ class _Attempt:
     files: list[Path] = field(default_factory=list)
     seen: Inspection | None = None
     error: Exception | None = None
-    seconds: float = 0.0
+    profile: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.profile.values())
+
+
+class _Pace:
+    """Keeps a chunk from asking its source more often than it may.
+
+    Args:
+        seconds: Between two items.
+        go_on: Raises `Stopped`; asked while waiting.
+    """
+
+    def __init__(self, seconds: float, go_on: Callable[[], None]) -> None:
+        self._seconds, self._go_on = seconds, go_on
+        # The chunk before this one, in the same place, may have asked just now.
+        self._due, self._may = time.monotonic() + seconds, not seconds
+
+    def wait(self) -> None:
+        """Before the source is asked. What a source that had nothing more did not use is kept for the next one."""
+        while not self._may:
+            left = self._due - time.monotonic()
+            self._may = left <= 0
+            self._go_on()
+            time.sleep(min(max(left, 0), 0.5))
+
+    def asked(self) -> None:
+        """The source has answered."""
+        self._due, self._may = time.monotonic() + self._seconds, not self._seconds
+
+
+@contextlib.contextmanager
+def _timed(attempts: Sequence[_Attempt], stage: str) -> Iterator[None]:
+    """Add the time of a block to a stage of these attempts, to each its share."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        for attempt in attempts:
+            share = (time.monotonic() - began) / len(attempts)
+            attempt.profile[stage] = attempt.profile.get(stage, 0.0) + share
 
 
 def extract_chunk(
@@ -63,6 +105,7 @@ def extract_chunk(
     settings: Settings,
     hints: Mapping[str, str] | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    pace: float = 0.0,
 ) -> list[Outcome]:
     """Extract and stage some partitions of one dataset.
 
@@ -72,6 +115,7 @@ def extract_chunk(
         settings: Where the stage lies. No catalog is opened.
         hints: dlt data types of columns that the raw table has already, so that inference agrees with it.
         stopped: Asked between two of a source's items, and before a file is staged.
+        pace: Seconds to leave between two of a source's items.
 
     Returns:
         One outcome a partition, in the order given. Nothing is raised for a partition that fails.
@@ -89,10 +133,11 @@ def extract_chunk(
         if stopped():
             raise Stopped
 
+    between = _Pace(pace, go_on)
     with _scratch() as work:
-        if not _run(dataset, attempts, columns, work / "chunk", go_on):
+        if not _run(dataset, attempts, columns, work / "chunk", go_on, between):
             for number, attempt in enumerate(attempts):
-                _run(dataset, [attempt], columns, work / str(number), go_on)
+                _run(dataset, [attempt], columns, work / str(number), go_on, between)
         outcomes = []
         for attempt in attempts:
             go_on()
@@ -135,7 +180,12 @@ def _columns(dataset: Dataset, hints: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _run(
-    dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str, Any], work: Path, go_on: Callable[[], None]
+    dataset: Dataset,
+    attempts: Sequence[_Attempt],
+    columns: dict[str, Any],
+    work: Path,
+    go_on: Callable[[], None],
+    pace: _Pace,
 ) -> bool:
     """One dlt run over these attempts; fills in their files.
 
@@ -144,11 +194,12 @@ def _run(
     """
     from dlt.pipeline.exceptions import PipelineStepFailed
 
-    started = time.monotonic()
     for attempt in attempts:
         attempt.error = None
     try:
-        _split(dataset, attempts, _load(_resource(dataset, attempts, columns, go_on), work), work)
+        found = _load(_resource(dataset, attempts, columns, go_on, pace), work, attempts)
+        with _timed(attempts, "inspect"):
+            _split(dataset, attempts, found, work)
     except PipelineStepFailed as error:
         if len(attempts) > 1:
             return False
@@ -156,14 +207,16 @@ def _run(
     except Rejected as error:
         for attempt in attempts:
             attempt.error = attempt.error or error
-    seconds = (time.monotonic() - started) / len(attempts)
-    for attempt in attempts:
-        attempt.seconds += seconds
     return True
 
 
-def _load(rows: Any, work: Path) -> list[Path]:
+def _load(rows: Any, work: Path, attempts: Sequence[_Attempt]) -> list[Path]:
     """Take a resource through one dlt run: extract, normalize, and keep the finished Parquet files.
+
+    Args:
+        rows: The resource.
+        work: A folder that is not there yet.
+        attempts: Whose time it is.
 
     Raises:
         PipelineStepFailed: dlt refused it.
@@ -187,14 +240,16 @@ def _load(rows: Any, work: Path) -> list[Path]:
         found.append(target)
 
     pipeline = dlt.pipeline("lake", destination=keep, dataset_name="raw", pipelines_dir=str(work / "dlt"))
-    pipeline.extract(rows, loader_file_format="parquet")
-    pipeline.normalize()
-    pipeline.load(raise_on_failed_jobs=True)
+    with _timed(attempts, "extract"):
+        pipeline.extract(rows, loader_file_format="parquet")
+    with _timed(attempts, "normalize"):
+        pipeline.normalize()
+        pipeline.load(raise_on_failed_jobs=True)
     return found
 
 
 def _resource(
-    dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str, Any], go_on: Callable[[], None]
+    dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str, Any], go_on: Callable[[], None], pace: _Pace
 ) -> Any:
     """All attempts' rows as one dlt resource. One whose source raises ends there and keeps the error."""
     import dlt
@@ -202,13 +257,17 @@ def _resource(
     def rows() -> Iterator[Any]:
         for number, attempt in enumerate(attempts):
             mark = number if len(attempts) > 1 else None
+            pace.wait()
             try:
                 for item in dataset.read(attempt.partition):
+                    pace.asked()
                     go_on()
                     yield _marked(dataset, attempt.partition, item, mark)
                     reached("mid extract")
+                    pace.wait()
             except Exception as error:  # noqa: BLE001 - any fault of a source is its partition's, not the chunk's
                 attempt.error = error
+                pace.asked()
 
     marked: Any = {MARK: {"data_type": "bigint", "nullable": True}} if len(attempts) > 1 else {}
     contract: Any = {
@@ -294,7 +353,6 @@ def _split(dataset: Dataset, attempts: Sequence[_Attempt], found: Sequence[Path]
 
 def _stage(dataset: Dataset, attempt: _Attempt, stage: Storage) -> Outcome:
     """Put an attempt's files into the stage, unless something is wrong with it."""
-    started = time.monotonic()
     try:
         if attempt.error is not None:
             raise attempt.error
@@ -304,9 +362,10 @@ def _stage(dataset: Dataset, attempt: _Attempt, stage: Storage) -> Outcome:
         if seen.broken:
             raise Rejected("; ".join(seen.broken))
         staged = {staged_path(dataset, attempt.partition, attempt.id, n): f for n, f in enumerate(attempt.files)}
-        for relative, file in staged.items():
-            stage.put(file, relative)
-            reached("file written")
+        with _timed([attempt], "stage"):
+            for relative, file in staged.items():
+                stage.put(file, relative)
+                reached("file written")
     except Exception as error:  # noqa: BLE001 - whatever it is, it goes into the ledger by name
         state: Literal["failed", "rejected", "no source"] = "failed"
         if isinstance(error, NoSource):
@@ -320,7 +379,8 @@ def _stage(dataset: Dataset, attempt: _Attempt, stage: Storage) -> Outcome:
             state,
             _text(error),
             attempt.source_version,
-            attempt.seconds + time.monotonic() - started,
+            attempt.seconds,
+            attempt.profile,
         )
     return Receipt(
         dataset.key,
@@ -332,9 +392,10 @@ def _stage(dataset: Dataset, attempt: _Attempt, stage: Storage) -> Outcome:
         seen.columns,
         seen.fingerprint,
         attempt.source_version,
-        attempt.seconds + time.monotonic() - started,
+        attempt.seconds,
         _peak_rss(),
         seen.warnings,
+        profile=attempt.profile,
     )
 
 
@@ -353,7 +414,7 @@ def warm_up() -> None:
 
     sweep()
     with _scratch() as work:
-        _load(dlt.resource([{"row": 1}], name="warm_up"), work / "run")
+        _load(dlt.resource([{"row": 1}], name="warm_up"), work / "run", ())
 
 
 def _cause(error: BaseException) -> Exception:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -24,6 +25,7 @@ class Receipt:
         peak_rss: Peak memory of the worker process so far, in bytes.
         warnings: Audits that failed and only warn.
         restores: The earlier attempt whose rows these are, when this is a rollback.
+        profile: Seconds by stage, in order; the partition's share where many went through a stage together.
     """
 
     dataset: str
@@ -39,6 +41,7 @@ class Receipt:
     peak_rss: int
     warnings: tuple[str, ...] = ()
     restores: str = ""
+    profile: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class Failure:
         error: One line, without secrets.
         source_version: As in the receipt.
         seconds: Time the worker took.
+        profile: As in the receipt.
     """
 
     dataset: str
@@ -62,6 +66,7 @@ class Failure:
     error: str
     source_version: str = ""
     seconds: float = 0.0
+    profile: Mapping[str, float] = field(default_factory=dict)
 
 
 Outcome = Receipt | Failure

@@ -182,6 +182,7 @@ def machine(fresh: Callable[[], Lake], kill: Killer, project: Path) -> type[Rule
     return Machine
 
 
+@pytest.mark.short("sqlite+folder")
 def test_any_order_of_operations_leaves_what_a_dict_would_hold(
     lake: Lake,
     services: Services,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import date
 from typing import Any
 from uuid import UUID
@@ -209,8 +210,6 @@ def test_what_the_prefect_ui_shows_of_a_run(gated_lake: Lake) -> None:
     assert seen["artifacts"].keys() == {"partitions", "partitions-done", "ingest-summary"}
     assert seen["artifacts"]["partitions"].type == "progress"
     assert seen["artifacts"]["partitions"].data == 100.0
-    import json
-
     table = json.loads(seen["artifacts"]["partitions-done"].data)
     assert [(r["partition"], r["state"], r["rows"]) for r in table] == [
         ("2013-01-04", "failed", None),
@@ -221,6 +220,33 @@ def test_what_the_prefect_ui_shows_of_a_run(gated_lake: Lake) -> None:
     assert "is empty" in table[0]["error"]
     assert table[1].keys() == {"dataset", "partition", "state", "rows", "bytes", "seconds", "error"}
     assert "| extract and publish |" in seen["artifacts"]["ingest-summary"].data
+
+
+def test_where_the_time_went_is_in_the_summary_and_in_the_ledger(gated_lake: Lake) -> None:
+    land(gated_lake, 1, 2, 3)
+    summary = run("flights", "2013-01-01", "2013-01-03", workers=1)
+    way = {"dask", "prefect", "extract", "normalize", "inspect", "stage", "receipt"}
+    assert summary["seconds"].keys() >= way | {"plan", "wait for the gate", "in the gate", "total"}
+    rows = gated_lake.sql("SELECT seconds, profile FROM ops.ledger")
+    profiles = [json.loads(row["profile"]) for row in rows]
+    assert all(profile.keys() == way | {"gate_wait", "gate"} for profile in profiles)
+    for stage in way:
+        assert sum(p[stage] for p in profiles) == pytest.approx(summary["seconds"][stage], abs=0.002), stage
+    for row, profile in zip(rows, profiles, strict=True):
+        worked = sum(profile[stage] for stage in ("extract", "normalize", "inspect", "stage"))
+        assert row["seconds"] == pytest.approx(worked, abs=0.001)
+
+
+def test_a_source_is_asked_no_faster_than_its_rate(gated_lake: Lake) -> None:
+    assert ingest(["paced"], workers=2)["published"] == 20
+    files = list(gated_lake.settings.home.glob("asked-*"))
+    asked = sorted(float(line) for file in files for line in file.read_text().splitlines())
+    assert len(asked) == 40
+    assert len(files) == 2, "both workers asked"
+    # In any window of asks: two workers may ask at its first moment, and then no faster than 25 a second.
+    for first in range(40):
+        for last in range(first + 2, 40):
+            assert asked[last] - asked[first] >= (last - first - 1) / 25 - 0.01
 
 
 def test_the_flows_forms_are_typed() -> None:
@@ -239,5 +265,5 @@ def test_the_flows_forms_are_typed() -> None:
 def test_chunks_hold_every_partition_once_and_are_bounded(partitions: int, workers: int, sizes: set[int]) -> None:
     todo = [Planned("a", f"{n:04}", State.missing, True, "", None) for n in range(partitions)]
     cut = chunks(todo, workers)
-    assert [key for _, versions in cut for key in versions] == [p.partition for p in todo]
-    assert {len(versions) for _, versions in cut} == sizes
+    assert [key for chunk in cut for key in chunk.versions] == [p.partition for p in todo]
+    assert {len(chunk.versions) for chunk in cut} == sizes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from flows.lake.connect import connect
@@ -80,6 +82,17 @@ def test_a_path_that_lies_about_its_rows(loaded: Lake) -> None:
         f"CALL ducklake_add_data_files('lake', 'readings', '{path}', schema => 'raw', hive_partitioning => true)",
     )
     assert any(f.startswith("partition column: raw.readings") for f in found)
+
+
+def test_only_what_was_recorded_since_a_moment_is_read(loaded: Lake) -> None:
+    loaded.land("readings/2024-01-02.jsonl", [{"id": 1}])
+    loaded.load("readings", "2024-01-02")
+    moment = loaded.sql("SELECT max(recorded_at) AS it FROM ops.ledger")[0]["it"]
+    assert list(verify(loaded.settings, moment)) == []
+    damage(loaded, "INSERT INTO raw.readings (id, day) VALUES (99, '2024-01-01'), (99, '2024-01-02')")
+    assert {f.subject for f in verify(loaded.settings)} == {"readings 2024-01-01", "readings 2024-01-02"}
+    assert [f.subject for f in verify(loaded.settings, moment)] == ["readings 2024-01-02"]
+    assert list(verify(loaded.settings, moment + timedelta(seconds=1))) == []
 
 
 def test_a_fence_with_two_rows(loaded: Lake) -> None:
