@@ -41,6 +41,7 @@ class Run:
         peak_rss: Peak memory in MiB, by kind of process.
         failed: Partitions that failed in that time.
         rows: Rows of these partitions; `report` fills it in.
+        counts: What else is worth counting.
     """
 
     how: str
@@ -50,6 +51,7 @@ class Run:
     peak_rss: dict[str, int]
     failed: int = 0
     rows: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass

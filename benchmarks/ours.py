@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ def run(settings: Settings) -> Run:
     # Only now: Prefect reads where its server is when it is imported.
     began = time.monotonic()
     from flows import ingest
+    from flows.plan import make_plan
     from flows.setup import initialise
 
     start_ups["imports"] = time.monotonic() - began
@@ -34,6 +36,8 @@ def run(settings: Settings) -> Run:
     began = time.monotonic()
     initialise(settings, [DATASET])
     start_ups["lake init"] = time.monotonic() - began
+    chunks = len(ingest.chunks(make_plan(settings, [DATASET]), WORKERS))
+    busy = _server_processor(settings)
     began = time.monotonic()
     summary = ingest.ingest([DATASET.key], workers=WORKERS)
     call = time.monotonic() - began
@@ -44,20 +48,30 @@ def run(settings: Settings) -> Run:
         f"flows.ingest on Prefect, Dask ({WORKERS} processes) and dlt; {summary['commits']} commits",
         DAYS,
         seconds["total"] - seconds["cluster start"],
-        {**start_ups, **seconds, "the whole call": call},
+        {**start_ups, **seconds, "the whole call": call, "server processor": _server_processor(settings) - busy},
         {
             "flow": peak_rss(),
             "worker": summary["peak_rss"] >> 20,
             "children": peak_rss(resource.RUSAGE_CHILDREN),
             "server": _server_peak(settings),
         },
+        counts={"chunks": chunks, "commits": summary["commits"]},
     )
+
+
+def _server_pid(settings: Settings) -> int:
+    return int(json.loads((settings.home / "prefect" / "server.json").read_text())["pid"])
+
+
+def _server_processor(settings: Settings) -> float:
+    """Seconds of a processor that the Prefect server has had; from Linux's /proc."""
+    spent = (Path("/proc") / str(_server_pid(settings)) / "stat").read_text().rpartition(")")[2].split()
+    return (int(spent[11]) + int(spent[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _server_peak(settings: Settings) -> int:
     """Peak memory of the Prefect server while it still runs, in MiB; from Linux's /proc."""
-    pid = json.loads((settings.home / "prefect" / "server.json").read_text())["pid"]
-    status = (Path("/proc") / str(pid) / "status").read_text()
+    status = (Path("/proc") / str(_server_pid(settings)) / "status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) >> 10
 
 

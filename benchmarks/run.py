@@ -23,12 +23,14 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import plots, simulation
 from benchmarks.measure import LANDED, ROOT, Bench, Target, contend
 from deployments.services import ObjectStore, Postgres, new_secret
 from flows.demo import land
 from flows.settings import Settings
 
 RESULTS = ROOT / "benchmarks" / "results"
+IMAGES = ROOT / "docs" / "images"
 PACKAGES = ("duckdb", "dlt", "dagster", "prefect", "distributed", "sqlmesh", "pyarrow")
 
 
@@ -86,6 +88,7 @@ class Bencher:
                     "rows/s": run["rows"] / run["wall"],
                     "peak RSS, MiB": ", ".join(f"{kind} {peak}" for kind, peak in run["peak_rss"].items()),
                     "how": run["how"],
+                    **run["counts"],
                     "profile": {what: round(took, 2) for what, took in run["seconds"].items()},
                 }
             )
@@ -145,6 +148,7 @@ BENCHES: dict[str, Callable[[Bencher], Bench]] = {
     "workers": lambda b: b.one("workers"),
     "shapes": Bencher.shapes,
     "growth": lambda b: b.one("growth"),
+    "simulation": lambda b: simulation.run(RESULTS),
 }
 
 
@@ -163,6 +167,7 @@ def main() -> None:
             Path(folder).chmod(0o755)  # PostgreSQL runs as a user of its own
             bench = BENCHES[name](Bencher(Path(folder), chosen.seconds))
         (RESULTS / f"{name}.json").write_text(json.dumps({**_about(), **asdict(bench)}, indent=2) + "\n")
+        plots.draw(name, bench, IMAGES)
         _show(console, bench)
         missed += sum(not target.reached for target in bench.targets)
     console.print(f"{missed} targets missed." if missed else "Every target is reached.")
@@ -212,7 +217,8 @@ def _services(folder: Path) -> Iterator[Callable[[str], dict[str, str]]]:
 
 def _show(console: Console, bench: Bench) -> None:
     """A benchmark's table, and its targets."""
-    shown = [name for name, value in bench.rows[0].items() if not isinstance(value, dict) and name != "how"]
+    hidden = ("how", "profile", "chunks", "commits")
+    shown = [name for name in bench.rows[0] if name not in hidden]
     table = Table(title=bench.title, box=SIMPLE, collapse_padding=True, pad_edge=False)
     for name in shown:
         table.add_column(name, justify="left" if isinstance(bench.rows[0][name], str) else "right")

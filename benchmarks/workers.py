@@ -1,4 +1,7 @@
-"""1, 2 and 4 Dask workers on a source that waits: an HTTP API that answers each page after 100 ms."""
+"""1, 2 and 4 Dask workers on a source that waits: an HTTP API that answers each page after 100 ms.
+
+And 4 on the same API with a limit below what they could do, which they keep: it refuses nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,39 @@ from flows.settings import load_settings
 
 LATENCY = 0.1
 WORKERS = (1, 2, 4)
+BURST = 5
+"""Requests at once that a limit lets through, if none came before."""
+
+
+class Bucket:
+    """A token bucket, as rate limits are."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate, self._tokens, self._at, self._lock = rate, float(BURST), time.monotonic(), threading.Lock()
+
+    def take(self) -> bool:
+        """Whether one more request is within the rate."""
+        with self._lock:
+            now = time.monotonic()
+            self._tokens, self._at = min(BURST, self._tokens + (now - self._at) * self._rate), now
+            enough = self._tokens >= 1
+            self._tokens -= enough
+            return enough
 
 
 class Api(BaseHTTPRequestHandler):
     """Answers after a while; counts."""
 
-    asked = 0
-    round = 0
+    asked = refused = round = 0
+    limit: Bucket | None = None
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         type(self).asked += 1
+        if self.limit is not None and not self.limit.take():
+            type(self).refused += 1
+            self.send_error(429)
+            return
         time.sleep(LATENCY)
         page = int(self.path.rpartition("/")[2])
         # Other rows each time: what has not changed would not be published.
@@ -47,29 +72,43 @@ def run() -> Bench:
     settings = load_settings()
     server.use(settings)
     from benchmarks.datasets.api import PAGES
+    from benchmarks.datasets.limited import RATE
     from flows.datasets import get_dataset
     from flows.ingest import ingest
     from flows.plan import Mode
     from flows.setup import initialise
 
-    dataset = get_dataset("api")
-    initialise(settings, [dataset])
+    initialise(settings, [get_dataset("api"), get_dataset("limited")])
     rows = []
-    for workers in WORKERS:
-        Api.asked, Api.round = 0, workers
-        summary = ingest(["api"], workers=workers, mode=Mode.all)
+    for number, (key, workers) in enumerate([*(("api", n) for n in WORKERS), ("limited", WORKERS[-1])]):
+        Api.asked, Api.round, Api.limit = 0, number, Bucket(RATE) if key == "limited" else None
+        summary = ingest([key], workers=workers, mode=Mode.all)
         partitions = summary["published"]
         if Api.asked != partitions * PAGES:
             raise ValueError(f"the API was asked {Api.asked} times for {partitions * PAGES} pages")
         seconds = summary["seconds"]["extract and publish"]
-        rows.append({"workers": workers, "seconds": seconds, "pages a second": Api.asked / seconds})
-    for row in rows:
+        rows.append(
+            {
+                "workers": workers,
+                "rate": RATE if key == "limited" else 0,
+                "seconds": seconds,
+                "pages a second": Api.asked / seconds,
+                "refused": Api.refused,
+            }
+        )
+    *free, limited = rows
+    for row in free:
         row["of linear"] = rows[0]["seconds"] / row["seconds"] / row["workers"]
+    limited["of linear"] = limited["pages a second"] / RATE
     return Bench(
         f"{partitions} partitions of {PAGES} pages, each answered after {LATENCY * 1000:.0f} ms",
         rows,
-        [Target(f"{row['workers']} workers, of linear", row["of linear"], 0.9, at_least=True) for row in rows[1:]],
-        ["cluster start left out"],
+        [
+            *(Target(f"{row['workers']} workers, of linear", row["of linear"], 0.9, at_least=True) for row in free[1:]),
+            Target("4 workers, of the source's limit", limited["of linear"], 0.9, at_least=True),
+            Target("4 workers, requests that the limited source refused", limited["refused"], 0),
+        ],
+        ["cluster start left out", "with a rate, `of linear` is of that rate"],
     )
 
 

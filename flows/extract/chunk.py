@@ -75,16 +75,17 @@ class _Pace:
         self._due, self._may = time.monotonic() + seconds, not seconds
 
     def wait(self) -> None:
-        """Before the source is asked. What a source that had nothing more did not use is kept for the next one."""
+        """Before the source is asked. A turn that was not used, since the source had no more, is the next one's."""
         while not self._may:
             left = self._due - time.monotonic()
             self._may = left <= 0
             self._go_on()
             time.sleep(min(max(left, 0), 0.5))
+        self._due = time.monotonic() + self._seconds
 
     def asked(self) -> None:
         """The source has answered."""
-        self._due, self._may = time.monotonic() + self._seconds, not self._seconds
+        self._may = not self._seconds
 
 
 @contextlib.contextmanager

@@ -1,0 +1,171 @@
+"""Past this machine: a backfill as a queueing model, with the costs that the other benchmarks measured.
+
+Workers take chunks, one publisher takes what they have finished through the gate in groups. That is all there is to
+the pipeline's shape; the seconds come from `benchmarks/results`. One measured run, the year, checks the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import simpy
+
+from benchmarks.measure import Bench, Target
+
+CHUNK, GROUP = 50, 128
+"""As `flows.ingest` has them."""
+
+WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+EXTRACT = (0.02, 0.1, 1.0, 10.0)
+"""Seconds of one worker over one partition."""
+
+GROUPS = (1, 8, 32, 128, 512, 2048)
+PARTITIONS_A_WORKER = 200
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds.
+
+    Args:
+        chunk: A worker's over a chunk, beside its partitions: Prefect's task, Dask's hand-over.
+        extract: A worker's over a partition of the year.
+        enter: To get into the gate when it is free, and out.
+        commit: In the gate, for a group.
+        partition: In the gate, for each partition of the group.
+        server: Of the Prefect server's processor, for a chunk.
+    """
+
+    chunk: float
+    extract: float
+    enter: float
+    commit: float
+    partition: float
+    server: float
+
+    def gate(self, size: int) -> float:
+        """Seconds that a group of this size takes, entering included."""
+        return self.enter + self.commit + self.partition * size
+
+
+def measured(results: Path) -> Costs:
+    """The costs, from the last results of `year` and `groups`.
+
+    Raises:
+        SystemExit: they have not been run.
+    """
+    year, groups = _read(results, "year"), _read(results, "groups")
+    ours = _best(year)
+    profile = ours["profile"]
+    worked = sum(profile[stage] for stage in ("extract", "normalize", "inspect", "stage"))
+    # A line through what groups of each size take: seconds a group = commit + partition * size.
+    points = [
+        (row["group"], row["seconds"] / -(-365 // row["group"])) for row in groups["rows"] if row["group"] in GROUPS
+    ]
+    (few, short), (many, long) = points[0], [(r["group"], r["seconds"]) for r in groups["rows"]][-1]
+    partition = (long - short) / (many - few)
+    return Costs(
+        chunk=profile["prefect"] / ours["chunks"],
+        extract=worked / ours["partitions"],
+        enter=profile["wait for the gate"] / ours["commits"],
+        commit=max(short - partition * few, 0.0),
+        partition=partition,
+        server=profile["server processor"] / ours["chunks"],
+    )
+
+
+@dataclass
+class Outcome:
+    """What a simulated backfill came to; seconds."""
+
+    wall: float
+    commits: int
+    in_gate: float
+
+
+def backfill(costs: Costs, partitions: int, workers: int, extract: float, group: int = GROUP) -> Outcome:
+    """Simulate a backfill.
+
+    Args:
+        costs: What things take.
+        partitions: How many.
+        workers: Dask's, one thread each.
+        extract: Seconds of one worker over one partition.
+        group: Partitions in one transaction at most.
+    """
+    env = simpy.Environment()
+    staged: simpy.Store = simpy.Store(env)
+    size = max(1, min(CHUNK, -(-partitions // (workers * 4))))
+    todo = [min(size, partitions - first) for first in range(0, partitions, size)]
+    result = Outcome(0.0, 0, 0.0)
+
+    def worker() -> Generator[Any, Any, None]:
+        while todo:
+            chunk = todo.pop()
+            yield env.timeout(costs.chunk + chunk * extract)
+            yield staged.put(chunk)
+
+    def publisher() -> Generator[Any, Any, None]:
+        waiting, published = 0, 0
+        while published < partitions:
+            if not waiting:
+                waiting = yield staged.get()
+            waiting += sum(staged.items)
+            staged.items.clear()
+            taken = min(waiting, group)
+            yield env.timeout(costs.gate(taken))
+            waiting, published = waiting - taken, published + taken
+            result.commits += 1
+            result.in_gate += costs.gate(taken)
+        result.wall = env.now
+
+    for _ in range(workers):
+        env.process(worker())
+    env.process(publisher())
+    env.run()
+    return result
+
+
+def run(results: Path) -> Bench:
+    """How many workers one gate feeds, by partition size; and the year, simulated and measured."""
+    costs, year = measured(results), _best(_read(results, "year"))
+    rows: list[dict[str, Any]] = []
+    for extract in EXTRACT:
+        row: dict[str, Any] = {"seconds a partition": extract}
+        for workers in WORKERS:
+            partitions = max(PARTITIONS_A_WORKER, 20) * workers
+            row[f"{workers} w"] = partitions / backfill(costs, partitions, workers, extract).wall
+        rows.append(row)
+    check = backfill(costs, year["partitions"], 2, costs.extract)
+    off = check.wall / year["profile"]["extract and publish"]
+    limit = [{"group": size, "partitions/s": size / costs.gate(size)} for size in GROUPS]
+    return Bench(
+        "Partitions a second by workers and by a worker's seconds over one partition (simulated)",
+        rows,
+        [Target("the year, simulated, times the measured (or the other way round)", max(off, 1 / off), 1.25)],
+        [
+            f"costs: {costs}",
+            "the gate's own limit: " + ", ".join(f"{r['partitions/s']:.0f}/s in groups of {r['group']}" for r in limit),
+            f"a million partitions in one backfill: {1_000_000 / GROUP:,.0f} commits, "
+            f"{1_000_000 / GROUP * costs.gate(GROUP) / 3600:.1f} hours of the gate",
+            f"the Prefect server's processor is full at {1 / costs.server:,.0f} chunks a second"
+            if costs.server
+            else "the Prefect server's share was not measured",
+        ],
+    )
+
+
+def _read(results: Path, name: str) -> Mapping[str, Any]:
+    path = results / f"{name}.json"
+    if not path.exists():
+        raise SystemExit(f'The simulation needs {name}: make bench ARGS="{name}"')
+    return dict(json.loads(path.read_text()))
+
+
+def _best(year: Mapping[str, Any]) -> Mapping[str, Any]:
+    ours: Sequence[Mapping[str, Any]] = [row for row in year["rows"] if row["run"].startswith("this project")]
+    return min(ours, key=lambda row: float(row["seconds"]))
