@@ -20,6 +20,7 @@ from flows.build.adapter import LakeAdapter
 from flows.datasets import all_datasets, get_dataset
 from flows.datasets.model import Partition, partition_at
 from flows.lake.builds import read_todo, record
+from flows.lake.maintain import steps as maintenance
 from flows.lake.publish import Publisher
 from flows.lake.schema import bootstrap
 from flows.lake.verify import verify
@@ -112,6 +113,14 @@ class Lake:
             took.append(time.monotonic() - began)
         return statistics.median(took)
 
+    def maintain(self) -> float:
+        """Seconds of what the deployment `maintain` does every night: above all, the ledger's rows go to Parquet."""
+        began = time.monotonic()
+        for step in maintenance(self.settings, timedelta(days=30), datetime.now(UTC)):
+            if step.todo:
+                step.run()
+        return time.monotonic() - began
+
     def verify(self, since: datetime | None = None) -> float:
         """Seconds of a whole `lake verify`, or of one of what was recorded since a moment."""
         began = time.monotonic()
@@ -133,6 +142,7 @@ def run(settings: Settings, sizes: Sequence[int]) -> Bench:
         moment = datetime.now(UTC)
         day = (START + timedelta(hours=lake.published)).date().isoformat()
         lake.transform()
+        maintained = lake.maintain()
         timed: dict[str, Callable[[], float]] = {
             "publish": lake.publish_one,
             "transform": lake.transform_one,
@@ -141,7 +151,14 @@ def run(settings: Settings, sizes: Sequence[int]) -> Bench:
             "verify since": lambda moment=moment: lake.verify(moment),  # type: ignore[misc]
             "verify": lake.verify,
         }
-        rows.append({"partitions": size, "growing": grown, **{name: work() for name, work in timed.items()}})
+        rows.append(
+            {
+                "partitions": size,
+                "growing": grown,
+                "maintain": maintained,
+                **{name: work() for name, work in timed.items()},
+            }
+        )
         print(rows[-1], file=sys.stderr, flush=True)
     first, last = rows[0], rows[-1]
     return Bench(
