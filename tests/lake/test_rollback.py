@@ -14,6 +14,8 @@ from flows.lake.rollback import stage_previous
 from flows.plan import Mode, make_plan
 from tests.conftest import Lake
 
+pytestmark = pytest.mark.short("sqlite+folder", "postgres+s3")
+
 DAY = "2024-01-01"
 
 

@@ -8,6 +8,8 @@ from flows.lake.connect import connected
 from flows.lake.schema import table_columns
 from tests.conftest import Lake
 
+pytestmark = pytest.mark.short("sqlite+folder", "postgres+s3")
+
 
 def columns(lake: Lake, table: str) -> dict[str, str]:
     with connected(lake.settings, read_only=True) as con:

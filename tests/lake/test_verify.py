@@ -10,6 +10,8 @@ from flows.lake.connect import connect
 from flows.lake.verify import verify
 from tests.conftest import Lake, receipts, write
 
+pytestmark = pytest.mark.short("sqlite+folder", "postgres+s3")
+
 DAY = "2024-01-01"
 
 
