@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
+
 from flows.server import until
 
 HOST = "127.0.0.1"
@@ -125,11 +127,19 @@ class Service:
         self._process = None
 
     def kill(self) -> None:
-        """SIGKILL it and the processes it started."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        """SIGKILL it and every process below it, those in sessions of their own too, as when a container is killed."""
+        process = self._process
+        if process is None:
+            return
+        below: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            below = psutil.Process(process.pid).children(recursive=True)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        for each in below:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.wait()
 
     def __enter__(self) -> Self:
         return self.start()

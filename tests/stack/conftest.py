@@ -133,6 +133,7 @@ def running() -> Iterator[Running]:
 @pytest.fixture(scope="session")
 def killed(running: Running) -> str:
     """A run whose worker was stopped under it: the worker kills it, and tells nobody (PrefectHQ/prefect#16746)."""
+    running.quiet()
     with running.endless() as run:
         running.stack.worker.stop()
         try:
