@@ -14,12 +14,17 @@ DAYS = [f"2024-01-{day:02}" for day in range(1, 4)]
 ROUNDS = 12
 
 
-def publish_late(lake: Lake, gate: Any) -> None:
-    """Stage a round ahead of what is published, so that there is always something in flight."""
+def publish_late(lake: Lake, gate: Any, looped: Any) -> None:
+    """Stage a round ahead of what is published, so that there is always something in flight.
+
+    The last round waits until maintenance has gone round more than once.
+    """
     publisher = lake.publisher()
     waiting = [staged(lake, day, 5, 0) for day in DAYS]
     for number in range(1, ROUNDS + 1):
         ahead = [staged(lake, day, 5 + number, number) for day in DAYS]
+        if number == ROUNDS:
+            looped.wait(300)
         with gate:
             publisher.publish(waiting)
         waiting = ahead
@@ -35,11 +40,14 @@ def maintain(lake: Lake, gate: Any, now: datetime | None = None) -> None:
 
 def test_maintenance_in_a_loop_takes_nothing_in_flight_and_at_last_all_orphans(lake: Lake, kill: Killer) -> None:
     gate = PROCESSES.Lock()  # as Prefect's limit does
-    process = kill.start(publish_late, gate)
+    looped = PROCESSES.Event()
+    process = kill.start(publish_late, gate, looped)
     loops = 0
     while process.is_alive():
         maintain(lake, gate)
         loops += 1
+        if loops > 1:
+            looped.set()
     process.join()
     assert process.exitcode == 0
     assert loops > 1

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
 from flows.lake.connect import connected
 from tests.conftest import Lake
-from tests.faults.conftest import Killer, staged
+from tests.faults.conftest import PROCESSES, Killer, staged
 
 DAY = "2024-01-01"
 TABLES = ("raw.readings", "silver.by_interval", "gold.whole")
 ROWS = (70, 100)
+MOST = 300
+"""The replaces after which a reader that has not seen what it waits for never will."""
 
 
-def replace(lake: Lake, times: int, stock: bool) -> None:
-    """Replace a day of a raw table, an interval of an incremental model and a whole table, again and again."""
+def replace(lake: Lake, times: int, stock: bool, seen: Any) -> None:
+    """Replace a day of a raw table, an interval of an incremental model and a whole table, again and again.
+
+    So many times, and on until the reader has seen what it waits for: it may have started late.
+    """
     from sqlglot import exp, parse_one
     from sqlmesh.core.engine_adapter.duckdb import DuckDBEngineAdapter
 
@@ -30,7 +36,9 @@ def replace(lake: Lake, times: int, stock: bool) -> None:
     adapter = lake_connection(lake.settings).create_engine_adapter()
     publisher = lake.publisher()
     types = {"id": exp.DataType.build("bigint"), "day": exp.DataType.build("date")}
-    for number in range(times):
+    for number in itertools.count():
+        if number >= times and (seen.is_set() or number >= MOST):
+            break
         rows = ROWS[number % 2]
         query = parse_one(f"SELECT range AS id, DATE '{DAY}' AS day FROM range({rows})", dialect="duckdb")
         adapter.insert_overwrite_by_time_partition(
@@ -47,14 +55,19 @@ def replace(lake: Lake, times: int, stock: bool) -> None:
     publisher.close()
 
 
-def watch(lake: Lake, process: Any) -> dict[str, set[int]]:
-    """Every number of rows that a reader saw while the process went on."""
+def watch(lake: Lake, kill: Killer, times: int, stock: bool, until: Mapping[str, set[int]]) -> dict[str, set[int]]:
+    """Every number of rows that a reader saw while a process replaced them, as often as said and until it saw these."""
     seen: dict[str, set[int]] = {table: set() for table in TABLES}
+    told = PROCESSES.Event()
+    process = kill.start(replace, times, stock, told)
     with connected(lake.settings, read_only=True) as con:
         while process.is_alive():
             for table in TABLES:
                 count = con.execute(f"SELECT count(*) FROM {table} WHERE day = '{DAY}'").fetchall()[0][0]
                 seen[table].add(count)
+            if all(counts <= seen[table] for table, counts in until.items()):
+                told.set()
+    assert process.exitcode == 0
     return seen
 
 
@@ -75,11 +88,8 @@ def test_a_reader_sees_only_whole_partitions(
     times = len(seeds(6, 1000))
     record_property("cases", times)
     prepare(lake)
-    process = kill.start(replace, times, False)
-    seen = watch(lake, process)
-    process.join()
-    assert process.exitcode == 0
-    assert seen == dict.fromkeys(TABLES, set(ROWS))
+    both = dict.fromkeys(TABLES, set(ROWS))
+    assert watch(lake, kill, times, False, both) == both
     assert lake.errors() == []
 
 
@@ -87,8 +97,5 @@ def test_a_reader_sees_only_whole_partitions(
 def test_with_the_stock_adapter_the_test_above_fails(lake: Lake, kill: Killer) -> None:
     """SQLMesh's own DuckDB adapter replaces an interval in two commits: a reader between them sees it empty."""
     prepare(lake)
-    process = kill.start(replace, 12, True)
-    seen = watch(lake, process)
-    process.join()
-    assert process.exitcode == 0
-    assert 0 in seen["silver.by_interval"]
+    empty = {"silver.by_interval": {0}}
+    assert 0 in watch(lake, kill, 12, True, empty)["silver.by_interval"]
