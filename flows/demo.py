@@ -55,7 +55,7 @@ def land(settings: Settings) -> int:
     """
     storage.check(settings, create=True)
     landing = storage.open_storage(settings.landing, settings)
-    if landing.info(DONE).is_file:
+    if landing.find(DONE):
         return 0
     try:
         with tempfile.TemporaryDirectory(prefix="lake-demo-") as made:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +14,7 @@ from flows.errors import StorageError
 
 if TYPE_CHECKING:
     from minio import Minio
-    from pyarrow.fs import FileInfo, FileSystem
+    from pyarrow.fs import FileSystem
 
     from flows.settings import Settings
 
@@ -20,18 +22,33 @@ CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
 """How long an object store may take to answer, before it is asked again."""
 
 
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file that was listed.
+
+    Args:
+        path: As the storage's filesystem spells it.
+        size: Bytes.
+        mtime_ns: When it was last written, in nanoseconds since 1970; None where the store does not say.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int | None
+
+
 @dataclass(frozen=True)
 class Storage:
     """A base folder or S3 prefix.
 
+    A folder is listed without Arrow, whose import is a quarter of the time that `lake plan` takes.
+
     Args:
-        fs: The Arrow filesystem.
         base: The base path as the filesystem spells it, no slash at the end.
         url: The base as DuckDB spells it, with a slash at the end.
         settings: Whose S3 endpoint and credentials are used.
     """
 
-    fs: FileSystem
     base: str
     url: str
     settings: Settings
@@ -41,31 +58,50 @@ class Storage:
         """Whether the base is a folder of this machine."""
         return not self.url.startswith("s3://")
 
+    @cached_property
+    def fs(self) -> FileSystem:
+        """The Arrow filesystem."""
+        from pyarrow.fs import LocalFileSystem, S3FileSystem
+
+        if self.is_local:
+            return LocalFileSystem()
+        settings = self.settings
+        return S3FileSystem(
+            access_key=settings.s3_key_id.get_secret_value() if settings.s3_key_id else None,
+            secret_key=settings.s3_secret.get_secret_value() if settings.s3_secret else None,
+            endpoint_override=settings.s3_endpoint,
+            region=settings.s3_region,
+            scheme="https" if settings.s3_use_ssl else "http",
+            connect_timeout=CONNECT_SECONDS,
+            request_timeout=READ_SECONDS,
+        )
+
     def path(self, relative: str) -> str:
         """The filesystem's spelling of a path under the base."""
         return f"{self.base}/{relative}"
 
-    def list(self, folder: str = "") -> list[FileInfo]:
+    def list(self, folder: str = "") -> list[File]:
         """All files under a folder of the base, recursively; an empty list when it does not exist.
 
         Raises:
             StorageError: the folder or bucket cannot be listed.
         """
-        from pyarrow.fs import FileSelector, FileType
-
         where = self.path(folder).rstrip("/")
         try:
-            infos = self.fs.get_file_info(FileSelector(where, recursive=True, allow_not_found=True))
+            return _walk(where) if self.is_local else _selected(self.fs, where)
         except OSError as error:
             cause = " ".join(str(error).split())[:300]
             raise StorageError(
                 f"{self.url} cannot be listed: {cause}", "check it and LAKE_S3_*, then: lake init"
             ) from None
-        return [i for i in infos if i.type == FileType.File]
 
-    def info(self, relative: str) -> FileInfo:
-        """What is known of one path under the base; its ``is_file`` is False when it is not there."""
-        return self.fs.get_file_info(self.path(relative))
+    def find(self, relative: str) -> File | None:
+        """The file at one path under the base, None when there is none."""
+        path = self.path(relative)
+        if self.is_local:
+            return _stat(path)
+        info = self.fs.get_file_info(path)
+        return File(info.path, info.size, info.mtime_ns) if info.is_file else None
 
     @cached_property
     def _client(self) -> Minio:
@@ -181,19 +217,35 @@ def open_storage(url: str, settings: Settings) -> Storage:
         settings: Where the S3 endpoint and its credentials come from.
     """
     base = url.rstrip("/")
-    if not url.startswith("s3://"):
-        from pyarrow.fs import LocalFileSystem
+    return Storage(base.removeprefix("s3://"), base + "/", settings)
 
-        return Storage(LocalFileSystem(), base, base + "/", settings)
-    from pyarrow.fs import S3FileSystem
 
-    fs = S3FileSystem(
-        access_key=settings.s3_key_id.get_secret_value() if settings.s3_key_id else None,
-        secret_key=settings.s3_secret.get_secret_value() if settings.s3_secret else None,
-        endpoint_override=settings.s3_endpoint,
-        region=settings.s3_region,
-        scheme="https" if settings.s3_use_ssl else "http",
-        connect_timeout=CONNECT_SECONDS,
-        request_timeout=READ_SECONDS,
-    )
-    return Storage(fs, base.removeprefix("s3://"), base + "/", settings)
+def _selected(fs: FileSystem, folder: str) -> list[File]:
+    """Every file below a prefix."""
+    from pyarrow.fs import FileSelector
+
+    infos = fs.get_file_info(FileSelector(folder, recursive=True, allow_not_found=True))
+    return [File(i.path, i.size, i.mtime_ns) for i in infos if i.is_file]
+
+
+def _walk(folder: str) -> list[File]:
+    """Every file below a folder. What goes away meanwhile is left out, as maintenance may be at work."""
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    found += _walk(entry.path)
+                elif file := _stat(entry.path):
+                    found.append(file)
+    except FileNotFoundError:
+        pass
+    return found
+
+
+def _stat(path: str) -> File | None:
+    try:
+        status = Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return File(path, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from datetime import date
 from typing import Any
 
-from dlt.sources.helpers import requests
-
 from flows.datasets.model import Contract, Dataset, Partition
 
 PAGES = 5
@@ -16,6 +14,8 @@ PAGES = 5
 
 def pages(partition: Partition) -> Iterator[list[dict[str, Any]]]:
     """dlt's client sits out what the API refuses (429)."""
+    from dlt.sources.helpers import requests
+
     for page in range(PAGES):
         yield requests.get(f"{os.environ['BENCH_API']}/{partition.key}/{page}", timeout=30).json()
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import date
-
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from flows.datasets.model import Contract, Dataset, Partition
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 ROWS, LARGE, BATCH = 1_000, "2024-02-01", 100_000
 
 
 def batches(partition: Partition) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
     rows = ROWS * (1_000 if partition.key == LARGE else 1)
     for first in range(0, rows, BATCH):
         number = pa.array(range(first, min(rows, first + BATCH)), pa.int64())

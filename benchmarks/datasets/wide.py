@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import date
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import TYPE_CHECKING
 
 from flows.datasets.model import Contract, Dataset, Partition
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 ROWS, BATCH = 10_000_000, 100_000
 
 
 def batches(partition: Partition) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     for first in range(0, ROWS, BATCH):
         number = pa.array(range(first, first + BATCH), pa.int64())
         yield pa.RecordBatch.from_arrays(

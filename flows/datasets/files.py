@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from flows.datasets.model import Contract, DataType, Partition
 from flows.errors import BadInput, NoSource, SourceError
 from flows.settings import load_settings
-from flows.storage import Storage, open_storage
+from flows.storage import File, Storage, open_storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyarrow.fs import FileInfo
 
 Format = Literal["csv", "jsonl", "parquet"]
 BLOCK = 8 << 20
@@ -80,26 +79,27 @@ class Files:
         if self.pattern.startswith("/") or ".." in self.pattern.split("/"):
             raise BadInput(f"{self.pattern!r} leaves the landing zone.", "give a path below LAKE_LANDING")
 
-    def _all(self, keys: set[str]) -> dict[str, list[FileInfo]]:
+    def _all(self, keys: set[str]) -> dict[str, list[File]]:
         """The files of each of these partitions, from one listing of the deepest folder without a variable."""
         if "{partition}" not in self.pattern:
             return {key: files for key in keys if (files := self._one(key))}
         first, *rest = [_regex(part) for part in self.pattern.split("{partition}")]
         match = re.compile(f"{first}(?P<key>[^/]+?){'(?P=key)'.join(rest)}")
         landing = self._landing()
-        found: dict[str, list[FileInfo]] = defaultdict(list)
+        found: dict[str, list[File]] = defaultdict(list)
         for info in landing.list(_fixed_folder(self.pattern)):
             hit = match.fullmatch(landing.relative(info.path))
             if hit and hit["key"] in keys:
                 found[hit["key"]].append(info)
         return found
 
-    def _one(self, key: str) -> list[FileInfo]:
+    def _one(self, key: str) -> list[File]:
         """The files of one partition, in the order of their names."""
         pattern = self.pattern.replace("{partition}", key)
         landing = self._landing()
         if "*" not in pattern:
-            return [info for info in [landing.info(pattern)] if info.is_file]
+            file = landing.find(pattern)
+            return [file] if file else []
         match = re.compile(_regex(pattern))
         found = (i for i in landing.list(_fixed_folder(pattern)) if match.fullmatch(landing.relative(i.path)))
         return sorted(found, key=lambda i: i.path)
@@ -199,7 +199,7 @@ def _fixed_folder(pattern: str) -> str:
     return re.split(r"[{*]", pattern)[0].rpartition("/")[0]
 
 
-def _version(infos: Sequence[FileInfo]) -> str:
+def _version(infos: Sequence[File]) -> str:
     digest = hashlib.sha256()
     for info in sorted(infos, key=lambda i: i.path):
         digest.update(f"{info.path}\0{info.size}\0{info.mtime_ns}\0".encode())

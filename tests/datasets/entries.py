@@ -15,7 +15,7 @@ def entries(partition: Partition) -> Iterator[dict[str, Any]]:
     settings = load_settings()
     landing = open_storage(settings.landing, settings)
     path = f"entries/{partition}.json"
-    if not landing.info(path).is_file:
+    if not landing.find(path):
         raise NoSource(f"no entries for {partition}")
     with landing.fs.open_input_stream(landing.path(path)) as stream:
         yield from json.loads(stream.read())

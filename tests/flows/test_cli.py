@@ -191,6 +191,17 @@ def test_plan_status_and_verify_speak_json(year: tuple[Command, str]) -> None:
     assert "The lake is right." in year[0]("verify")
 
 
+@pytest.mark.parametrize("command", ["plan", "status"])
+def test_what_only_looks_imports_nothing_heavy(year: tuple[Command, str], command: str) -> None:
+    lake, _ = year
+    heavy = {"dlt", "numpy", "pandas", "prefect", "pyarrow", "sqlmesh"}
+    look = f"import sys, flows.cli as c; c.app(['{command}'], standalone_mode=False); print(*sorted(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", look], cwd=lake.folder, env=lake.environment, capture_output=True, text=True, check=True
+    )
+    assert heavy & set(done.stdout.splitlines()[-1].split()) == set()
+
+
 def test_an_old_day_published_again_is_all_that_a_transform_builds(year: tuple[Command, str]) -> None:
     """The last that the year's lake is used for: it is not the source's any more."""
     lake = year[0]
