@@ -11,7 +11,16 @@ from collections.abc import Iterator
 
 from flows.settings import Settings
 
-PRELOAD = ["distributed", "dlt", "flows.ingest"]
+PRELOAD = [
+    "distributed",
+    "dlt",
+    "duckdb",
+    "flows.ingest",
+    "pandas",
+    "pyarrow.compute",
+    "pyarrow.csv",
+    "pyarrow.parquet",
+]
 """What the process that local workers are forked from imports once for all of them."""
 
 _builds: list[subprocess.Popen[str]] = []

@@ -7,11 +7,29 @@ way. What keeps the lake right without it is the fence, which this module does n
 from __future__ import annotations
 
 import contextlib
+import logging
+import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+import httpx
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    retry_if_result,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random,
+)
 
 from flows.errors import GateError
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+log = logging.getLogger(__name__)
 
 NAME = "ducklake-commit"
 TRANSFORM = "lake-transform"
@@ -29,7 +47,8 @@ def hold(name: str = NAME, timeout: float = WAIT_SECONDS) -> Iterator[None]:
     """Hold the gate for the length of a block; keep it short.
 
     The slot is taken strictly: without the limit nothing is written. A lease that cannot be renewed does not stop
-    the block, since a commit must not be torn; the fence covers that.
+    the block, since a commit must not be torn; the fence covers that. It is what Prefect's own ``concurrency`` does,
+    with one client instead of three and no events: a tenth of its time.
 
     Args:
         name: The gate, or the transforms' limit.
@@ -38,37 +57,87 @@ def hold(name: str = NAME, timeout: float = WAIT_SECONDS) -> Iterator[None]:
     Raises:
         GateError: the limit does not exist, or the gate was not free in time.
     """
-    from prefect.concurrency._asyncio import ConcurrencySlotAcquisitionError
-    from prefect.concurrency.sync import concurrency
-
-    with contextlib.ExitStack() as held:
+    with _client() as client:
+        lease = _acquire(client, name, timeout)
+        left = threading.Event()
+        renewal = threading.Thread(target=_renew, args=(client, lease, left), name=f"renew {name}", daemon=True)
+        renewal.start()
         try:
-            # A busy SQLite server may answer 503 past the client's own retries; the slot is then just not ours yet.
-            for attempt in Retrying(
-                retry=retry_if_exception_type(ConcurrencySlotAcquisitionError),
-                stop=stop_after_attempt(3),
-                wait=wait_random_exponential(0.2, max=2.0),
-                reraise=True,
-            ):
-                with attempt:
-                    held.enter_context(
-                        concurrency(
-                            name,
-                            occupy=1,
-                            timeout_seconds=timeout,
-                            lease_duration=LEASE_SECONDS,
-                            strict=True,
-                            raise_on_lease_renewal_failure=False,
-                        )
-                    )
-        except TimeoutError:
-            raise GateError(
-                f"The gate {name!r} was not free within {timeout:.0f} s.",
-                f"see who holds it: prefect gcl inspect {name}",
-            ) from None
-        except ConcurrencySlotAcquisitionError as error:
+            yield
+        finally:
+            left.set()
+            renewal.join()
+            client.release_concurrency_slots_with_lease(lease)
+
+
+def _acquire(client: SyncPrefectClient, name: str, timeout: float) -> UUID:
+    """Wait for the slot, and take it. Returns the lease."""
+    waiting = Retrying(retry=retry_if_exception(_is_taken), wait=_as_told, stop=stop_after_delay(timeout), reraise=True)
+    try:
+        answer = waiting(client.increment_concurrency_slots_with_lease, [name], 1, "concurrency", LEASE_SECONDS).json()
+    except httpx.HTTPStatusError as error:
+        if not _is_taken(error):
             raise GateError(f"The gate {name!r} cannot be entered: {error}", "lake init") from None
-        yield
+        raise GateError(
+            f"The gate {name!r} was not free within {timeout:.0f} s.", f"see who holds it: prefect gcl inspect {name}"
+        ) from None
+    if not answer["limits"]:
+        raise GateError(f"The gate {name!r} does not exist on this Prefect server.", "lake init")
+    return UUID(answer["lease_id"])
+
+
+def _is_taken(error: BaseException) -> bool:
+    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.LOCKED
+
+
+def _as_told(state: RetryCallState) -> float:
+    """The server says after how many seconds to ask again."""
+    error: Any = state.outcome.exception() if state.outcome else None
+    return float(error.response.headers["Retry-After"])
+
+
+def _renew(client: SyncPrefectClient, lease: UUID, left: threading.Event) -> None:
+    """Renew a lease until its holder has left. One that is lost is tried again, for the next may succeed."""
+    while not left.wait(LEASE_SECONDS / 3):
+        try:
+            client.renew_concurrency_lease(lease, LEASE_SECONDS)
+        except httpx.HTTPError as error:
+            log.warning("the gate's lease was not renewed: %s", error)
+
+
+class _AtOnce(httpx.BaseTransport):
+    """Asks a busy server again within a moment; Prefect's client would sleep for two seconds first.
+
+    On SQLite the server says 503 to one acquisition in ten while a run writes its events: it reads within a deferred
+    transaction, then writes, and SQLite lets nobody do that on a snapshot that has been overtaken.
+    """
+
+    def __init__(self, inner: httpx.BaseTransport) -> None:
+        self._inner = inner
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        again = Retrying(
+            retry=retry_if_result(lambda response: response.status_code == httpx.codes.SERVICE_UNAVAILABLE),
+            wait=wait_random(0.005, 0.05),
+            stop=stop_after_attempt(20),
+            before_sleep=lambda state: state.outcome.result().close() if state.outcome else None,
+            retry_error_callback=lambda state: state.outcome and state.outcome.result(),
+        )
+        answered: httpx.Response = again(self._inner.handle_request, request)
+        return answered
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def _client() -> SyncPrefectClient:
+    from prefect.client.orchestration import get_client
+
+    client = get_client(sync_client=True)
+    http = client._client
+    # As Prefect does it itself to set its own retries: a transport that is passed in would know no proxy.
+    http._transport = _AtOnce(http._transport)
+    return client
 
 
 def ensure() -> list[str]:

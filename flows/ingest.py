@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
 from collections import deque
@@ -22,9 +23,8 @@ from flows.datasets import get_datasets
 from flows.datasets.model import Dataset
 from flows.errors import LakeError, RunFailed
 from flows.extract.chunk import Stopped, extract_chunk
-from flows.lake.connect import connected
 from flows.lake.publish import Published, Publisher
-from flows.lake.schema import hints, table_columns
+from flows.lake.schema import hints
 from flows.plan import Mode, Planned, State, counts, make_plan
 from flows.points import reached
 from flows.progress import progress
@@ -33,8 +33,11 @@ from flows.setup import check
 from flows.stage.layout import new_attempt
 from flows.stage.receipt import Failure, Outcome, Receipt
 
-CHUNK = 50
-"""Partitions in one Dask task at most: one dlt run for many costs a quarter of a run each."""
+CHUNK = 100
+"""Partitions in one Dask task at most. A task and its dlt run cost 0.3 s, whatever is in them."""
+
+CHUNK_SECONDS = 10.0
+"""After so long a chunk begins no further partition: a slow source's rows are not kept back by its neighbours."""
 
 GROUP = 128
 """Partitions in one publishing transaction at most: it bounds how long the gate is held."""
@@ -141,14 +144,19 @@ def _chunk_name() -> str:
 
 
 @task(name="extract", task_run_name=_chunk_name, cache_policy=NO_CACHE, persist_result=False)
-def extract(dataset: str, versions: dict[str, str], column_types: dict[str, str], pace: float) -> Extracted:
+def extract(
+    dataset: str, versions: dict[str, str], column_types: dict[str, str], pace: float, limit: float
+) -> Extracted:
     """Extract one chunk of partitions on a Dask worker; see `flows.extract.chunk.extract_chunk`."""
     logger, given, began = get_run_logger(), given_at(), time.time()
     outcomes: list[Outcome] = []
     try:
-        outcomes = extract_chunk(dataset, versions, load_settings(), column_types, abandonment(), pace)
+        outcomes = extract_chunk(dataset, versions, load_settings(), column_types, abandonment(), pace, limit)
     except Stopped:
         logger.warning("given up: the run that wanted it is gone")
+    else:
+        if left := len(versions) - len(outcomes):
+            logger.info("its time was over: %d of %d partitions are handed back", left, len(versions))
     for outcome in outcomes:
         if isinstance(outcome, Failure) and outcome.state != "no source":
             logger.error("%s %s %s: %s", outcome.dataset, outcome.partition, outcome.state, outcome.error)
@@ -240,37 +248,37 @@ class _Run:
         self._suspects: list[Chunk] = []
 
     def drive(self, todo: Sequence[Planned], workers: int) -> None:
-        """Extract and publish everything; outcomes gather while a group is being published."""
+        """Extract and publish everything."""
         began = time.monotonic()
-        with connected(self._settings, read_only=True) as con:
-            tables = table_columns(con)
-        self._publisher = Publisher(
-            self._settings, list(self._datasets.values()), str(flow_run.id), {p.partition for p in todo}
-        )
-        self._hints = {k: dict(hints(tables.get(d.table, {}), d)) for k, d in self._datasets.items()}
-        with task_runner(self._settings, workers) as self._runner:
-            self._summary.add_seconds("cluster start", began)
-            began = time.monotonic()
-            # An existing cluster has its own number of workers; one that grows when there is work may have none yet.
-            there = sum(self._runner.client.nthreads().values())
-            if not there:
-                get_run_logger().warning("the Dask cluster has no workers: waiting for one")
-            self._places = there or workers
-            for chunk in chunks(todo, self._places):
-                self._submit_in_turn(chunk)
-            try:
-                with progress(len(todo), ", ".join(self._datasets)) as shown:
-                    while self._running or self._waiting or self._suspects:
-                        if not self._running and not self._waiting:
-                            self._submit(self._suspects.pop())
-                        self._gather()
-                        group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
-                        result = self._publish(group)
-                        rows = sum(r.rows for r in result.receipts)
-                        shown.advance(len(group), rows, len(result.failures))
-            finally:
-                self._publisher.close()
-            self._summary.add_seconds("extract and publish", began)
+        keys = {p.partition for p in todo}
+        publisher = Publisher(self._settings, list(self._datasets.values()), str(flow_run.id), keys)
+        with contextlib.closing(publisher) as self._publisher:
+            tables = publisher.tables()
+            self._hints = {k: dict(hints(tables.get(d.table, {}), d)) for k, d in self._datasets.items()}
+            with task_runner(self._settings, workers) as self._runner:
+                self._summary.add_seconds("cluster start", began)
+                began = time.monotonic()
+                self._extract_and_publish(todo, workers)
+                self._summary.add_seconds("extract and publish", began)
+
+    def _extract_and_publish(self, todo: Sequence[Planned], workers: int) -> None:
+        """Outcomes gather while a group is being published."""
+        # An existing cluster has its own number of workers; one that grows when there is work may have none yet.
+        there = sum(self._runner.client.nthreads().values())
+        if not there:
+            get_run_logger().warning("the Dask cluster has no workers: waiting for one")
+        self._places = there or workers
+        for chunk in chunks(todo, self._places):
+            self._submit_in_turn(chunk)
+        with progress(len(todo), ", ".join(self._datasets)) as shown:
+            while self._running or self._waiting or self._suspects:
+                if not self._running and not self._waiting:
+                    self._submit(self._suspects.pop())
+                self._gather()
+                group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
+                result = self._publish(group)
+                rows = sum(r.rows for r in result.receipts)
+                shown.advance(len(group), rows, len(result.failures))
 
     def _submit_in_turn(self, chunk: Chunk) -> None:
         """Submit a chunk, or keep it until one of its dataset has ended if that may not be asked faster."""
@@ -291,6 +299,7 @@ class _Run:
                     "versions": chunk.versions,
                     "column_types": self._hints[chunk.dataset],
                     "pace": self._places / rate if rate else 0.0,
+                    "limit": CHUNK_SECONDS,
                 },
             )
         except ClosedClientError:
@@ -342,11 +351,19 @@ class _Run:
         finally:
             # Dask computes a finished task again when its worker dies while somebody still holds its future.
             future.wrapped_future.release()
+        self._put_back(chunk, len(extracted.outcomes))
         way = extracted.profile(submitted)
         outcomes = [replace(o, profile={**o.profile, **way}) for o in extracted.outcomes]
         for outcome in outcomes:
             self._summary.add_profile(outcome.profile)
         return [o for o in outcomes if not self._is_just_absent(o)]
+
+    def _put_back(self, chunk: Chunk, done: int) -> None:
+        """Submit again what a chunk had no time for, in chunks as large as what it had time for."""
+        left = list(chunk.versions.items())[done:]
+        if done:
+            for first in range(0, len(left), done):
+                self._submit_in_turn(Chunk(chunk.dataset, dict(left[first : first + done])))
 
     def _is_just_absent(self, outcome: Outcome) -> bool:
         """Whether a source that could not say so before turned out to have nothing: no failure."""
@@ -383,12 +400,13 @@ class _Run:
 def chunks(todo: Sequence[Planned], workers: int) -> list[Chunk]:
     """Cut a plan into chunks of one dataset each.
 
-    Small enough that every worker gets several, so that the last ones end together and publishing overlaps.
+    As large as `CHUNK` allows, and about as many for every worker, so that the last ones end together.
     """
     by_dataset: dict[str, dict[str, str]] = {}
     for planned in todo:
         by_dataset.setdefault(planned.dataset, {})[planned.partition] = planned.source_version
-    size = max(1, min(CHUNK, -(-len(todo) // (workers * 4))))
+    rounds = -(-len(todo) // (workers * CHUNK))
+    size = -(-len(todo) // (workers * rounds))
     cut = []
     for dataset, versions in by_dataset.items():
         keys = list(versions)

@@ -106,7 +106,7 @@ def make_plan(
     with connected(settings, read_only=True) as con:
         entries: dict[tuple[str, str], Entry] = {}
         for dataset in datasets:
-            entries |= latest(con, dataset.key)
+            entries |= latest(con, dataset.key, [p.key for p in wanted[dataset.key]])
     planned = []
     for dataset in datasets:
         versions = dataset.versions(wanted[dataset.key])

@@ -25,5 +25,6 @@ def ready(
         key: The dataset that the model reads.
     """
     grain = get_dataset(key).grain
-    published = {partition for (_, partition), entry in latest(con, key).items() if entry.attempt_id}
-    return [(start, end) for start, end in batch if partition_at(start, grain).key in published]
+    wanted = [partition_at(start, grain).key for start, _ in batch]
+    published = {partition for (_, partition), entry in latest(con, key, wanted).items() if entry.attempt_id}
+    return [interval for interval, partition in zip(batch, wanted, strict=True) if partition in published]

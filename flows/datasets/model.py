@@ -30,6 +30,8 @@ class Grain(StrEnum):
 
 
 _FORMATS = {Grain.hour: "%Y-%m-%dT%H", Grain.day: "%Y-%m-%d", Grain.month: "%Y-%m", Grain.full: "full"}
+_LENGTHS = {Grain.hour: 13, Grain.day: 10, Grain.month: 7}
+"""How much of a moment in ISO's spelling is a partition's key."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -56,9 +58,7 @@ class Partition:
         """The first moment after the partition, UTC, without zone."""
         if self.grain is Grain.full:
             return datetime.max
-        if self.grain is Grain.month:
-            return (self.start + timedelta(days=32)).replace(day=1)
-        return self.start + (timedelta(hours=1) if self.grain is Grain.hour else timedelta(days=1))
+        return _next(self.start, self.grain)
 
     @property
     def value(self) -> str:
@@ -104,13 +104,20 @@ def partitions_between(grain: Grain, start: date, end: date) -> list[Partition]:
     found = []
     while moment <= last:
         found.append(partition_at(moment, grain))
-        moment = found[-1].end
+        moment = _next(moment, grain)
     return found
+
+
+def _next(start: datetime, grain: Grain) -> datetime:
+    """The start of the partition after the one that starts here."""
+    if grain is Grain.month:
+        return (start + timedelta(days=32)).replace(day=1)
+    return start + (timedelta(hours=1) if grain is Grain.hour else timedelta(days=1))
 
 
 def partition_at(moment: datetime, grain: Grain) -> Partition:
     """The partition that a moment (UTC) lies in."""
-    return Partition(moment.strftime(grain.key_format), grain)
+    return Partition("full" if grain is Grain.full else moment.isoformat()[: _LENGTHS[grain]], grain)
 
 
 DataType = Literal["text", "bigint", "double", "bool", "timestamp", "date", "time", "decimal", "binary", "json"]

@@ -4,12 +4,15 @@ One run for many partitions: dlt's own cost is a run's, not a row's. All partiti
 each row marked with its partition, and are split into one file a partition afterwards. A fault in one never takes its
 neighbours along: a reading error ends just that partition, and where dlt itself refuses the run (a contract that is
 frozen, say) every partition of the chunk is run again alone.
+
+A chunk has a time, too: when it is over, no further partition is begun, and those that were not are handed back.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import resource
 import shutil
@@ -107,6 +110,7 @@ def extract_chunk(
     hints: Mapping[str, str] | None = None,
     stopped: Callable[[], bool] = lambda: False,
     pace: float = 0.0,
+    limit: float = math.inf,
 ) -> list[Outcome]:
     """Extract and stage some partitions of one dataset.
 
@@ -117,9 +121,10 @@ def extract_chunk(
         hints: dlt data types of columns that the raw table has already, so that inference agrees with it.
         stopped: Asked between two of a source's items, and before a file is staged.
         pace: Seconds to leave between two of a source's items.
+        limit: Seconds after which no further partition is begun; the first one always is.
 
     Returns:
-        One outcome a partition, in the order given. Nothing is raised for a partition that fails.
+        One outcome for each partition that was begun, in the order given. Nothing is raised for one that fails.
 
     Raises:
         Stopped: ``stopped`` said so.
@@ -134,13 +139,16 @@ def extract_chunk(
         if stopped():
             raise Stopped
 
-    between = _Pace(pace, go_on)
+    between, until = _Pace(pace, go_on), time.monotonic() + limit
     with _scratch() as work:
-        if not _run(dataset, attempts, columns, work / "chunk", go_on, between):
+        begun = _run(dataset, attempts, columns, work / "chunk", go_on, between, until)
+        if begun is None:
+            begun = []
             for number, attempt in enumerate(attempts):
-                _run(dataset, [attempt], columns, work / str(number), go_on, between)
+                if number == 0 or time.monotonic() < until:
+                    begun += _run(dataset, [attempt], columns, work / str(number), go_on, between) or []
         outcomes = []
-        for attempt in attempts:
+        for attempt in begun:
             go_on()
             outcomes.append(_stage(dataset, attempt, stage))
         return outcomes
@@ -187,28 +195,39 @@ def _run(
     work: Path,
     go_on: Callable[[], None],
     pace: _Pace,
-) -> bool:
+    until: float = math.inf,
+) -> list[_Attempt] | None:
     """One dlt run over these attempts; fills in their files.
 
     Returns:
-        False when dlt refused the run and there is more than one attempt, so that nothing is known of any.
+        Those that were begun; None when dlt refused the run and there are several, so that nothing is known of any.
     """
     from dlt.pipeline.exceptions import PipelineStepFailed
 
-    for attempt in attempts:
-        attempt.error = None
-    try:
-        found = _load(_resource(dataset, attempts, columns, go_on, pace), work, attempts)
-        with _timed(attempts, "inspect"):
-            _split(dataset, attempts, found, work)
-    except PipelineStepFailed as error:
-        if len(attempts) > 1:
-            return False
-        attempts[0].error = attempts[0].error or _cause(error)
-    except Rejected as error:
+    begun: list[_Attempt] = []
+
+    def in_time() -> Iterator[_Attempt]:
         for attempt in attempts:
+            if begun and time.monotonic() >= until:
+                return
+            attempt.error = None
+            begun.append(attempt)
+            yield attempt
+
+    mark = len(attempts) > 1
+    try:
+        found = _load(_resource(dataset, in_time(), columns, go_on, pace, mark), work, begun)
+        with _timed(begun, "inspect"):
+            _split(dataset, begun, found, work)
+    except PipelineStepFailed as error:
+        if mark:
+            return None
+        attempts[0].error = attempts[0].error or _cause(error)
+        return list(attempts)
+    except Rejected as error:
+        for attempt in begun:
             attempt.error = attempt.error or error
-    return True
+    return begun
 
 
 def _load(rows: Any, work: Path, attempts: Sequence[_Attempt]) -> list[Path]:
@@ -250,27 +269,31 @@ def _load(rows: Any, work: Path, attempts: Sequence[_Attempt]) -> list[Path]:
 
 
 def _resource(
-    dataset: Dataset, attempts: Sequence[_Attempt], columns: dict[str, Any], go_on: Callable[[], None], pace: _Pace
+    dataset: Dataset,
+    attempts: Iterator[_Attempt],
+    columns: dict[str, Any],
+    go_on: Callable[[], None],
+    pace: _Pace,
+    mark: bool,
 ) -> Any:
     """All attempts' rows as one dlt resource. One whose source raises ends there and keeps the error."""
     import dlt
 
     def rows() -> Iterator[Any]:
         for number, attempt in enumerate(attempts):
-            mark = number if len(attempts) > 1 else None
             pace.wait()
             try:
                 for item in dataset.read(attempt.partition):
                     pace.asked()
                     go_on()
-                    yield _marked(dataset, attempt.partition, item, mark)
+                    yield _marked(dataset, attempt.partition, item, number if mark else None)
                     reached("mid extract")
                     pace.wait()
             except Exception as error:  # noqa: BLE001 - any fault of a source is its partition's, not the chunk's
                 attempt.error = error
                 pace.asked()
 
-    marked: Any = {MARK: {"data_type": "bigint", "nullable": True}} if len(attempts) > 1 else {}
+    marked: Any = {MARK: {"data_type": "bigint", "nullable": True}} if mark else {}
     contract: Any = {
         "tables": "evolve",
         "columns": dataset.contract.new_columns if dataset.contract.columns else "evolve",
@@ -324,6 +347,7 @@ def _marked(dataset: Dataset, partition: Partition, item: Any, mark: int | None)
 
 def _split(dataset: Dataset, attempts: Sequence[_Attempt], found: Sequence[Path], work: Path) -> None:
     """Inspect a run's files, and give each attempt its own: without the mark and without dlt's own columns."""
+    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -331,25 +355,26 @@ def _split(dataset: Dataset, attempts: Sequence[_Attempt], found: Sequence[Path]
     for attempt, inspection in zip(attempts, seen, strict=True):
         attempt.seen = inspection
     writers: dict[int, pq.ParquetWriter] = {}
-    for path in found:
-        parquet = pq.ParquetFile(path)
-        names = parquet.schema_arrow.names
-        wanted = [n for n in names if n != MARK and not n.startswith("_dlt_")]
-        if wanted == names:
-            attempts[0].files.append(path)
-            continue
-        for batch in parquet.iter_batches(BATCH):
-            marks = batch.column(MARK) if MARK in names else None
-            rows = batch.select(wanted)
-            for mark in pc.unique(marks).to_pylist() if marks is not None else [0]:
-                if mark not in writers:
-                    target = work / f"partition-{mark}.parquet"
-                    writers[mark] = pq.ParquetWriter(target, rows.schema)
-                    attempts[mark].files.append(target)
-                one = rows.filter(pc.equal(marks, mark)) if marks is not None else rows
-                writers[mark].write_batch(one)
-    for writer in writers.values():
-        writer.close()
+    with contextlib.ExitStack() as open_files:
+        for path in found:
+            parquet = pq.ParquetFile(path)
+            names = parquet.schema_arrow.names
+            wanted = [n for n in names if n != MARK and not n.startswith("_dlt_")]
+            if wanted == names:
+                attempts[0].files.append(path)
+                continue
+            for batch in parquet.iter_batches(BATCH):
+                marks = batch.column(MARK) if MARK in names else None
+                rows = batch.select(wanted)
+                for mark in pc.unique(marks).to_pylist() if marks is not None else [0]:
+                    if mark not in writers:
+                        target = work / f"partition-{mark}.parquet"
+                        # Given a path, Arrow looks for its filesystem first: as long again as writing a small file.
+                        file = open_files.enter_context(pa.OSFile(str(target), "wb"))
+                        writers[mark] = open_files.enter_context(pq.ParquetWriter(file, rows.schema))
+                        attempts[mark].files.append(target)
+                    one = rows.filter(pc.equal(marks, mark)) if marks is not None else rows
+                    writers[mark].write_batch(one)
 
 
 def _stage(dataset: Dataset, attempt: _Attempt, stage: Storage) -> Outcome:
@@ -410,12 +435,14 @@ def _peak_rss() -> int:
 
 
 def warm_up() -> None:
-    """Take one row through dlt, so that a worker's first partition takes no longer than its others."""
-    import dlt
+    """Take two rows all the way but to the stage, so that a worker's first chunk takes no longer than its others."""
+    import pyarrow as pa
 
     sweep()
+    dataset = Dataset("warm_up", lambda partition: [pa.table({"row": [1]})], partition_column="day")
+    attempts = [_Attempt(parse_partition(key, dataset.grain), "") for key in ("2000-01-01", "2000-01-02")]
     with _scratch() as work:
-        _load(dlt.resource([{"row": 1}], name="warm_up"), work / "run", ())
+        _run(dataset, attempts, _columns(dataset, {}), work / "run", lambda: None, _Pace(0, lambda: None))
 
 
 def _cause(error: BaseException) -> Exception:

@@ -48,13 +48,11 @@ def read_todo(settings: Settings, environment: str, project: Path) -> Todo:
         project: The folder of the models.
     """
     with connected(settings, read_only=True) as con:
-        built = ledger.built(con, environment)
-        entries = ledger.latest(con)
+        unbuilt = ledger.unbuilt(con, environment)
         before = ledger.built_project(con, environment)
     changed: dict[str, dict[str, str]] = {}
-    for (dataset, partition), entry in entries.items():
-        if entry.attempt_id and built.get((dataset, partition)) != entry.attempt_id:
-            changed.setdefault(dataset, {})[partition] = entry.attempt_id
+    for (dataset, partition), attempt in sorted(unbuilt.items()):
+        changed.setdefault(dataset, {})[partition] = attempt
     digest = project_digest(project)
     return Todo(environment, changed, digest, replan=digest != before)
 

@@ -46,7 +46,7 @@ class Entry:
 
 
 _LATEST = f"""
-    SELECT dataset, partition,
+           dataset, partition,
            arg_max(state, token) AS state,
            coalesce(arg_max_null(error, token), '') AS error,
            coalesce(arg_max(attempt_id, token) FILTER (state IN ('published', 'rolled_back')), '') AS attempt_id,
@@ -62,20 +62,20 @@ _LATEST = f"""
 
 
 def latest(
-    con: DuckDBPyConnection, dataset: str | None = None, partitions: Sequence[str] = ()
+    con: DuckDBPyConnection, dataset: str | None = None, between: Sequence[str] = ()
 ) -> dict[tuple[str, str], Entry]:
     """Where partitions stand, by dataset and partition; those without a row are left out.
 
     Args:
         con: A connection with the lake attached.
         dataset: Only this dataset; None means all.
-        partitions: Only these partitions; empty means all.
+        between: Only partitions from the first to the last of these keys, in the order of the text; empty means all.
     """
     # Not bound: to bind a parameter, DuckDB imports pandas and Arrow, a third of a second of a command's start.
     where = f"dataset = {literal(dataset)}" if dataset is not None else "true"
-    if partitions:
-        where += f" AND partition IN ({', '.join(map(literal, partitions))})"
-    found = con.execute(f"{_LATEST} WHERE {where} GROUP BY ALL").fetchall()
+    if between:
+        where += f" AND partition BETWEEN {literal(min(between))} AND {literal(max(between))}"
+    found = con.execute(f"SELECT {_LATEST} WHERE {where} GROUP BY ALL").fetchall()
     return {(row[0], row[1]): Entry(*row) for row in found}
 
 
@@ -124,13 +124,12 @@ class Standing:
         if new := set(partitions) - self._read:
             new |= self._expected - self._read
             self._read |= new
-            self.entries |= latest(con, partitions=sorted(new))
-            self.attempts |= {
-                attempt
-                for (attempt,) in con.execute(
-                    f"SELECT attempt_id FROM {LAKE}.ops.ledger WHERE partition IN ({', '.join(map(literal, new))})"
-                ).fetchall()
-            }
+            keys = ", ".join(map(literal, sorted(new)))
+            for attempts, *row in con.execute(
+                f"SELECT list(attempt_id), {_LATEST} WHERE partition IN ({keys}) GROUP BY ALL"
+            ).fetchall():
+                self.entries[row[0], row[1]] = Entry(*row)
+                self.attempts.update(attempts)
 
     def committed(self, token: int, added: Sequence[Mapping[str, Any]]) -> None:
         """Take up what a transaction has committed."""
@@ -179,11 +178,19 @@ def append(con: DuckDBPyConnection, table: str, added: Sequence[dict[str, Any]])
     con.unregister("appended")
 
 
-def built(con: DuckDBPyConnection, environment: str) -> dict[tuple[str, str], str]:
-    """The attempt that the models of an environment were last built from, by dataset and partition."""
+def unbuilt(con: DuckDBPyConnection, environment: str) -> dict[tuple[str, str], str]:
+    """The published attempts that an environment's models have not taken up, by dataset and partition."""
     found = con.execute(
-        f"SELECT dataset, partition, arg_max(attempt_id, token) FROM {LAKE}.ops.builds "
-        f"WHERE environment = {literal(environment)} AND dataset IS NOT NULL GROUP BY ALL"
+        f"""WITH published AS (
+                SELECT dataset, partition,
+                       arg_max(attempt_id, token) FILTER (state IN ('published', 'rolled_back')) AS attempt_id
+                FROM {LAKE}.ops.ledger GROUP BY ALL
+            ), built AS (
+                SELECT dataset, partition, arg_max(attempt_id, token) AS attempt_id
+                FROM {LAKE}.ops.builds WHERE environment = {literal(environment)} GROUP BY ALL
+            )
+            SELECT p.dataset, p.partition, p.attempt_id FROM published p LEFT JOIN built b USING (dataset, partition)
+            WHERE p.attempt_id IS NOT NULL AND p.attempt_id IS DISTINCT FROM b.attempt_id"""
     ).fetchall()
     return {(dataset, partition): attempt for dataset, partition, attempt in found}
 

@@ -110,6 +110,10 @@ class Publisher:
         self._con: DuckDBPyConnection | None = None
         self._began = time.monotonic()
 
+    def tables(self) -> dict[str, dict[str, str]]:
+        """Every table's columns, by name, as they are now; see `table_columns`. Opens the connection."""
+        return table_columns(self._connection())
+
     def close(self) -> None:
         """Close the connection; an open transaction is rolled back."""
         self._standing.forget()

@@ -82,7 +82,7 @@ def verify(settings: Settings, since: datetime | None = None) -> Iterator[Findin
             except duckdb.Error as error:
                 yield Finding("error", "file readable", dataset.table, " ".join(str(error).split())[:300])
         yield from _snapshots(con, since)
-        yield from _builds(con, latest)
+        yield from _builds(con)
 
 
 def _fences(con: DuckDBPyConnection) -> Iterator[Finding]:
@@ -204,15 +204,10 @@ def _snapshots(con: DuckDBPyConnection, since: datetime | None) -> Iterator[Find
             )
 
 
-def _builds(con: DuckDBPyConnection, latest: Mapping[tuple[str, str], ledger.Entry]) -> Iterator[Finding]:
+def _builds(con: DuckDBPyConnection) -> Iterator[Finding]:
     """The models were built from what is published."""
-    built = ledger.built(con, "prod")
-    if not built:
+    if not ledger.built_project(con, "prod"):
         return
-    stale: Counter[str] = Counter(
-        dataset
-        for (dataset, partition), entry in latest.items()
-        if entry.attempt_id and built.get((dataset, partition)) != entry.attempt_id
-    )
+    stale = Counter(dataset for dataset, _ in ledger.unbuilt(con, "prod"))
     for dataset, count in stale.items():
         yield Finding("note", "models", dataset, f"{count} partitions are newer than silver and gold: lake transform")

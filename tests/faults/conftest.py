@@ -114,6 +114,14 @@ def staged(lake: Lake, day: str, rows: int, value: int, extra: str = "") -> Rece
     return Receipt("readings", day, attempt, (path,), rows, size, seen.columns, seen.fingerprint, "", 0.0, 0)
 
 
+def held() -> int:
+    """How many hold the gate."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        return client.read_global_concurrency_limit_by_name("ducklake-commit").active_slots
+
+
 def free_the_gate() -> None:
     """Let what a killed holder left run out at once: the 60 s that a lease lasts are waited for in tests/stack."""
     from prefect.client.orchestration import get_client

@@ -19,7 +19,7 @@ from flows.points import POINTS, Point
 from flows.settings import load_settings
 from flows.transform import transform
 from tests.conftest import Lake, Services
-from tests.faults.conftest import Contents, found, free_the_gate, land, soaking, told
+from tests.faults.conftest import Contents, found, free_the_gate, held, land, soaking, told
 from tests.faults.proxy import Proxy
 from tests.flows.test_ingest import flights
 from tests.flows.test_transform import GOLD, RECOMPUTED
@@ -45,13 +45,6 @@ def command(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 def finish(process: subprocess.Popen[str], code: int = 0) -> None:
     said = process.communicate(timeout=300)[0]
     assert process.returncode == code, said
-
-
-def held() -> int:
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        return client.read_global_concurrency_limit_by_name("ducklake-commit").active_slots
 
 
 def kill_at(switch: Path, point: Point, *arguments: str) -> None:

@@ -6,15 +6,20 @@ import asyncio
 import json
 from datetime import date
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import gate
+from flows import ingest as module
 from flows.errors import GateError, RunFailed
 from flows.ingest import chunks, ingest
 from flows.plan import Mode, Planned, State, make_plan
 from tests.conftest import Lake
+from tests.faults.conftest import held
+from tests.faults.proxy import Proxy
 
 FLIGHT = "2013,1,1,517,515,2,830,819,11,UA,{number},N14228,EWR,IAH,227,1400,5,15,2013-01-{day:02}T10:00:00Z\n"
 HEADER = (
@@ -204,9 +209,9 @@ def test_what_the_prefect_ui_shows_of_a_run(gated_lake: Lake) -> None:
     land(gated_lake, 1, 2, 3, 4)
     gated_lake.land("flights/2013-01-04.csv", "")
     with pytest.raises(RunFailed):
-        run("flights", "2013-01-01", "2013-01-04", workers=1)
+        run("flights", "2013-01-01", "2013-01-04")
     seen = asyncio.run(_seen("ingest flights 2013-01-01..2013-01-04"))
-    assert seen["tasks"] == [f"flights 2013-01-0{n}" for n in (1, 2, 3, 4)]
+    assert seen["tasks"] == ["flights 2013-01-01..2013-01-02 (2)", "flights 2013-01-03..2013-01-04 (2)"]
     assert seen["artifacts"].keys() == {"partitions", "partitions-done", "ingest-summary"}
     assert seen["artifacts"]["partitions"].type == "progress"
     assert seen["artifacts"]["partitions"].data == 100.0
@@ -261,9 +266,35 @@ def test_the_flows_forms_are_typed() -> None:
     assert all("description" in p or "title" in p for p in properties.values())
 
 
-@pytest.mark.parametrize(("partitions", "workers", "sizes"), [(365, 2, {46, 43}), (4, 2, {1}), (100, 4, {7, 2})])
+@pytest.mark.parametrize(
+    ("partitions", "workers", "sizes"), [(365, 2, {92, 89}), (4, 2, {2}), (1, 4, {1}), (900, 4, {75})]
+)
 def test_chunks_hold_every_partition_once_and_are_bounded(partitions: int, workers: int, sizes: set[int]) -> None:
     todo = [Planned("a", f"{n:04}", State.missing, True, "", None) for n in range(partitions)]
     cut = chunks(todo, workers)
     assert [key for chunk in cut for key in chunk.versions] == [p.partition for p in todo]
     assert {len(chunk.versions) for chunk in cut} == sizes
+
+
+def test_a_chunk_whose_time_is_over_hands_back_what_it_has_not_begun(
+    gated_lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK_SECONDS", 0.0)
+    land(gated_lake, *range(1, 7))
+    summary = run("flights", "2013-01-01", "2013-01-06", workers=1)
+    assert (summary["published"], summary["failed"]) == (6, [])
+    assert gated_lake.column("SELECT count(DISTINCT attempt_id) FROM ops.ledger") == [6]
+    assert gated_lake.errors() == []
+
+
+def test_a_busy_prefect_server_is_asked_again(gated_lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its SQLite is locked for a moment: more often in a row than Prefect's own client would ask."""
+    port = urlsplit(PREFECT_API_URL.value()).port
+    assert port
+    with Proxy(port) as proxy:
+        through = PREFECT_API_URL.value().replace(f":{port}/", f":{proxy.port}/")
+        proxy.fault = lambda data: "503" if b"increment-with-lease" in data and proxy.count < 15 else "pass"
+        with temporary_settings({PREFECT_API_URL: through}), gate.hold():
+            assert proxy.count == 15
+            assert held() == 1
+    assert held() == 0
