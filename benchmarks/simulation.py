@@ -7,6 +7,7 @@ the pipeline's shape; the seconds come from `benchmarks/results`. One measured r
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import simpy
 
 from benchmarks.measure import Bench, Target
 
-CHUNK, GROUP = 50, 128
+CHUNK, CHUNK_SECONDS, GROUP = 100, 10.0, 128
 """As `flows.ingest` has them."""
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -99,7 +100,8 @@ def backfill(costs: Costs, partitions: int, workers: int, extract: float, group:
     """
     env = simpy.Environment()
     staged: simpy.Store = simpy.Store(env)
-    size = max(1, min(CHUNK, -(-partitions // (workers * 4))))
+    rounds = -(-partitions // (workers * CHUNK))
+    size = min(-(-partitions // (workers * rounds)), math.ceil(CHUNK_SECONDS / extract))
     todo = [min(size, partitions - first) for first in range(0, partitions, size)]
     result = Outcome(0.0, 0, 0.0)
 
