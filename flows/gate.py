@@ -18,9 +18,11 @@ from tenacity import (
     RetryCallState,
     Retrying,
     retry_if_exception,
+    retry_if_exception_type,
     retry_if_result,
     stop_after_attempt,
     stop_after_delay,
+    wait_fixed,
     wait_random,
 )
 
@@ -41,6 +43,9 @@ LEASE_SECONDS = 60
 WAIT_SECONDS = 900
 """How long a writer waits to get in before it gives up."""
 
+RESTART_SECONDS = 60
+"""How long a Prefect server may be out of reach."""
+
 
 @contextlib.contextmanager
 def hold(name: str = NAME, timeout: float = WAIT_SECONDS) -> Iterator[None]:
@@ -48,7 +53,7 @@ def hold(name: str = NAME, timeout: float = WAIT_SECONDS) -> Iterator[None]:
 
     The slot is taken strictly: without the limit nothing is written. A lease that cannot be renewed does not stop
     the block, since a commit must not be torn; the fence covers that. It is what Prefect's own ``concurrency`` does,
-    with one client instead of three and no events: a tenth of its time.
+    with one client instead of three and no events: a quarter of its time.
 
     Args:
         name: The gate, or the transforms' limit.
@@ -71,11 +76,18 @@ def hold(name: str = NAME, timeout: float = WAIT_SECONDS) -> Iterator[None]:
 
 
 def _acquire(client: SyncPrefectClient, name: str, timeout: float) -> UUID:
-    """Wait for the slot, and take it. Returns the lease."""
+    """Wait for the slot, and take it. Returns the lease. A server that is being restarted is waited for, too."""
     waiting = Retrying(retry=retry_if_exception(_is_taken), wait=_as_told, stop=stop_after_delay(timeout), reraise=True)
+    reaching = Retrying(
+        retry=retry_if_exception_type(httpx.TransportError),
+        wait=wait_fixed(1),
+        stop=stop_after_delay(RESTART_SECONDS),
+        reraise=True,
+    )
+    acquire = client.increment_concurrency_slots_with_lease
     try:
-        answer = waiting(client.increment_concurrency_slots_with_lease, [name], 1, "concurrency", LEASE_SECONDS).json()
-    except httpx.HTTPStatusError as error:
+        answer = waiting(reaching, acquire, [name], 1, "concurrency", LEASE_SECONDS).json()
+    except httpx.HTTPError as error:
         if not _is_taken(error):
             raise GateError(f"The gate {name!r} cannot be entered: {error}", "lake init") from None
         raise GateError(
