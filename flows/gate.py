@@ -91,7 +91,8 @@ def _acquire(client: SyncPrefectClient, name: str, timeout: float) -> UUID:
         if not _is_taken(error):
             raise GateError(f"The gate {name!r} cannot be entered: {error}", "lake init") from None
         raise GateError(
-            f"The gate {name!r} was not free within {timeout:.0f} s.", f"see who holds it: prefect gcl inspect {name}"
+            f"The gate {name!r} was not free within {timeout:.0f} s.",
+            f"see whether it is held: prefect gcl inspect {name}",
         ) from None
     if not answer["limits"]:
         raise GateError(f"The gate {name!r} does not exist on this Prefect server.", "lake init")
