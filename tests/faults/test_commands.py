@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -140,10 +140,16 @@ def test_a_commit_of_a_model_that_is_cut_off_is_made_good_by_the_next(
 
 
 def processes_of(pid: int) -> Mapping[str, list[psutil.Process]]:
-    """A run's own process, and its Dask workers."""
-    run = psutil.Process(pid)
-    workers = [p for p in run.children(recursive=True) if "forkserver" in " ".join(p.cmdline())]
-    return {"run": [run], "worker": [w for w in workers if w.ppid() != pid]}
+    """A run's own process, and its Dask workers; those that end meanwhile are left out."""
+    workers = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        run = psutil.Process(pid)
+        for child in run.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.ppid() != pid and "forkserver" in " ".join(child.cmdline()):
+                    workers.append(child)
+        return {"run": [run], "worker": workers}
+    return {"run": [], "worker": []}
 
 
 def kill_somewhere(process: subprocess.Popen[str], seed: random.Random) -> None:
@@ -156,7 +162,8 @@ def kill_somewhere(process: subprocess.Popen[str], seed: random.Random) -> None:
     assert until(lambda: is_over() or len(processes_of(process.pid)["worker"]) == 2, 120)
     if not until(is_over, seed.uniform(0, 4)):
         for one in processes_of(process.pid)[victim][:1]:
-            os.kill(one.pid, signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
     process.communicate(timeout=300)
 
 
