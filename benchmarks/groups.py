@@ -6,11 +6,13 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 from benchmarks.measure import DATASET, DAYS, Bench, Target, hand_over
 from benchmarks.staging import columns_of, stage
 from flows.datasets.model import parse_partition
 from flows.lake.connect import connect, literal
+from flows.lake.maintain import steps
 from flows.lake.publish import Publisher
 from flows.lake.schema import bootstrap
 from flows.settings import LAKE, Settings, load_settings
@@ -30,6 +32,13 @@ def staged(settings: Settings) -> list[Receipt]:
         "filename = true)"
     )
     return stage(settings, DATASET, [parse_partition(day, DATASET.grain) for day in DAYS], query)
+
+
+def maintain(settings: Settings) -> None:
+    """Expire what was replaced, so that everyone meets the same catalog: a year of files, and none before them."""
+    for step in steps(settings, timedelta(0), datetime.now(UTC)):
+        if step.todo:
+            step.run()
 
 
 def alone(settings: Settings, receipts: Sequence[Receipt]) -> float:
@@ -70,10 +79,12 @@ def run(settings: Settings) -> Bench:
     whole: dict[int, list[float]] = {size: [] for size in SIZES}
     held: dict[int, list[float]] = {size: [] for size in SIZES}
     for number in range(ROUNDS):
+        maintain(settings)
         limit.append(alone(settings, staged(settings)))
         for size in SIZES if number == 0 else SIZES[2:]:
             # Other rows each time, for what has not changed is not published: the fingerprint says so.
             receipts = [_touched(receipt, f"{number}-{size}") for receipt in staged(settings)]
+            maintain(settings)
             took = ours(settings, receipts, size)
             whole[size].append(sum(took))
             held[size] += took

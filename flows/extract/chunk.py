@@ -364,17 +364,17 @@ def _split(dataset: Dataset, attempts: Sequence[_Attempt], found: Sequence[Path]
                 attempts[0].files.append(path)
                 continue
             for batch in parquet.iter_batches(BATCH):
-                marks = batch.column(MARK) if MARK in names else None
                 rows = batch.select(wanted)
-                for mark in pc.unique(marks).to_pylist() if marks is not None else [0]:
+                runs = pc.run_end_encode(batch.column(MARK)) if MARK in names else None
+                marks, ends = (runs.values.to_pylist(), runs.run_ends.to_pylist()) if runs else ([0], [len(batch)])
+                for mark, start, end in zip(marks, [0, *ends], ends, strict=False):
                     if mark not in writers:
                         target = work / f"partition-{mark}.parquet"
                         # Given a path, Arrow looks for its filesystem first: as long again as writing a small file.
                         file = open_files.enter_context(pa.OSFile(str(target), "wb"))
                         writers[mark] = open_files.enter_context(pq.ParquetWriter(file, rows.schema))
                         attempts[mark].files.append(target)
-                    one = rows.filter(pc.equal(marks, mark)) if marks is not None else rows
-                    writers[mark].write_batch(one)
+                    writers[mark].write_batch(rows.slice(start, end - start))
 
 
 def _stage(dataset: Dataset, attempt: _Attempt, stage: Storage) -> Outcome:
