@@ -11,13 +11,16 @@ from pathlib import Path
 from benchmarks.alone import GROUP
 from benchmarks.measure import DATASET, DAYS, Run, peak_rss, report
 from flows import server
+from flows.datasets import get_dataset
 from flows.settings import Settings, load_settings
 
 WORKERS = 2
+WARM = "airlines"
+"""Loaded before: a server that has just been started is busy with itself, as dlt's first run is, too."""
 
 
 def run(settings: Settings) -> Run:
-    """Time the year. The workers' first import of dlt, after the cluster's start, counts.
+    """Time the year, as the second run of this process and its server.
 
     Whoever starts this process stops the server after it: without one, Prefect's threads keep a process from ending.
     """
@@ -34,8 +37,11 @@ def run(settings: Settings) -> Run:
     if ingest.GROUP != GROUP:
         raise ValueError(f"the groups differ: {ingest.GROUP} partitions, and {GROUP} for DuckDB alone")
     began = time.monotonic()
-    initialise(settings, [DATASET])
+    initialise(settings, [DATASET, get_dataset(WARM)])
     start_ups["lake init"] = time.monotonic() - began
+    began = time.monotonic()
+    ingest.ingest([WARM], workers=1)
+    start_ups["first run"] = time.monotonic() - began
     chunks = len(ingest.chunks(make_plan(settings, [DATASET]), WORKERS))
     busy = _server_processor(settings)
     began = time.monotonic()

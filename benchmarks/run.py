@@ -205,7 +205,7 @@ def _services(folder: Path) -> Iterator[Callable[[str], dict[str, str]]]:
             "LAKE_LANDING": "s3://landing/",
         }
         values = {k.removeprefix("LAKE_").lower(): v for k, v in common.items()}
-        land(Settings(_env_file=None, home=folder / "s3-landing", **values))  # type: ignore[call-arg,arg-type]
+        land(Settings(_env_file=None, home=folder / "s3-landing", data_path="s3://lake/", **values))  # type: ignore[call-arg,arg-type]
 
         def settings(name: str) -> dict[str, str]:
             postgres.database(name, password)
