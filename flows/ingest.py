@@ -359,11 +359,12 @@ class _Run:
         return [o for o in outcomes if not self._is_just_absent(o)]
 
     def _put_back(self, chunk: Chunk, done: int) -> None:
-        """Submit again what a chunk had no time for, in chunks as large as what it had time for."""
+        """Submit again what a chunk had no time for, in even chunks no larger than what it had time for."""
         left = list(chunk.versions.items())[done:]
-        if done:
-            for first in range(0, len(left), done):
-                self._submit_in_turn(Chunk(chunk.dataset, dict(left[first : first + done])))
+        if left and done:
+            size = -(-len(left) // -(-len(left) // done))
+            for first in range(0, len(left), size):
+                self._submit_in_turn(Chunk(chunk.dataset, dict(left[first : first + size])))
 
     def _is_just_absent(self, outcome: Outcome) -> bool:
         """Whether a source that could not say so before turned out to have nothing: no failure."""
