@@ -213,7 +213,7 @@ def test_any_order_of_operations_leaves_what_a_dict_would_hold(
     run_state_machine_as_test(
         machine(fresh, kill, project),
         settings=settings(
-            max_examples=30 if soak else 2,
+            max_examples=10 if soak else 2,
             stateful_step_count=40 if soak else 10,
             deadline=None,
             derandomize=not soak,
