@@ -11,6 +11,7 @@ from flows.settings import load_settings
 
 def waiting(partition: Partition) -> Iterator[dict[str, Any]]:
     home = load_settings().home
+    home.mkdir(parents=True, exist_ok=True)  # the settings of S3 have no need of it
     home.joinpath(f"asked-{partition.key}").touch()
     number = 0
     yield {"n": number}
