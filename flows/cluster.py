@@ -36,7 +36,7 @@ def task_runner(settings: Settings, workers: int) -> Iterator[DaskTaskRunner]:
         runner = DaskTaskRunner(address=address)
         try:
             stack.enter_context(runner)
-            runner.client.run(_warm_up)
+            runner.client.run(warm_up)
         except OSError:
             raise LakeError(
                 f"The Dask scheduler at {address} does not answer.", "start it, or mend LAKE_DASK_ADDRESS"
@@ -68,17 +68,6 @@ def given_at() -> float:
 
     task = get_worker().state.tasks[thread_state.key]
     return float(task.start_time or time.time())
-
-
-def _warm_up() -> None:
-    """On a worker: what its first chunk would otherwise wait for, Prefect's settings and client among it."""
-    from prefect.client.orchestration import get_client
-    from prefect.settings import Settings as PrefectSettings
-
-    warm_up()
-    PrefectSettings()
-    with get_client(sync_client=True):
-        pass
 
 
 @contextlib.contextmanager
