@@ -366,7 +366,9 @@ def _split(dataset: Dataset, attempts: Sequence[_Attempt], found: Sequence[Path]
             for batch in parquet.iter_batches(BATCH):
                 rows = batch.select(wanted)
                 runs = pc.run_end_encode(batch.column(MARK)) if MARK in names else None
-                marks, ends = (runs.values.to_pylist(), runs.run_ends.to_pylist()) if runs else ([0], [len(batch)])
+                marks, ends = (
+                    (runs.values.to_pylist(), runs.run_ends.to_pylist()) if runs is not None else ([0], [len(batch)])
+                )
                 for mark, start, end in zip(marks, [0, *ends], ends, strict=False):
                     if mark not in writers:
                         target = work / f"partition-{mark}.parquet"
