@@ -36,7 +36,7 @@ def task_runner(settings: Settings, workers: int) -> Iterator[DaskTaskRunner]:
         runner = DaskTaskRunner(address=address)
         try:
             stack.enter_context(runner)
-            runner.client.run(warm_up)
+            runner.client.run(_warm_up)
         except OSError:
             raise LakeError(
                 f"The Dask scheduler at {address} does not answer.", "start it, or mend LAKE_DASK_ADDRESS"
@@ -70,6 +70,18 @@ def given_at() -> float:
     return float(task.start_time or time.time())
 
 
+def _warm_up() -> None:
+    """On a worker: what its first chunk would otherwise wait for, Prefect's settings and client among it."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import Settings as PrefectSettings
+
+    warm_up()
+    if os.environ.get("PREFECT_API_URL"):  # without it, Prefect would start a server of its own here
+        PrefectSettings()
+        with get_client(sync_client=True):
+            pass
+
+
 @contextlib.contextmanager
 def _local_cluster(settings: Settings, workers: int) -> Iterator[str]:
     import dask
@@ -90,7 +102,8 @@ def _local_cluster(settings: Settings, workers: int) -> Iterator[str]:
         processes=True,
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
-        silence_logs=logging.ERROR,
+        # A heartbeat that meets the end of a run is an error to Dask; a chunk's own errors come back with it.
+        silence_logs=logging.CRITICAL,
         env=environment,
     ) as cluster:
         yield cluster.scheduler_address

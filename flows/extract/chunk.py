@@ -39,6 +39,10 @@ os.environ.setdefault("RUNTIME__LOG_LEVEL", "ERROR")
 BATCH = 122_880
 """Rows read and written at once when a chunk is split: one row group of DuckDB's size."""
 
+GATHER = 16 << 20
+"""Bytes of Arrow data that dlt is given at once, and writes as one row group. A dictionary of 1 MiB is tried for every
+column of each: with groups of 100,000 rows whose values all differ, Arrow takes twice as long to write them."""
+
 SCRATCH = "lake-extract-"
 """How the temporary folders of extraction are named."""
 
@@ -318,7 +322,7 @@ def _coalesced(items: Iterator[Any]) -> Iterator[Any]:
             yield table
             continue
         waiting.append(table)
-        if sum(t.num_rows for t in waiting) >= BATCH:
+        if sum(t.nbytes for t in waiting) >= GATHER:
             yield pa.concat_tables(waiting)
             waiting = []
     if waiting:

@@ -85,7 +85,8 @@ def _connection() -> DuckDBPyConnection:
 
     return duckdb.connect(
         config={
-            "threads": 1,
+            # A second one is of use for a large partition only: DuckDB shares work out by the row group.
+            "threads": 2,
             "autoinstall_known_extensions": False,
             # Every file is read once: nothing is worth keeping.
             "enable_external_file_cache": False,
