@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -245,6 +246,8 @@ def main() -> None:
     """Run the command; every foreseen fault is one message, its next step, and exit code 1."""
     # The terminal shows the run's own lines; Prefect's log goes to its UI.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    # Tens of thousands of partitions are not in circles: to look for some time and again is a third of `lake status`.
+    gc.set_threshold(100_000)
     try:
         app()
     except LakeError as error:

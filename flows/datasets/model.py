@@ -58,7 +58,9 @@ class Partition:
         """The first moment after the partition, UTC, without zone."""
         if self.grain is Grain.full:
             return datetime.max
-        return _next(self.start, self.grain)
+        if self.grain is Grain.month:
+            return (self.start + timedelta(days=32)).replace(day=1)
+        return self.start + (timedelta(hours=1) if self.grain is Grain.hour else timedelta(days=1))
 
     @property
     def value(self) -> str:
@@ -99,20 +101,12 @@ def partitions_between(grain: Grain, start: date, end: date) -> list[Partition]:
         return [Partition("full", grain)]
     if end < start:
         raise BadInput(f"The range ends ({end}) before it starts ({start}).", "swap --start and --end")
-    moment = partition_at(datetime(start.year, start.month, start.day), grain).start
-    last = datetime(end.year, end.month, end.day, 23)
-    found = []
-    while moment <= last:
-        found.append(partition_at(moment, grain))
-        moment = _next(moment, grain)
-    return found
-
-
-def _next(start: datetime, grain: Grain) -> datetime:
-    """The start of the partition after the one that starts here."""
+    keys = [(start + timedelta(days)).isoformat() for days in range((end - start).days + 1)]
     if grain is Grain.month:
-        return (start + timedelta(days=32)).replace(day=1)
-    return start + (timedelta(hours=1) if grain is Grain.hour else timedelta(days=1))
+        keys = list(dict.fromkeys(key[: _LENGTHS[grain]] for key in keys))
+    elif grain is Grain.hour:
+        keys = [f"{key}T{hour:02}" for key in keys for hour in range(24)]
+    return [Partition(key, grain) for key in keys]
 
 
 def partition_at(moment: datetime, grain: Grain) -> Partition:
