@@ -313,18 +313,20 @@ def _coalesced(items: Iterator[Any]) -> Iterator[Any]:
     import pyarrow as pa
 
     waiting: list[pa.Table] = []
+    gathered = 0
     for item in items:
         table = pa.Table.from_batches([item]) if isinstance(item, pa.RecordBatch) else item
         if waiting and (not isinstance(table, pa.Table) or table.schema != waiting[0].schema):
             yield pa.concat_tables(waiting)
-            waiting = []
+            waiting, gathered = [], 0
         if not isinstance(table, pa.Table):
             yield table
             continue
         waiting.append(table)
-        if sum(t.nbytes for t in waiting) >= GATHER:
+        gathered += table.nbytes
+        if gathered >= GATHER:
             yield pa.concat_tables(waiting)
-            waiting = []
+            waiting, gathered = [], 0
     if waiting:
         yield pa.concat_tables(waiting)
 
