@@ -139,18 +139,21 @@ class _AtOnce(httpx.BaseTransport):
         answered: httpx.Response = again(self._inner.handle_request, request)
         return answered
 
-    def close(self) -> None:
-        self._inner.close()
 
-
-def _client() -> SyncPrefectClient:
+@contextlib.contextmanager
+def _client() -> Iterator[SyncPrefectClient]:
+    """A client that asks at once. Within a flow it is the run's own, which gets its transport back."""
     from prefect.client.orchestration import get_client
 
-    client = get_client(sync_client=True)
-    http = client._client
-    # As Prefect does it itself to set its own retries: a transport that is passed in would know no proxy.
-    http._transport = _AtOnce(http._transport)
-    return client
+    with get_client(sync_client=True) as client:
+        http = client._client
+        inner = http._transport
+        # As Prefect does it itself to set its own retries: a transport that is passed in would know no proxy.
+        http._transport = _AtOnce(inner)
+        try:
+            yield client
+        finally:
+            http._transport = inner
 
 
 def ensure() -> list[str]:

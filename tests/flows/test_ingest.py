@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
+from prefect import flow, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import gate
@@ -298,3 +299,19 @@ def test_a_busy_prefect_server_is_asked_again(gated_lake: Lake, monkeypatch: pyt
             assert proxy.count == 15
             assert held() == 1
     assert held() == 0
+
+
+def test_a_run_that_enters_the_gate_often_does_not_wrap_its_client_deeper_each_time(gated_lake: Lake) -> None:
+    """Within a flow Prefect hands out one client: a run of many groups once ended in a RecursionError."""
+
+    @flow
+    def often() -> None:
+        client = get_client(sync_client=True)
+        before = client._client._transport
+        for _ in range(3):
+            with gate.hold():
+                assert held() == 1
+        assert get_client(sync_client=True) is client
+        assert client._client._transport is before
+
+    often()
