@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from flows.datasets.model import Dataset, DataType
+from flows.datasets.model import Dataset
 from flows.errors import CatalogError, Rejected
 from flows.lake.connect import commit_message, connect
 from flows.settings import LAKE, Settings
-from flows.stage.types import DLT_TYPES, DUCKDB_TYPES, partition_type, quoted
+from flows.stage.types import declared_types, partition_type, quoted
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -93,7 +93,7 @@ def bootstrap(settings: Settings, datasets: Iterable[Dataset]) -> list[str]:
                 con.execute(f"INSERT INTO {LAKE}.ops.{fence} VALUES (0)")
         for dataset in datasets:
             if dataset.contract.columns and dataset.table not in there:
-                create_table(con, dataset, {n: DUCKDB_TYPES[t] for n, t in dataset.contract.columns.items()})
+                create_table(con, dataset, declared_types(dataset))
                 made.append(dataset.table)
         if made:
             commit_message(con, "lake init", made=made)
@@ -121,11 +121,6 @@ def table_columns(con: DuckDBPyConnection) -> dict[str, dict[str, str]]:
     ).fetchall():
         found.setdefault(f"{schema}.{table}", {})[column] = data_type
     return found
-
-
-def hints(columns: Mapping[str, str], dataset: Dataset) -> dict[str, DataType]:
-    """The dlt data types of a raw table's columns, so that what is inferred next agrees with them."""
-    return {n: DLT_TYPES[t] for n, t in columns.items() if t in DLT_TYPES and n != dataset.partition_column}
 
 
 def create_table(con: DuckDBPyConnection, dataset: Dataset, columns: Mapping[str, str]) -> None:
