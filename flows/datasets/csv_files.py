@@ -53,7 +53,7 @@ def header(path: Path, dialect: Dialect) -> list[str]:
     Raises:
         SourceError: there is none, or it names a column twice.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         try:
             for _ in range(dialect.skip):
                 next(file)
@@ -63,6 +63,8 @@ def header(path: Path, dialect: Dialect) -> list[str]:
             raise SourceError("has no header", "have the source write it again, or set skip") from None
         except csv.Error as error:
             raise SourceError(f"has no header that can be read: {error}", "set the file's dialect") from None
+    if any(not name.isprintable() and "\udc80" <= max(name) <= "\udcff" for name in names):
+        raise SourceError("its header is not UTF-8", "say which encoding it is: encoding='latin-1'")
     if not any(names):
         raise SourceError("its first line is blank, where the header should be", "set skip")
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
@@ -143,6 +145,7 @@ def _scan(path: Path, dialect: Dialect, columns: int, size: int) -> str:
         "skip": str(dialect.skip),
         "nullstr": "[" + ", ".join(map(_literal, dialect.nulls)) + "]",
         "allow_quoted_nulls": "false",
+        "hive_partitioning": "false",
         "null_padding": "false",
         "strict_mode": "true",
         "compression": "'none'",
@@ -233,17 +236,17 @@ _DAY = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
 _MOMENT = _DAY + r"[ T][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?"
 _ZONE = "(Z|[+-][0-9]{2}(:?[0-9]{2})?)"
 KINDS = {
-    "bigint": f"regexp_full_match({{c}}, '{_INTEGER}') AND TRY_CAST({{c}} AS BIGINT) IS NOT NULL",
-    "bool": "lower({c}) IN ('true', 'false')",
-    "date": f"regexp_full_match({{c}}, '{_DAY}') AND TRY_CAST({{c}} AS DATE) IS NOT NULL",
-    "local moment": f"regexp_full_match({{c}}, '{_MOMENT}') AND TRY_CAST({{c}} AS TIMESTAMP) IS NOT NULL",
-    "moment": f"regexp_full_match({{c}}, '{_MOMENT}{_ZONE}')",
+    "bigint": f"regexp_full_match($c, '{_INTEGER}') AND TRY_CAST($c AS BIGINT) IS NOT NULL",
+    "bool": "lower($c) IN ('true', 'false')",
+    "date": f"regexp_full_match($c, '{_DAY}') AND TRY_CAST($c AS DATE) IS NOT NULL",
+    "local moment": f"regexp_full_match($c, '{_MOMENT}') AND TRY_CAST($c AS TIMESTAMP) IS NOT NULL",
+    "moment": f"regexp_full_match($c, '{_MOMENT}{_ZONE}')",
     # 15 digits are always exact; with more the double must be written just so.
     # 15 digits are always exact; more only where the double is written just so.
-    "double": f"""regexp_full_match({{c}}, '{_DOUBLE}') AND (TRY_CAST({{c}} AS DOUBLE)::VARCHAR = {{c}}
-        OR length(ltrim(regexp_replace({{c}}, '[eE].*|[.-]', '', 'g'), '0')) <= 15
-           AND (abs(TRY_CAST({{c}} AS DOUBLE)) BETWEEN 1e-300 AND 1e300 OR regexp_full_match({{c}}, '[-0.]+')))""",
-    "decimal": f"regexp_full_match({{c}}, '{_DECIMAL}')",
+    "double": f"""regexp_full_match($c, '{_DOUBLE}') AND (TRY_CAST($c AS DOUBLE)::VARCHAR = $c
+        OR length(ltrim(regexp_replace($c, '[eE].*|[.-]', '', 'g'), '0')) <= 15
+           AND (abs(TRY_CAST($c AS DOUBLE)) BETWEEN 1e-300 AND 1e300 OR regexp_full_match($c, '[-0.]+')))""",
+    "decimal": f"regexp_full_match($c, '{_DECIMAL}')",
 }
 """What a text must be like to be of a kind, in SQL. Ids such as 007 are of none, so they stay text."""
 
@@ -267,7 +270,7 @@ def look(path: Path, dialect: Dialect, columns: Mapping[int, Facts], names: Sequ
     for number in columns:
         text = f"c{number}" if dialect.decimal == "." else f"replace(c{number}, {_literal(dialect.decimal)}, '.')"
         selected.append(f"count({text})")
-        selected += [f"coalesce(bool_and({condition.format(c=text)}), true)" for condition in KINDS.values()]
+        selected += [f"coalesce(bool_and({condition.replace('$c', text)}), true)" for condition in KINDS.values()]
         point = f"strpos({text}, '.')"
         whole = f"length(ltrim({text}, '-'))"
         selected.append(
@@ -295,7 +298,7 @@ def line_of(path: Path, dialect: Dialect, record: int, columns: int) -> int:
 
     def lines() -> Iterator[str]:
         nonlocal read
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             for line in file:
                 read += 1
                 if read > dialect.skip and not (dialect.comment and line.startswith(dialect.comment)):

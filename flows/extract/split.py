@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 from flows.datasets.model import Dataset
 from flows.datasets.values import Unfit, fit
 from flows.errors import LakeError, Rejected
-from flows.extract.attempt import ROWS, Attempt, as_arrow, said
+from flows.extract.attempt import ROWS, Attempt, as_arrow
 from flows.extract.dlt_run import Shape
 from flows.stage.inspect import MARK, inspect
+from flows.stage.lattice import contract_line
 
 BATCH = 122_880
 """Rows read and written at once: one row group of DuckDB's size."""
@@ -90,7 +91,10 @@ def _cut(
                         try:
                             table = _as_staged(rows, shape.schema, schemas[mark])
                         except Unfit as error:
-                            attempts[mark].error = said(error)
+                            attempts[mark].error = Rejected(
+                                f"column {error.column}: {error.why}, which it is in other rows or in the raw table; "
+                                f"declare it in the contract: {contract_line(error.column, 'DECIMAL(38,9)')}"
+                            )
                             continue
                         if mark not in writers:
                             target = work / f"partition-{mark}.parquet"
