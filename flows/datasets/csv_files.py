@@ -1,7 +1,8 @@
 """CSV through DuckDB's reader: every value as text first, then by type, so that none is guessed or cut.
 
-Arrow's reader would be faster for small files, but loses a byte where a quoted line break meets the end of a block
-(apache/arrow#51368), and takes a quote that is never closed for data.
+Arrow's reader loses a byte where a quoted line break meets the end of a block (apache/arrow#51368), and takes a quote
+that is never closed for data. A small file without any quote it reads right, and in a third of the time: a query costs
+DuckDB a millisecond, whatever is in it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ BATCH = 122_880
 
 LONGEST = 64 << 20
 """Bytes of the longest line that is read."""
+
+SMALL = 4 << 20
+"""Bytes of a file that is read as a whole if there is no quote in it."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,9 @@ def read(path: Path, dialect: Dialect, columns: Mapping[str, str], size: int) ->
     import duckdb
     import pyarrow as pa
 
+    if (table := _unquoted(path, dialect, columns, size)) is not None:
+        yield table
+        return
     try:
         reader = (
             _connection().cursor().execute(f"FROM {_scan(path, dialect, len(columns), size)}").to_arrow_reader(BATCH)
@@ -119,7 +126,41 @@ def read(path: Path, dialect: Dialect, columns: Mapping[str, str], size: int) ->
         raise _named(error, dialect) from None
 
 
-def _check_no_header(batch: pa.RecordBatch, names: Sequence[str]) -> None:
+def _unquoted(path: Path, dialect: Dialect, columns: Mapping[str, str], size: int) -> pa.Table | None:
+    """A small file without quotes, read by Arrow in one block; None for any other, and for one with a fault in it."""
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    if size > SMALL or dialect.skip or dialect.comment or len(dialect.delimiter) > 1 or len(columns) == 1:
+        return None
+    content = path.read_bytes()
+    ends = content.count(b"\r")
+    if (dialect.quote or '"').encode() in content or b"\0" in content or (ends and ends != content.count(b"\r\n")):
+        return None
+    if dialect.escape != dialect.quote and dialect.escape.encode() in content:
+        return None
+    if ends and ends != content.count(b"\n"):
+        return None
+    try:
+        table = arrow_csv.read_csv(
+            pa.py_buffer(content),
+            arrow_csv.ReadOptions(
+                use_threads=False, block_size=max(size, 1), column_names=list(columns.values()), skip_rows=1
+            ),
+            arrow_csv.ParseOptions(delimiter=dialect.delimiter, quote_char=False),
+            arrow_csv.ConvertOptions(
+                column_types=dict.fromkeys(columns.values(), pa.string()),
+                null_values=list(dialect.nulls),
+                strings_can_be_null=True,
+            ),
+        )
+    except pa.ArrowException:
+        return None  # DuckDB tells the line, and what is wrong with it
+    _check_no_header(table, list(columns))
+    return table
+
+
+def _check_no_header(batch: pa.RecordBatch | pa.Table, names: Sequence[str]) -> None:
     """Files that were put together with their headers. In a single column the name may well be a value."""
     import pyarrow.compute as pc
 

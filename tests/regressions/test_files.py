@@ -218,8 +218,15 @@ def test_nested_json_is_the_same_from_a_file_and_from_a_function(lake: Lake) -> 
 def test_json_takes_every_type_of_a_contract(lake: Lake) -> None:
     """date, time and json were refused always; binary was four letters from a file and two bytes from a function."""
     contract = {
-        "d": "date", "t": "time", "j": "json", "n": "decimal(10,2)", "b": "binary", "at": "timestamp",
-        "f": "double", "i": "bigint", "s": "text",
+        "d": "date",
+        "t": "time",
+        "j": "json",
+        "n": "decimal(10,2)",
+        "b": "binary",
+        "at": "timestamp",
+        "f": "double",
+        "i": "bigint",
+        "s": "text",
     }
     row = {"d": "2024-01-05", "t": "10:00:00", "j": {"a": [1]}, "n": 1.50, "b": "AAE=", "at": "2024-01-05T10:00:00Z"}
     row |= {"f": 2, "i": 3, "s": "x"}
@@ -230,8 +237,14 @@ def test_json_takes_every_type_of_a_contract(lake: Lake) -> None:
         at = found.pop("at")
         assert at.astimezone(UTC) == datetime(2024, 1, 5, 10, tzinfo=UTC)
         assert found == {
-            "d": date(2024, 1, 5), "t": found["t"], "j": '{"a":[1]}', "n": Decimal("1.50"), "b": b"\x00\x01",
-            "f": 2.0, "i": 3, "s": "x",
+            "d": date(2024, 1, 5),
+            "t": found["t"],
+            "j": '{"a":[1]}',
+            "n": Decimal("1.50"),
+            "b": b"\x00\x01",
+            "f": 2.0,
+            "i": 3,
+            "s": "x",
         }
         assert str(found["t"]) == "10:00:00"
 
