@@ -175,11 +175,14 @@ def verify(
     """Check every promise about the lake; exit 1 when one is broken."""
     from dataclasses import asdict
 
+    from flows import storage
     from flows.datasets import broken_datasets
     from flows.lake.verify import verify as check
 
+    settings = load_settings()
     found, moment = [], _moment(since)
-    for finding in check(load_settings(), moment):
+    storage.check(settings)
+    for finding in check(settings, moment):
         found.append(finding)
         if not as_json:
             _echo(f"{finding.severity}: {finding.subject}: {finding.message} ({finding.check})")

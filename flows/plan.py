@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
 
+from flows import storage
 from flows.datasets.model import Dataset, Partition, Strays, parse_partition
 from flows.errors import BadInput, LakeError, SourceError, StorageError, redacted
 from flows.lake.connect import connected
@@ -149,7 +150,8 @@ def plan_each(
     Raises:
         BadInput: the range is reversed; a named dataset has no start; or a key is not a partition of a dataset.
         NotInitialised: there is no lake yet.
-        StorageError: no dataset can be planned, all for this one reason.
+        LakeError: no dataset can be planned, all for this one reason.
+        StorageError: the object store does not answer.
     """
     modes = [mode] if isinstance(mode, Mode) else mode
     states = set[State]().union(*(_RUNS[m] for m in modes))
@@ -178,6 +180,8 @@ def plan_each(
         try:
             versions = dataset.versions(wanted[dataset.key])
         except Exception as error:  # noqa: BLE001 - whatever a source does, it is that dataset's fault
+            if isinstance(error, StorageError):
+                storage.check(settings)  # unless the whole object store is out of reach
             left_out.append(LeftOut(dataset.key, _source_error(dataset, error), is_fault=True))
             continue
         for partition in wanted[dataset.key]:
