@@ -38,7 +38,9 @@ _AWS = ("s3_access_key_id", "s3_secret_access_key", "s3_session_token")
 """Settings that DuckDB's httpfs fills from the environment when it is loaded. The lake uses a secret instead."""
 
 _EXPLAIN = re.compile(r"\s*EXPLAIN\b\s*(ANALYZE\b|\(\s*(?:ANALYZE|FORMAT|JSON|TEXT|[\s,])+\))?", re.IGNORECASE)
-_COPY = re.compile(r"\s*COPY\s*\((.*)\)\s*TO\s*'((?:[^']|'')+)'\s*(\([^()]*\))?\s*;?\s*", re.IGNORECASE | re.DOTALL)
+_COPY = re.compile(
+    r"\s*COPY\s*\((.*)\)\s*TO\s*'((?:[^']|'')+)'\s*(\((?:[^()]|\([^()]*\))*\))?\s*;?\s*", re.IGNORECASE | re.DOTALL
+)
 
 _TABLES = "tables: lake sql 'SHOW ALL TABLES'"
 
@@ -147,35 +149,34 @@ def _check_type(con: DuckDBPyConnection, sql: str, wanted: str) -> None:
 
 def _lock(con: DuckDBPyConnection, settings: Settings, target: Path | None = None) -> None:
     """Take from a connection all that a query over the lake does not need: files, Python's variables, settings."""
+    folders = [settings.data_path, *([f"{target}/"] if target else [])]
     paths = [str(target), str(target.with_name(f"tmp_{target.name}"))] if target else []
     if settings.in_s3:
         for name in _AWS:
             con.execute(f"SET GLOBAL {name} = ''")
     con.execute("SET GLOBAL python_enable_replacements = false")
-    con.execute(f"SET GLOBAL allowed_directories = [{literal(settings.data_path)}]")
+    con.execute(f"SET GLOBAL allowed_directories = [{', '.join(map(literal, folders))}]")
     con.execute(f"SET GLOBAL allowed_paths = [{', '.join(map(literal, paths))}]")
     con.execute("SET GLOBAL enable_external_access = false")
     con.execute("SET GLOBAL lock_configuration = true")
 
 
 def _export_target(settings: Settings, name: str) -> Path:
-    """The file a COPY may write: on this machine, and none of the lake's.
+    """The file, or the folder of a partitioned export, that a COPY may write: on this machine, and none of the lake's.
 
     Raises:
-        BadInput: it is a URL, or lies where the lake lies.
+        BadInput: it is a URL, has no folder to lie in, or overlaps with the lake's own folders.
     """
     if "://" in name:
         raise BadInput(f"lake sql exports to a file of this machine, not to {name}.", "name a local file")
     target = Path(name).expanduser().resolve()
-    if not target.parent.is_dir() or target.is_dir():
-        raise BadInput(
-            f"lake sql cannot write {target}: its folder is not there, or it is a folder.", "name another file"
-        )
+    if not target.parent.is_dir():
+        raise BadInput(f"lake sql cannot write {target}: there is no folder {target.parent}.", "make it first")
     folders = [settings.home, *(Path(p) for p in (settings.data_path, settings.landing) if not p.startswith("s3://"))]
     if settings.catalog_file:
         folders.append(settings.catalog_file)
-    for folder in folders:
-        if target.is_relative_to(folder.resolve()):
+    for folder in map(Path.resolve, folders):
+        if target.is_relative_to(folder) or folder.is_relative_to(target):
             raise BadInput(f"lake sql exports nothing into the lake's own folders: {target}", "name another file")
     return target
 

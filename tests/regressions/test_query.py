@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from flows.errors import BadInput
@@ -194,9 +195,13 @@ def test_an_export_is_written_where_it_was_asked_for_and_nowhere_else(filled: La
     for options in ("", "(FORMAT parquet, COMPRESSION zstd);"):
         done = answer(settings, f"copy (FROM raw.readings -- all\n) to '{quoted}' {options}", allow_export=True)
         assert done.rows == [(2,)]
-    import duckdb
-
-    assert duckdb.sql(f"SELECT sum(n)::INT FROM '{quoted}'").fetchall() == [(3,)]
+    answer(
+        settings,
+        f"COPY (FROM raw.readings) TO '{tmp_path}/days' (FORMAT parquet, PARTITION_BY (day))",
+        allow_export=True,
+    )
+    for written in (quoted, f"{tmp_path}/days/day=2024-01-01/*.parquet"):
+        assert duckdb.sql(f"SELECT sum(n)::INT FROM '{written}'").fetchall() == [(3,)]
     before = contents(filled, tmp_path)
     (tmp_path / "link").symlink_to(settings.home)
     for refused in (
@@ -205,8 +210,7 @@ def test_an_export_is_written_where_it_was_asked_for_and_nowhere_else(filled: La
         f"COPY (FROM raw.readings) TO '{tmp_path}/link/landing/out.csv'",
         "COPY (FROM raw.readings) TO 's3://elsewhere/out.csv'",
         f"COPY (FROM raw.readings) TO '{tmp_path}/nowhere/out.csv'",
-        f"COPY (FROM raw.readings) TO '{tmp_path}/out' (FORMAT csv, PARTITION_BY (day))",
-        f"COPY (FROM raw.readings) TO '{tmp_path}/out' (FORMAT csv, PARTITION_BY day)",
+        f"COPY (FROM raw.readings) TO '{tmp_path}' (FORMAT csv, PARTITION_BY (day), OVERWRITE)",
         f"COPY (FROM read_text('.env')) TO '{tmp_path}/out.csv'",
         f"COPY (DELETE FROM raw.readings RETURNING 1) TO '{tmp_path}/out.csv'",
         f"COPY raw.readings TO '{tmp_path}/out.csv'",
