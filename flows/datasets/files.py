@@ -117,15 +117,14 @@ class Files:
     def unmatched(self, partitions: Sequence[Partition]) -> list[str]:
         """The files in the pattern's folder that are of no partition, by their paths below the landing zone.
 
-        Hidden ones are left out.
-
-        Args:
-            partitions: One of them at least: they tell the grain.
+        Hidden ones are left out, and those of partitions after the last: their time has not come.
         """
+        if not partitions:
+            return []
         landing = self._landing()
-        match = _matcher(self.pattern, partitions[0].grain)
+        match, first = _matcher(self.pattern, partitions[0].grain), min(p.key for p in partitions)
         names = [landing.relative(info.path) for info in landing.list(_fixed_folder(self.pattern))]
-        return sorted(name for name in names if not _is_hidden(name, self.pattern) and not match(name))
+        return sorted(name for name in names if not _is_hidden(name, self.pattern) and (match(name) or "") < first)
 
     def read(
         self, partition: Partition, contract: Contract, known: Mapping[str, str] = MappingProxyType({})
