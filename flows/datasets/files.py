@@ -112,7 +112,7 @@ class Files:
 
     def versions(self, partitions: Sequence[Partition]) -> Mapping[str, str]:
         """The version of every partition that has files: a digest of their names, sizes and times."""
-        return {key: _version(infos) for key, infos in self._found(partitions).items()}
+        return {key: _version(infos) for key, infos in self._found(partitions, self._landing()).items()}
 
     def unmatched(self, partitions: Sequence[Partition]) -> list[str]:
         """The files in the pattern's folder that are of no partition, by their paths below the landing zone.
@@ -141,10 +141,10 @@ class Files:
             SourceError: a file is empty, truncated, has other columns or values of another type, or changed while it
                 was read.
         """
-        files = self._found([partition]).get(partition.key, [])
+        landing = self._landing()
+        files = self._found([partition], landing).get(partition.key, [])
         if not files:
             raise NoSource(f"no file matches {self._spelt(partition)}")
-        landing = self._landing()
         with contextlib.ExitStack() as opened:
             read = {"csv": self._csv, "parquet": self._parquet}.get(self.format, self._json)
             yield from read(landing, files, contract, known, opened)
@@ -308,11 +308,10 @@ class Files:
         settings = load_settings()
         return open_storage(settings.landing, settings)
 
-    def _found(self, partitions: Sequence[Partition]) -> dict[str, list[File]]:
+    def _found(self, partitions: Sequence[Partition], landing: Storage) -> dict[str, list[File]]:
         """The files of each of these partitions, in the order of their names."""
         if not partitions:
             return {}
-        landing = self._landing()
         if "*" not in self.pattern and len(partitions) == 1:
             file = landing.find(self._spelt(partitions[0]))
             return {partitions[0].key: [file]} if file else {}

@@ -83,8 +83,11 @@ def column_of(values: Sequence[Any], name: str, contract: Contract) -> pa.Chunke
         kinds = set(map(type, values)) - {type(None)}
     if not kinds:
         return pa.chunked_array([pa.nulls(len(values))])
-    if name in contract.columns and len(groups := {_group(value) for value in values if value is not None}) > 1:
-        return _mixed(values, groups, name, contract)
+    declared = contract.columns.get(name)
+    if declared == "double" and kinds == {int, float}:
+        return _guarded(_numbers, values, name)
+    if declared and (len(kinds) > 1 or kinds == {datetime}):
+        return _mixed(values, {_group(value) for value in values if value is not None}, name, contract)
     if len(kinds) == 1:
         return _made(kinds.pop(), values, name)
     for known, make in _TOGETHER:
@@ -156,10 +159,17 @@ def _integers(values: Sequence[Any]) -> pa.Array:
 
 def _numbers(values: Sequence[Any]) -> pa.Array:
     """Integers among doubles, as far as they are doubles."""
-    for value in values:
-        if type(value) is int and abs(value) > BIG:
-            raise ValueError(f"{value} is not exact as a double, and other values are doubles; declare a decimal")
-    return pa.array([None if v is None else float(v) for v in values], pa.float64())
+    return pa.array(_as_doubles(values), pa.float64())
+
+
+def _as_doubles(values: Sequence[Any]) -> list[float | None]:
+    return [_as_double(value) if type(value) is int else value for value in values]
+
+
+def _as_double(value: int) -> float:
+    if abs(value) > BIG:
+        raise ValueError(f"{value} is not exact as a double, and other values are doubles; declare a decimal")
+    return float(value)
 
 
 def _decimals(values: Sequence[Any]) -> pa.Array:
