@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", action="store_true", help="write the screenshots into docs/images")
 
 
-FOLDERS = ("stack", "flows", "faults", "lake", "unit")
+FOLDERS = ("stack", "flows", "faults", "regressions", "lake", "unit")
 """The tests' folders, those whose files take longest first: a few processes share the files."""
 
 
@@ -208,8 +208,10 @@ def services() -> Iterator[Services]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "lake" in metafunc.fixturenames:
         folder = Path(metafunc.definition.path).parent.name
-        chosen = {"lake": STORAGES, "faults": STORAGES[::2]}.get(folder, STORAGES[:1])
+        chosen = {"lake": STORAGES, "faults": STORAGES[::2], "regressions": STORAGES[::2]}.get(folder, STORAGES[:1])
         if not metafunc.config.getoption("--soak"):
+            if folder == "regressions":
+                chosen = STORAGES[:1]
             chosen = next((mark.args for mark in metafunc.definition.iter_markers("short")), chosen)
         if not any("lake" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")):
             metafunc.parametrize("lake", chosen, indirect=True)
