@@ -115,7 +115,8 @@ def test_it_reads_without_the_gate_waits_for_it_to_write_and_writes_nothing_outs
 
 def test_a_lake_that_is_not_there_is_one_error_that_names_the_next_command(project: Project) -> None:
     plan = ("plan", "--auto-apply", "--no-prompts", "--skip-tests")
-    text = said(sqlmesh(project.folder, *plan, LAKE_HOME=str(project.folder / "none")), 1)
+    none = project.folder / "none"
+    text = said(sqlmesh(project.folder, *plan, LAKE_HOME=str(none), LAKE_CATALOG=f"sqlite:{none}/catalog.sqlite"), 1)
     assert "There is no lake yet" in text
     assert text.rstrip().endswith("Next: lake init")
     assert "Traceback" not in text
