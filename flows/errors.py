@@ -78,6 +78,10 @@ class GateError(LakeError):
     """The commit gate is missing, over-allocated, or could not be entered in time."""
 
 
+class GateBusy(GateError):
+    """Somebody else held the gate for as long as its caller was ready to wait."""
+
+
 class NoSource(LakeError):
     """The source has nothing for this partition (yet)."""
 

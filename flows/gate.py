@@ -26,7 +26,7 @@ from tenacity import (
     wait_random,
 )
 
-from flows.errors import GateError
+from flows.errors import GateBusy, GateError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -60,7 +60,8 @@ def hold(name: str = NAME, timeout: float = WAIT_SECONDS) -> Iterator[None]:
         timeout: Seconds to wait.
 
     Raises:
-        GateError: the limit does not exist, or the gate was not free in time.
+        GateBusy: the gate was not free in time.
+        GateError: the limit does not exist, or the server does not answer.
     """
     with _client() as client:
         lease = _acquire(client, name, timeout)
@@ -90,7 +91,7 @@ def _acquire(client: SyncPrefectClient, name: str, timeout: float) -> UUID:
     except httpx.HTTPError as error:
         if not _is_taken(error):
             raise GateError(f"The gate {name!r} cannot be entered: {error}", "lake init") from None
-        raise GateError(
+        raise GateBusy(
             f"The gate {name!r} was not free within {timeout:.0f} s.",
             f"see whether it is held: prefect gcl inspect {name}",
         ) from None

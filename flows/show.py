@@ -158,6 +158,8 @@ def maintained(summary: Mapping[str, Any]) -> None:
     for name, value in summary["before"].items():
         after = summary["after"][name]
         console.print(f"  {name:20} {value:>14,}" + ("" if after == value else f"  ->  {after:,}"))
+    for text in summary["left"]:
+        console.print(f"Left to the next run: {text}", markup=False)
     console.print("Nothing was changed: a dry run." if summary["dry_run"] else f"{summary['seconds']:.1f} s.")
 
 

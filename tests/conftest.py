@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", action="store_true", help="write the screenshots into docs/images")
 
 
-FOLDERS = ("stack", "flows", "faults", "lake", "values", "regressions", "unit")
+FOLDERS = ("stack", "flows", "faults", "regressions", "values", "lake", "unit")
 """The tests' folders, those whose files take longest first: a few processes share the files."""
 
 

@@ -178,6 +178,15 @@ def append(con: DuckDBPyConnection, table: str, added: Sequence[dict[str, Any]])
     con.unregister("appended")
 
 
+def earliest(con: DuckDBPyConnection) -> dict[str, str]:
+    """The first partition that was ever published, by dataset; those without one are left out."""
+    found = con.execute(
+        f"SELECT dataset, min(partition) FROM {LAKE}.ops.ledger "
+        "WHERE state IN ('published', 'rolled_back') GROUP BY ALL"
+    ).fetchall()
+    return dict(found)
+
+
 def unbuilt(con: DuckDBPyConnection, environment: str) -> dict[tuple[str, str], str]:
     """The published attempts that an environment's models have not taken up, by dataset and partition."""
     found = con.execute(
