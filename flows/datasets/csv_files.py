@@ -184,7 +184,7 @@ def _scan(path: Path, dialect: Dialect, columns: int, size: int) -> str:
         "escape": _literal(dialect.escape),
         "comment": _literal(dialect.comment),
         "skip": str(dialect.skip),
-        "nullstr": "[" + ", ".join(map(_literal, dialect.nulls)) + "]",
+        "nullstr": "[" + ", ".join(map(_literal, dialect.nulls or (_NEVER,))) + "]",
         "allow_quoted_nulls": "false",
         "hive_partitioning": "false",
         "null_padding": "false",
@@ -199,6 +199,10 @@ def _scan(path: Path, dialect: Dialect, columns: int, size: int) -> str:
         options["max_line_size"] = str(max(size, 1 << 14))
     given = ", ".join(f"{name} = {value}" for name, value in options.items())
     return f"read_csv({_literal(str(path))}, {given})"
+
+
+_NEVER = "\ue000 this text is no file's \ue001"
+"""What stands for null where nothing does: DuckDB wants to be told a text."""
 
 
 def _literal(text: str) -> str:

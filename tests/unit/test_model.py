@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.datasets.model import Dataset, Grain, Partition, parse_partition, partition_at, partitions_between
+from flows.datasets.model import Contract, Dataset, Grain, Partition, parse_partition, partition_at, partitions_between
+from flows.datasets.names import column_name
 from flows.errors import BadInput
 
 DAYS = st.dates(date(1990, 1, 1), date(2090, 1, 1))
@@ -81,3 +82,59 @@ def test_a_grain_may_be_a_text_and_is_refused_when_it_is_none() -> None:
         Dataset("a", lambda p: [], grain="monthly", partition_column="m")  # type: ignore[arg-type]
     with pytest.raises(BadInput, match=r"end is datetime\.datetime.*, not a day"):
         Dataset("a", lambda p: [], partition_column="m", end=datetime(2024, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"columns": {"Order ID": "text"}}, "'Order ID' is not a column name"),
+        ({"columns": {"v": "string"}}, "'string' is not a column type"),
+        ({"columns": {"v": "decimal(39,2)"}}, "is not a column type"),
+        ({"columns": {"v": "decimal(5,6)"}}, "is not a column type"),
+        ({"columns": {"v": 5}}, "is not a column type"),
+        ({"new_columns": "x"}, "new_columns='x' is not known"),
+        ({"rename": {"a": "B c"}}, "cannot become 'B c'"),
+        ({"timezone": "Mars/Olympus"}, "is not a time zone"),
+    ],
+)
+def test_what_a_contract_cannot_say_is_refused_where_it_is_written(more: Any, says: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        Contract(**more)
+    assert says in caught.value.message
+    assert caught.value.fix
+
+
+def test_a_primary_key_that_the_contract_does_not_know_is_refused() -> None:
+    with pytest.raises(BadInput, match="the primary key's nope is not in the contract"):
+        Dataset("a", lambda p: [], partition_column="day", primary_key=("nope",), contract=Contract({"id": "bigint"}))
+    Dataset("a", lambda p: [], partition_column="day", primary_key=("day", "id"), contract=Contract({"id": "bigint"}))
+
+
+NAMES = {
+    "id": "id", "class_": "class_", "_dlt_id": "_dlt_id", "ID": "id", "orderId": "order_id", "Order ID": "order_id",
+
+        "größe": "größe",
+        "日期": "日期",
+        "Amount €": "amount",
+        "a-b.c": "a_b_c",
+        "2x": "_2x",
+        "€": "",
+        "": "",
+        " a ": "a"
+    ,
+    "HTTPServer": "httpserver", "utm_source": "utm_source", "हिन्दी": "हिन्दी", "a__b": "a__b",
+}
+
+
+@pytest.mark.parametrize("source", NAMES)
+def test_a_sources_name_becomes_a_column(source: str) -> None:
+    assert column_name(source) == NAMES[source]
+
+
+@settings(deadline=None)
+@given(st.text(max_size=20))
+def test_a_columns_name_stays_as_it_is(source: str) -> None:
+    column = column_name(source)
+    assert column_name(column) == column
+    assert '"' not in column
+    assert " " not in column
