@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -95,7 +95,9 @@ def _reader(lines: Iterator[str], dialect: Dialect) -> Iterator[list[str]]:
     )
 
 
-def read(path: Path, dialect: Dialect, columns: Mapping[str, str], size: int) -> Iterator[pa.Table]:
+def read(
+    path: Path, dialect: Dialect, columns: Mapping[str, str], size: int, integers: Set[str] = frozenset()
+) -> Iterator[pa.Table]:
     """A file's rows, every value as text; null where the dialect says so.
 
     Args:
@@ -103,6 +105,7 @@ def read(path: Path, dialect: Dialect, columns: Mapping[str, str], size: int) ->
         dialect: How it is written.
         columns: The column of each of the header's names, in order.
         size: Bytes of the file.
+        integers: Columns that may come as integers, where that is quicker and all of their texts are.
 
     Raises:
         SourceError: it breaks the dialect, names the line; or its header stands in it again.
@@ -110,7 +113,7 @@ def read(path: Path, dialect: Dialect, columns: Mapping[str, str], size: int) ->
     import duckdb
     import pyarrow as pa
 
-    if (table := _unquoted(path, dialect, columns, size)) is not None:
+    if (table := _unquoted(path, dialect, columns, size, integers)) is not None:
         yield table
         return
     try:
@@ -126,7 +129,9 @@ def read(path: Path, dialect: Dialect, columns: Mapping[str, str], size: int) ->
         raise _named(error, dialect) from None
 
 
-def _unquoted(path: Path, dialect: Dialect, columns: Mapping[str, str], size: int) -> pa.Table | None:
+def _unquoted(
+    path: Path, dialect: Dialect, columns: Mapping[str, str], size: int, integers: Set[str]
+) -> pa.Table | None:
     """A small file without quotes, read by Arrow in one block; None for any other, and for one with a fault in it."""
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
@@ -141,6 +146,8 @@ def _unquoted(path: Path, dialect: Dialect, columns: Mapping[str, str], size: in
         return None
     if ends and ends != content.count(b"\n"):
         return None
+    if b"0x" in content or b"0X" in content:
+        integers = frozenset()  # Arrow takes 0x10 for 16
     try:
         table = arrow_csv.read_csv(
             pa.py_buffer(content),
@@ -149,14 +156,15 @@ def _unquoted(path: Path, dialect: Dialect, columns: Mapping[str, str], size: in
             ),
             arrow_csv.ParseOptions(delimiter=dialect.delimiter, quote_char=False),
             arrow_csv.ConvertOptions(
-                column_types=dict.fromkeys(columns.values(), pa.string()),
+                column_types={c: pa.int64() if c in integers else pa.string() for c in columns.values()},
                 null_values=list(dialect.nulls),
                 strings_can_be_null=True,
             ),
         )
     except pa.ArrowException:
         return None  # DuckDB tells the line, and what is wrong with it
-    _check_no_header(table, list(columns))
+    if not integers:
+        _check_no_header(table, list(columns))
     return table
 
 

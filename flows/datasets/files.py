@@ -181,10 +181,11 @@ class Files:
                 local.append((name, path, size, columns))
         facts = self._look(local, dialect, contract, known)
         types = {column: found.type_of() for column, found in facts.items()}
+        integers = {name for name, data_type in contract.columns.items() if data_type == "bigint"}
         for name, path, size, columns in local:
             with _in_file(name, self.format) as place:
                 place.find = partial(_line, path, dialect, len(columns))
-                for table in csv_files.read(path, dialect, columns, size):
+                for table in csv_files.read(path, dialect, columns, size, integers):
                     yield _typed(self._with_points(table, contract, types), contract, types, known)
                     place.row += table.num_rows
 

@@ -111,18 +111,24 @@ def test_a_primary_key_that_the_contract_does_not_know_is_refused() -> None:
 
 
 NAMES = {
-    "id": "id", "class_": "class_", "_dlt_id": "_dlt_id", "ID": "id", "orderId": "order_id", "Order ID": "order_id",
-
-        "größe": "größe",
-        "日期": "日期",
-        "Amount €": "amount",
-        "a-b.c": "a_b_c",
-        "2x": "_2x",
-        "€": "",
-        "": "",
-        " a ": "a"
-    ,
-    "HTTPServer": "httpserver", "utm_source": "utm_source", "हिन्दी": "हिन्दी", "a__b": "a__b",
+    "id": "id",
+    "class_": "class_",
+    "_dlt_id": "_dlt_id",
+    "ID": "id",
+    "orderId": "order_id",
+    "Order ID": "order_id",
+    "größe": "größe",
+    "日期": "日期",
+    "Amount €": "amount",
+    "a-b.c": "a_b_c",
+    "2x": "_2x",
+    "€": "",
+    "": "",
+    " a ": "a",
+    "HTTPServer": "httpserver",
+    "utm_source": "utm_source",
+    "हिन्दी": "हिन्दी",
+    "a__b": "a__b",
 }
 
 
