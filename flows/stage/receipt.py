@@ -26,6 +26,7 @@ class Receipt:
         warnings: Audits that failed and only warn.
         restores: The earlier attempt whose rows these are, when this is a rollback.
         profile: Seconds by stage, in order; the partition's share where many went through a stage together.
+        supersedes: The attempt that a rollback takes back; it is refused when another one is published by then.
     """
 
     dataset: str
@@ -42,6 +43,7 @@ class Receipt:
     warnings: tuple[str, ...] = ()
     restores: str = ""
     profile: Mapping[str, float] = field(default_factory=dict)
+    supersedes: str = ""
 
 
 @dataclass(frozen=True, slots=True)

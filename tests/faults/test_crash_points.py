@@ -16,7 +16,7 @@ OLD: Contents = {"2024-01-01": (10, 1), "2024-01-02": (20, 1)}
 NEW: Contents = {"2024-01-01": (11, 2), "2024-01-03": (5, 2)}
 DAYS = sorted({**OLD, **NEW})
 
-EXTRACT, PUBLISH = POINTS[0:3], POINTS[5:11]
+EXTRACT, PUBLISH = POINTS[0:3], [point for point in POINTS[5:12] if point != "schema committed"]
 AGED = timedelta(days=3)
 
 
