@@ -24,7 +24,6 @@ from flows.datasets.model import Dataset
 from flows.errors import LakeError, RunFailed
 from flows.extract.chunk import Stopped, extract_chunk
 from flows.lake.publish import Published, Publisher
-from flows.lake.schema import hints
 from flows.plan import Mode, Planned, State, counts, make_plan
 from flows.points import reached
 from flows.progress import progress
@@ -146,14 +145,12 @@ def _chunk_name() -> str:
 
 
 @task(name="extract", task_run_name=_chunk_name, cache_policy=NO_CACHE, persist_result=False)
-def extract(
-    dataset: str, versions: dict[str, str], column_types: dict[str, str], pace: float, limit: float
-) -> Extracted:
+def extract(dataset: str, versions: dict[str, str], table: dict[str, str], pace: float, limit: float) -> Extracted:
     """Extract one chunk of partitions on a Dask worker; see `flows.extract.chunk.extract_chunk`."""
     logger, given, began = get_run_logger(), given_at(), time.time()
     outcomes: list[Outcome] = []
     try:
-        outcomes = extract_chunk(dataset, versions, load_settings(), column_types, abandonment(), pace, limit)
+        outcomes = extract_chunk(dataset, versions, load_settings(), table, abandonment(), pace, limit)
     except Stopped:
         logger.warning("given up: the run that wanted it is gone")
     else:
@@ -262,7 +259,7 @@ class _Run:
         )
         with contextlib.closing(publisher) as self._publisher:
             tables = publisher.tables()
-            self._hints = {k: dict(hints(tables.get(d.table, {}), d)) for k, d in self._datasets.items()}
+            self._tables = {key: tables.get(d.table, {}) for key, d in self._datasets.items()}
             with task_runner(self._settings, workers) as self._runner:
                 self._summary.add_seconds("cluster start", began)
                 began = time.monotonic()
@@ -305,7 +302,7 @@ class _Run:
                 parameters={
                     "dataset": chunk.dataset,
                     "versions": chunk.versions,
-                    "column_types": self._hints[chunk.dataset],
+                    "table": self._tables[chunk.dataset],
                     "pace": self._places / rate if rate else 0.0,
                     "limit": CHUNK_SECONDS,
                 },

@@ -24,7 +24,7 @@ from flows.datasets import all_datasets, get_dataset  # noqa: E402
 from flows.extract.chunk import extract_chunk  # noqa: E402
 from flows.lake.connect import connected, rows  # noqa: E402
 from flows.lake.publish import Published, Publisher  # noqa: E402
-from flows.lake.schema import bootstrap, hints, table_columns  # noqa: E402
+from flows.lake.schema import bootstrap, table_columns  # noqa: E402
 from flows.lake.verify import verify  # noqa: E402
 from flows.settings import Settings, load_settings  # noqa: E402
 from flows.stage.receipt import Outcome, Receipt  # noqa: E402
@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", action="store_true", help="write the screenshots into docs/images")
 
 
-FOLDERS = ("stack", "flows", "faults", "lake", "unit")
+FOLDERS = ("stack", "flows", "faults", "lake", "values", "regressions", "unit")
 """The tests' folders, those whose files take longest first: a few processes share the files."""
 
 
@@ -93,9 +93,7 @@ class Lake:
             there = table_columns(con).get(definition.table, {})
         wanted = [p for p in definition.partitions(*_bounds(partitions)) if p.key in partitions]
         versions = definition.versions(wanted)
-        return extract_chunk(
-            dataset, {key: versions.get(key, "") for key in partitions}, self.settings, hints(there, definition)
-        )
+        return extract_chunk(dataset, {key: versions.get(key, "") for key in partitions}, self.settings, there)
 
     def publish(self, outcomes: Sequence[Outcome], run: str = "test") -> Published:
         publisher = self.publisher(run)
@@ -209,6 +207,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "lake" in metafunc.fixturenames:
         folder = Path(metafunc.definition.path).parent.name
         chosen = {"lake": STORAGES, "faults": STORAGES[::2]}.get(folder, STORAGES[:1])
+        if folder in ("values", "regressions") and metafunc.config.getoption("--soak"):
+            chosen = STORAGES[::2]
         if not metafunc.config.getoption("--soak"):
             chosen = next((mark.args for mark in metafunc.definition.iter_markers("short")), chosen)
         if not any("lake" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")):

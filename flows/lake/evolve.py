@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from flows.datasets.model import Dataset, parse_partition
 from flows.errors import Rejected
 from flows.lake import ledger
-from flows.lake.schema import create_table, declared, is_outdated, qualified
+from flows.lake.schema import create_table, is_outdated, qualified
 from flows.settings import Settings
 from flows.stage.inspect import fingerprint_sql, fingerprint_text
 from flows.stage.lattice import contract_line, exact, is_untyped, join, reads_as
 from flows.stage.receipt import Receipt
-from flows.stage.types import quoted
+from flows.stage.types import declared_types, quoted
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -68,7 +68,7 @@ def evolve(
         dataset = datasets[key]
         there = tables.get(dataset.table, {})
         anew = bool(there) and is_outdated(con, dataset, there)
-        wanted = declared(dataset) if anew or not there else dict(there)
+        wanted = declared_types(dataset) if anew or not there else dict(there)
         for receipt in receipts:
             if receipt.dataset == key:
                 with contextlib.suppress(Rejected):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from flows.datasets.model import Dataset, DataType
+from flows.datasets.model import Dataset
 from flows.errors import CatalogError
 from flows.lake.connect import commit_message, connect
 from flows.settings import LAKE, Settings
-from flows.stage.types import DLT_TYPES, DUCKDB_TYPES, partition_type, quoted
+from flows.stage.types import declared_types, partition_type, quoted
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -87,11 +87,11 @@ def bootstrap(settings: Settings, datasets: Iterable[Dataset]) -> list[str]:
             if not dataset.contract.columns:
                 continue
             if dataset.table not in there:
-                create_table(con, dataset, declared(dataset))
+                create_table(con, dataset, declared_types(dataset))
                 made.append(dataset.table)
             elif is_outdated(con, dataset, there[dataset.table]):
                 con.execute(f"DROP TABLE {qualified(dataset)}")
-                create_table(con, dataset, declared(dataset))
+                create_table(con, dataset, declared_types(dataset))
                 made.append(f"{dataset.table}, by its new contract")
         if made:
             commit_message(con, "lake init", made=made)
@@ -121,22 +121,9 @@ def table_columns(con: DuckDBPyConnection) -> dict[str, dict[str, str]]:
     return found
 
 
-def hints(columns: Mapping[str, str], dataset: Dataset) -> dict[str, DataType]:
-    """The dlt data types of a raw table's columns, so that what is inferred next agrees with them."""
-    return {n: DLT_TYPES[t] for n, t in columns.items() if t in DLT_TYPES and n != dataset.partition_column}
-
-
-def declared(dataset: Dataset) -> dict[str, str]:
-    """The contract's columns, with DuckDB types."""
-    columns = {name: DUCKDB_TYPES[t] for name, t in dataset.contract.columns.items()}
-    if dataset.partition_column in columns:
-        columns[dataset.partition_column] = partition_type(dataset.grain)
-    return columns
-
-
 def is_outdated(con: DuckDBPyConnection, dataset: Dataset, there: Mapping[str, str]) -> bool:
     """Whether a raw table is empty and its columns are not the contract's: it may be made again."""
-    fits = all(there.get(name) == data_type for name, data_type in declared(dataset).items())
+    fits = all(there.get(name) == data_type for name, data_type in declared_types(dataset).items())
     return not fits and not con.execute(f"SELECT 1 FROM {qualified(dataset)} LIMIT 1").fetchall()
 
 
