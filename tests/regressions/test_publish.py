@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import duckdb
 import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from flows import gate
 from flows.datasets.model import parse_partition
 from flows.errors import PublishedInBetween
 from flows.lake.connect import connect
@@ -19,6 +22,8 @@ from flows.stage.layout import new_attempt
 from flows.stage.receipt import Failure
 from tests.cases import DAYS, Case, case
 from tests.conftest import Lake
+from tests.faults.conftest import free_the_gate, held
+from tests.faults.proxy import Proxy
 from tests.lake.test_publish import CONFLICT, LOST, _Faulty
 from tests.regressions.staged import check_reads, damaged, staged
 
@@ -183,7 +188,7 @@ def test_rows_that_were_deleted_by_hand_are_published_again_when_rechecked(lake:
     publisher.close()
 
 
-def test_a_table_that_was_dropped_by_hand_is_filled_again(lake: Lake) -> None:
+def test_a_table_that_was_emptied_follows_its_contract_and_is_filled_again(lake: Lake) -> None:
     """What docs/operations.md says of a contract whose types change: `lake init`, then `lake backfill --mode all`."""
     from flows.datasets.model import Contract
     from flows.lake.schema import bootstrap
@@ -220,3 +225,21 @@ def test_a_staged_file_and_its_folders_are_on_the_disk_before_it_is_named(
         folder = Path(lake.data.path(receipt.files[0])).parent
         assert Path(synced[0]).parent == folder
         assert {str(folder), str(folder.parent), str(folder.parent.parent)} <= set(synced[1:])
+
+
+@pytest.mark.parametrize("verdict", ["500", "cut"])
+def test_a_slot_that_cannot_be_given_back_ends_no_run(
+    gated_lake: Lake, caplog: pytest.LogCaptureFixture, verdict: str
+) -> None:
+    """The run was published, and ended in a traceback, without its event. The lease runs out by itself."""
+    port = urlsplit(PREFECT_API_URL.value()).port
+    assert port
+    with Proxy(port) as proxy:
+        through = PREFECT_API_URL.value().replace(f":{port}/", f":{proxy.port}/")
+        proxy.fault = lambda data: verdict if b"decrement-with-lease" in data else "pass"
+        with temporary_settings({PREFECT_API_URL: through, PREFECT_CLIENT_MAX_RETRIES: 1}), gate.hold():
+            assert held() == 1
+        assert proxy.count
+    assert "was not given back" in caplog.text
+    free_the_gate()
+    assert held() == 0
