@@ -60,6 +60,7 @@ class Summary:
     planned: dict[str, int] = field(default_factory=dict)
     published: list[Receipt] = field(default_factory=list)
     unchanged: list[Receipt] = field(default_factory=list)
+    older: list[Receipt] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
     no_source: list[str] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
@@ -92,6 +93,7 @@ class Summary:
             "planned": self.planned,
             "published": len(self.published),
             "unchanged": len(self.unchanged),
+            "older": len(self.older),
             "failed": [{"dataset": f.dataset, "partition": f.partition, "error": f.error} for f in self.failed],
             "no_source": sorted(self.no_source),
             "left_out": [{"dataset": out.dataset, "error": out.error.message} for out in self.left_out],
@@ -231,7 +233,7 @@ def ingest(
     summary.add_seconds("plan", began)
     logger.info("plan: %d of %d partitions to do", len(todo), len(planned))
     if todo:
-        _Run(settings, chosen, summary).drive(todo, workers)
+        _Run(settings, chosen, summary).drive(todo, workers, recheck=mode is Mode.all)
     summary.add_seconds("total", began)
     _artifacts(summary)
     for out in left_out:
@@ -257,11 +259,17 @@ class _Run:
         self._waiting: list[Outcome] = []
         self._suspects: list[Chunk] = []
 
-    def drive(self, todo: Sequence[Planned], workers: int) -> None:
+    def drive(self, todo: Sequence[Planned], workers: int, *, recheck: bool) -> None:
         """Extract and publish everything."""
         began = time.monotonic()
-        keys = {p.partition for p in todo}
-        publisher = Publisher(self._settings, list(self._datasets.values()), str(flow_run.id), keys)
+        publisher = Publisher(
+            self._settings,
+            list(self._datasets.values()),
+            str(flow_run.id),
+            {p.partition for p in todo},
+            planned={(p.dataset, p.partition): p.entry.newest for p in todo if p.entry},
+            recheck=recheck,
+        )
         with contextlib.closing(publisher) as self._publisher:
             tables = publisher.tables()
             self._tables = {key: tables.get(d.table, {}) for key, d in self._datasets.items()}
@@ -399,6 +407,13 @@ class _Run:
         self._summary.published += result.receipts
         self._summary.unchanged += result.unchanged
         self._summary.failed += result.failures
+        self._summary.older += result.older
+        for receipt in result.older:
+            get_run_logger().warning(
+                "%s %s: dropped, since an attempt that was extracted later is published",
+                receipt.dataset,
+                receipt.partition,
+            )
         if result.snapshot_id is not None:
             self._summary.commits += 1
             self._summary.snapshot_id = result.snapshot_id
@@ -455,7 +470,8 @@ def _artifacts(summary: Summary) -> None:
         }
         for f in summary.failed
     ]
-    for state, receipts in (("published", summary.published), ("unchanged", summary.unchanged)):
+    found = {"published": summary.published, "unchanged": summary.unchanged, "older": summary.older}
+    for state, receipts in found.items():
         table += [
             {
                 "dataset": r.dataset,
@@ -475,6 +491,7 @@ def _artifacts(summary: Summary) -> None:
         "" if table or summary.no_source else "Nothing to do.",
         f"- published: **{len(summary.published)}** partitions, {summary.rows:,} rows, {summary.commits} commits",
         f"- unchanged: {len(summary.unchanged)}",
+        f"- dropped as older than what is published: {len(summary.older)}",
         f"- failed: **{len(summary.failed)}**",
         *(f"    - `{f.dataset} {f.partition}` {f.error}" for f in summary.failed[:20]),
         f"- no source: {len(summary.no_source)} {', '.join(summary.no_source[:10])}",

@@ -97,7 +97,7 @@ def load(lake: Lake, *days: str) -> None:
     lake.load("readings", *days)
 
 
-def staged(lake: Lake, day: str, rows: int, value: int, extra: str = "") -> Receipt:
+def staged(lake: Lake, day: str, rows: int, value: int, extra: str = "", kind: str = "BIGINT") -> Receipt:
     """A staged day without dlt's cost, to be published many times over; with a column more, where one is named."""
     dataset = get_dataset("readings")
     partition = parse_partition(day, dataset.grain)
@@ -105,7 +105,7 @@ def staged(lake: Lake, day: str, rows: int, value: int, extra: str = "") -> Rece
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "rows.parquet")
         more = f", 'new' AS {extra}" if extra else ""
-        query = f"SELECT range AS id, {value}::BIGINT AS value, DATE '{day}' AS day{more} FROM range({rows})"
+        query = f"SELECT range AS id, {value}::{kind} AS value, DATE '{day}' AS day{more} FROM range({rows})"
         duckdb.execute(f"COPY ({query}) TO '{file}' (FORMAT parquet)")
         seen = inspect(dataset, [partition], [str(file)])[0]
         path = staged_path(dataset, partition, attempt, 0)
