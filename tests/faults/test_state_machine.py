@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from pathlib import Path
@@ -91,8 +91,12 @@ def publish(lake: Lake, receipts: list[Receipt]) -> None:
     lake.publish(receipts)
 
 
-def answers(con: DuckDBPyConnection, rows: list[Row]) -> Iterator[tuple[str, Any, Any]]:
-    """What each operator says of `raw.readings`, and what it should: the query, the one, the other."""
+def answers(con: DuckDBPyConnection, model: Mapping[str, Rows]) -> Iterator[tuple[str, Any, Any]]:
+    """What each operator says of `raw.readings`, and what it should: the query, the one, the other.
+
+    Values are looked up that are the smallest or the largest of a day: statistics of a file end there.
+    """
+    rows = [row for day in model.values() for row in day]
 
     def ask(query: str, right: Any) -> tuple[str, Any, Any]:
         found = con.execute(query.replace("FROM t", f"FROM {LAKE}.raw.readings")).fetchall()
@@ -111,9 +115,11 @@ def answers(con: DuckDBPyConnection, rows: list[Row]) -> Iterator[tuple[str, Any
         yield ask(f"SELECT {name}, count(*) FROM t WHERE {name} IS NOT NULL GROUP BY ALL ORDER BY 1", counted)
         if values:
             yield ask(f"SELECT min({name}), max({name}) FROM t", [(values[0], values[-1])])
-        for value, count in {counted[0], counted[len(counted) // 2], counted[-1]} if counted else ():
+        of_days = [[row[name] for row in day if row.get(name) is not None] for day in model.values()]
+        for value in {bound(day) for day in of_days if day for bound in (min, max)}:
             text = f"'{value}'" if isinstance(value, str) else f"{value!r}::{'DOUBLE' if name == 'ratio' else 'BIGINT'}"
-            yield ask(f"SELECT count(*) FROM t WHERE {name} = {text}", [count])
+            yield ask(f"SELECT count(*) FROM t WHERE {name} = {text}", [values.count(value)])
+        if values:
             yield ask(f"SELECT count(*) FROM t WHERE {name} > {text}", [sum(v > value for v in values)])
 
 
@@ -196,6 +202,12 @@ def machine(fresh: Callable[[], Lake], kill: Killer, project: Path) -> type[Rule
             assert len(result.receipts) == len(chosen), result.failures
             self.published(chosen, rows)
 
+        @rule(order=st.permutations(list(Shape)), count=counts, start=starts)
+        def drift(self, order: list[Shape], count: int, start: int) -> None:
+            """A source whose files change from day to day: columns wider and narrower, more, in another order."""
+            for number, (day, shape) in enumerate(zip(DAYS, order, strict=False)):
+                self.publish([day], shape, count, start + 100 * number)
+
         @rule()
         def publish_the_last_group_again(self) -> None:
             """An answer was lost: the ledger knows the attempts."""
@@ -260,10 +272,9 @@ def machine(fresh: Callable[[], Lake], kill: Killer, project: Path) -> type[Rule
         @invariant()
         def the_lake_is_the_model(self) -> None:
             if self.model:
-                rows = [row for day in self.model.values() for row in day]
                 with connected(self.lake.settings, read_only=True) as fresh:
                     for con in (self.reader, fresh):
-                        wrong = [answer for answer in answers(con, rows) if answer[1] != answer[2]]
+                        wrong = [answer for answer in answers(con, self.model) if answer[1] != answer[2]]
                         assert not wrong, wrong
                     assert by_day(fresh, "raw") == {day: ids(rows) for day, rows in self.model.items()}
                     built = by_day(fresh, "silver") if self.built else {}
