@@ -12,7 +12,7 @@ from benchmarks.measure import DATASET, DAYS, Run, peak_rss, report
 from flows.lake.connect import connect
 from flows.lake.schema import create_table
 from flows.settings import LAKE, Settings, load_settings
-from flows.stage.types import DUCKDB_TYPES
+from flows.stage.types import declared_type
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 GROUP = 128
 """As `flows.ingest.GROUP`, which cannot be asked without Prefect; `benchmarks.ours` makes sure that it is the same."""
 
-TYPES = {name: DUCKDB_TYPES[data_type] for name, data_type in DATASET.contract.columns.items()}
+TYPES = {name: declared_type(data_type) for name, data_type in DATASET.contract.columns.items()}
 
 
 def run(settings: Settings) -> Run:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from benchmarks.measure import DATASET, DAYS, Bench, Target, hand_over
-from benchmarks.staging import columns_of, stage
+from benchmarks.staging import stage
 from flows.datasets.model import parse_partition
 from flows.lake.connect import connect, literal
 from flows.lake.maintain import steps
@@ -17,6 +17,7 @@ from flows.lake.publish import Publisher
 from flows.lake.schema import bootstrap
 from flows.settings import LAKE, Settings, load_settings
 from flows.stage.receipt import Receipt
+from flows.stage.types import declared_types
 
 SIZES = (1, 8, 64, 365)
 ROUNDS = 3
@@ -24,7 +25,7 @@ ROUNDS = 3
 
 def staged(settings: Settings) -> list[Receipt]:
     """The year, staged anew: a file is registered once in its life."""
-    types = {name: t for name, t in columns_of(DATASET).items() if name != DATASET.partition_column}
+    types = {name: t for name, t in declared_types(DATASET).items() if name != DATASET.partition_column}
     files = [f"{settings.landing}flights/{day}.csv" for day in DAYS]
     query = (
         "SELECT * EXCLUDE filename, parse_filename(filename, true)::DATE AS flight_date "

@@ -12,14 +12,7 @@ from flows.settings import Settings
 from flows.stage.inspect import fingerprint_sql, fingerprint_text
 from flows.stage.layout import new_attempt
 from flows.stage.receipt import Receipt
-from flows.stage.types import DUCKDB_TYPES, partition_type, quoted
-
-
-def columns_of(dataset: Dataset) -> dict[str, str]:
-    """The DuckDB types of a dataset's columns, its partition column among them."""
-    assert dataset.partition_column
-    declared = {name: DUCKDB_TYPES[data_type] for name, data_type in dataset.contract.columns.items()}
-    return {**declared, dataset.partition_column: partition_type(dataset.grain)}
+from flows.stage.types import declared_types, quoted
 
 
 def stage(settings: Settings, dataset: Dataset, partitions: Sequence[Partition], query: str) -> list[Receipt]:
@@ -34,7 +27,7 @@ def stage(settings: Settings, dataset: Dataset, partitions: Sequence[Partition],
     column, base = quoted(dataset.partition_column or ""), f"{settings.data_path}raw/{dataset.key}"
     if not settings.data_path.startswith("s3://"):
         Path(base).mkdir(parents=True, exist_ok=True)
-    columns: Mapping[str, str] = columns_of(dataset)
+    columns: Mapping[str, str] = declared_types(dataset)
     with connected(settings) as con:
         # Once: what the files and the digests are made from is the same rows.
         con.execute(f"CREATE TEMP TABLE rows AS {query}")

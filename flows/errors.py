@@ -61,6 +61,10 @@ class CommitConflict(LakeError):
     """Another writer changed the same table first, and the retries within the gate ran out."""
 
 
+class PublishedInBetween(LakeError):
+    """Another attempt was published after a rollback had been staged; nothing was changed."""
+
+
 class RunFailed(LakeError):
     """A run ended with partitions or models that failed; the others are done.
 

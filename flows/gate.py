@@ -59,6 +59,8 @@ def hold(name: str = NAME, timeout: float = WAIT_SECONDS) -> Iterator[None]:
         name: The gate, or the transforms' limit.
         timeout: Seconds to wait.
 
+    A slot that cannot be given back is logged: what the block has done stands, and the lease runs out by itself.
+
     Raises:
         GateError: the limit does not exist, or the gate was not free in time.
     """
@@ -72,7 +74,7 @@ def hold(name: str = NAME, timeout: float = WAIT_SECONDS) -> Iterator[None]:
         finally:
             left.set()
             renewal.join()
-            client.release_concurrency_slots_with_lease(lease)
+            _release(client, name, lease)
 
 
 def _acquire(client: SyncPrefectClient, name: str, timeout: float) -> UUID:
@@ -97,6 +99,13 @@ def _acquire(client: SyncPrefectClient, name: str, timeout: float) -> UUID:
     if not answer["limits"]:
         raise GateError(f"The gate {name!r} does not exist on this Prefect server.", "lake init")
     return UUID(answer["lease_id"])
+
+
+def _release(client: SyncPrefectClient, name: str, lease: UUID) -> None:
+    try:
+        client.release_concurrency_slots_with_lease(lease)
+    except httpx.HTTPError as error:
+        log.warning("the gate %s was not given back, it is free again in %d s: %s", name, LEASE_SECONDS, error)
 
 
 def _is_taken(error: BaseException) -> bool:

@@ -24,7 +24,6 @@ from flows.datasets.model import Dataset
 from flows.errors import LakeError, RunFailed
 from flows.extract.chunk import Stopped, extract_chunk
 from flows.lake.publish import Published, Publisher
-from flows.lake.schema import hints
 from flows.plan import Mode, Planned, State, counts, make_plan
 from flows.points import reached
 from flows.progress import progress
@@ -57,6 +56,7 @@ class Summary:
     planned: dict[str, int] = field(default_factory=dict)
     published: list[Receipt] = field(default_factory=list)
     unchanged: list[Receipt] = field(default_factory=list)
+    older: list[Receipt] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
     no_source: list[str] = field(default_factory=list)
     commits: int = 0
@@ -88,6 +88,7 @@ class Summary:
             "planned": self.planned,
             "published": len(self.published),
             "unchanged": len(self.unchanged),
+            "older": len(self.older),
             "failed": [{"dataset": f.dataset, "partition": f.partition, "error": f.error} for f in self.failed],
             "no_source": sorted(self.no_source),
             "rows": self.rows,
@@ -144,14 +145,12 @@ def _chunk_name() -> str:
 
 
 @task(name="extract", task_run_name=_chunk_name, cache_policy=NO_CACHE, persist_result=False)
-def extract(
-    dataset: str, versions: dict[str, str], column_types: dict[str, str], pace: float, limit: float
-) -> Extracted:
+def extract(dataset: str, versions: dict[str, str], table: dict[str, str], pace: float, limit: float) -> Extracted:
     """Extract one chunk of partitions on a Dask worker; see `flows.extract.chunk.extract_chunk`."""
     logger, given, began = get_run_logger(), given_at(), time.time()
     outcomes: list[Outcome] = []
     try:
-        outcomes = extract_chunk(dataset, versions, load_settings(), column_types, abandonment(), pace, limit)
+        outcomes = extract_chunk(dataset, versions, load_settings(), table, abandonment(), pace, limit)
     except Stopped:
         logger.warning("given up: the run that wanted it is gone")
     else:
@@ -222,7 +221,7 @@ def ingest(
     summary.add_seconds("plan", began)
     logger.info("plan: %d of %d partitions to do", len(todo), len(planned))
     if todo:
-        _Run(settings, chosen, summary).drive(todo, workers)
+        _Run(settings, chosen, summary).drive(todo, workers, recheck=mode is Mode.all)
     summary.add_seconds("total", began)
     _artifacts(summary)
     if summary.failed:
@@ -247,14 +246,20 @@ class _Run:
         self._waiting: list[Outcome] = []
         self._suspects: list[Chunk] = []
 
-    def drive(self, todo: Sequence[Planned], workers: int) -> None:
+    def drive(self, todo: Sequence[Planned], workers: int, *, recheck: bool) -> None:
         """Extract and publish everything."""
         began = time.monotonic()
-        keys = {p.partition for p in todo}
-        publisher = Publisher(self._settings, list(self._datasets.values()), str(flow_run.id), keys)
+        publisher = Publisher(
+            self._settings,
+            list(self._datasets.values()),
+            str(flow_run.id),
+            {p.partition for p in todo},
+            planned={(p.dataset, p.partition): p.entry.newest for p in todo if p.entry},
+            recheck=recheck,
+        )
         with contextlib.closing(publisher) as self._publisher:
             tables = publisher.tables()
-            self._hints = {k: dict(hints(tables.get(d.table, {}), d)) for k, d in self._datasets.items()}
+            self._tables = {key: tables.get(d.table, {}) for key, d in self._datasets.items()}
             with task_runner(self._settings, workers) as self._runner:
                 self._summary.add_seconds("cluster start", began)
                 began = time.monotonic()
@@ -297,7 +302,7 @@ class _Run:
                 parameters={
                     "dataset": chunk.dataset,
                     "versions": chunk.versions,
-                    "column_types": self._hints[chunk.dataset],
+                    "table": self._tables[chunk.dataset],
                     "pace": self._places / rate if rate else 0.0,
                     "limit": CHUNK_SECONDS,
                 },
@@ -390,6 +395,13 @@ class _Run:
         self._summary.published += result.receipts
         self._summary.unchanged += result.unchanged
         self._summary.failed += result.failures
+        self._summary.older += result.older
+        for receipt in result.older:
+            get_run_logger().warning(
+                "%s %s: dropped, since an attempt that was extracted later is published",
+                receipt.dataset,
+                receipt.partition,
+            )
         if result.snapshot_id is not None:
             self._summary.commits += 1
             self._summary.snapshot_id = result.snapshot_id
@@ -429,7 +441,8 @@ def _artifacts(summary: Summary) -> None:
         }
         for f in summary.failed
     ]
-    for state, receipts in (("published", summary.published), ("unchanged", summary.unchanged)):
+    found = {"published": summary.published, "unchanged": summary.unchanged, "older": summary.older}
+    for state, receipts in found.items():
         table += [
             {
                 "dataset": r.dataset,
@@ -449,6 +462,7 @@ def _artifacts(summary: Summary) -> None:
         "" if table or summary.no_source else "Nothing to do.",
         f"- published: **{len(summary.published)}** partitions, {summary.rows:,} rows, {summary.commits} commits",
         f"- unchanged: {len(summary.unchanged)}",
+        f"- dropped as older than what is published: {len(summary.older)}",
         f"- failed: **{len(summary.failed)}**",
         *(f"    - `{f.dataset} {f.partition}` {f.error}" for f in summary.failed[:20]),
         f"- no source: {len(summary.no_source)} {', '.join(summary.no_source[:10])}",

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
 """How long an object store may take to answer, before it is asked again."""
 
+COPY_BYTES = 1 << 20
+"""Bytes copied at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class File:
@@ -114,16 +117,24 @@ class Storage:
     def put(self, local: Path, relative: str) -> None:
         """Store a finished local file under a name that no reader can see half-written.
 
+        In a folder, the file and its name are on the disk when this returns: a catalog that is committed later
+        never names a file that a power cut takes away.
+
         Raises:
             OSError: the folder or bucket cannot be written; nothing is left under the name.
         """
         if self.is_local:
             target = Path(self.path(relative))
-            target.parent.mkdir(parents=True, exist_ok=True)
+            made = _make(target.parent)
             partial = target.with_name(f".{target.name}.partial")
             try:
-                shutil.copyfile(local, partial)
+                with local.open("rb") as source, partial.open("wb") as copy:
+                    shutil.copyfileobj(source, copy, COPY_BYTES)
+                    copy.flush()
+                    os.fsync(copy.fileno())
                 partial.replace(target)
+                for folder in (target.parent, *made):
+                    _sync(folder)
             except OSError:
                 partial.unlink(missing_ok=True)
                 raise
@@ -131,6 +142,22 @@ class Storage:
         # Not through Arrow: it sends parts without their length, which not every S3 takes (rclone answers 411).
         bucket, _, key = self.path(relative).partition("/")
         self._client.fput_object(bucket, key, str(local), content_type="application/octet-stream")
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder and those above it. Returns the folders that have a new name in them."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return [each.parent for each in missing]
+
+
+def _sync(folder: Path) -> None:
+    """Bring a folder's names to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check(settings: Settings, *, create: bool = False) -> list[str]:

@@ -24,7 +24,7 @@ from flows.datasets import all_datasets, get_dataset  # noqa: E402
 from flows.extract.chunk import extract_chunk  # noqa: E402
 from flows.lake.connect import connected, rows  # noqa: E402
 from flows.lake.publish import Published, Publisher  # noqa: E402
-from flows.lake.schema import bootstrap, hints, table_columns  # noqa: E402
+from flows.lake.schema import bootstrap, table_columns  # noqa: E402
 from flows.lake.verify import verify  # noqa: E402
 from flows.settings import Settings, load_settings  # noqa: E402
 from flows.stage.receipt import Outcome, Receipt  # noqa: E402
@@ -93,9 +93,7 @@ class Lake:
             there = table_columns(con).get(definition.table, {})
         wanted = [p for p in definition.partitions(*_bounds(partitions)) if p.key in partitions]
         versions = definition.versions(wanted)
-        return extract_chunk(
-            dataset, {key: versions.get(key, "") for key in partitions}, self.settings, hints(there, definition)
-        )
+        return extract_chunk(dataset, {key: versions.get(key, "") for key in partitions}, self.settings, there)
 
     def publish(self, outcomes: Sequence[Outcome], run: str = "test") -> Published:
         publisher = self.publisher(run)

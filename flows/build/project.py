@@ -19,7 +19,7 @@ from sqlmesh.core.model import create_external_model
 from flows.build.adapter import lake_connection
 from flows.datasets import all_datasets
 from flows.settings import LAKE, Settings
-from flows.stage.types import DUCKDB_TYPES, partition_type
+from flows.stage.types import declared_types
 
 
 class LakeLoader(SqlMeshLoader):
@@ -28,9 +28,7 @@ class LakeLoader(SqlMeshLoader):
     def _load_external_models(self, audits: Any, cache: Any, gateway: str | None = None) -> Any:
         models = super()._load_external_models(audits, cache, gateway)
         for dataset in all_datasets().values():
-            columns = {name: DUCKDB_TYPES[t] for name, t in dataset.contract.columns.items()}
-            if columns and dataset.partition_column:
-                columns[dataset.partition_column] = partition_type(dataset.grain)
+            columns = declared_types(dataset)
             model = create_external_model(
                 f"{LAKE}.{dataset.table}",
                 dialect="duckdb",

@@ -1,15 +1,21 @@
-"""The shared ``files`` source: CSV, JSON lines or Parquet files, one or several a partition, by a path pattern."""
+"""The shared ``files`` source: CSV, JSON or Parquet files, one or several a partition, by a path pattern."""
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import hashlib
 import re
+import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import lru_cache, partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from flows.datasets.model import Contract, DataType, Partition
+from flows.datasets.model import Contract, Grain, Partition
 from flows.errors import BadInput, NoSource, SourceError
 from flows.settings import load_settings
 from flows.storage import File, Storage, open_storage
@@ -17,156 +23,459 @@ from flows.storage import File, Storage, open_storage
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Format = Literal["csv", "jsonl", "parquet"]
-BLOCK = 8 << 20
-"""Bytes read at once: what bounds the memory of a large file."""
+    from flows.datasets.csv_files import Dialect, Facts
+
+Format = Literal["csv", "json", "jsonl", "parquet"]
+
+PIECE = 1 << 20
+"""Bytes copied at once."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files in the landing zone (a folder or S3), found by a glob with the partition in it.
+    """Files in the landing zone (a folder or S3), found by a pattern with the partition in it.
 
     Args:
-        pattern: Path below ``LAKE_LANDING``: ``{partition}`` stands for the partition's key, ``*`` for any
-            run of characters but a slash. ``flights/{partition}.csv``, ``weather/{partition}/*.jsonl``.
-        format: How the files are written.
-        nulls: The texts that mean null, in CSV.
+        pattern: Path below ``LAKE_LANDING``: ``{partition}`` stands for the partition's key, ``%Y``, ``%m``, ``%d`` and
+            ``%H`` for parts of its start, ``*`` for any run of characters but a slash. ``flights/{partition}.csv``,
+            ``weather/year=%Y/month=%m/%d/*.jsonl``. Hidden files (``.name``, ``_SUCCESS``) are never data.
+        format: How the files are written. ``json`` and ``jsonl`` both read lines as well as one array.
+        nulls: The texts that mean null, in CSV, where they stand without quotes.
         ends_with_newline: Whether a CSV file whose last line has no end is taken for truncated. A value cut short
             can look like a whole one, so turn this off only for a source that never writes the last line's end.
+        delimiter: What stands between two values, in CSV.
+        quote: What a value that holds a delimiter or a line break stands between, in CSV; "" for nothing.
+        escape: What stands before a quote within a quoted value, in CSV: the quote itself, or a backslash.
+        encoding: The text's encoding, as Python names it.
+        decimal: The decimal mark of numbers, in CSV.
+        comment: A line that starts with this is left out, in CSV; "" for none.
+        skip: Lines before the header, in CSV.
+        empty: Whether a file of 0 bytes is a partition without rows. A CSV file of just a header always is.
+
+    A file whose name ends with ``.gz`` or ``.zst`` is decompressed.
     """
 
     pattern: str
     format: Format
     nulls: tuple[str, ...] = ("",)
     ends_with_newline: bool = True
+    delimiter: str = ","
+    quote: str = '"'
+    escape: str = '"'
+    encoding: str = "utf-8"
+    decimal: str = "."
+    comment: str = ""
+    skip: int = 0
+    empty: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pattern.startswith("/") or ".." in self.pattern.split("/"):
+            raise BadInput(f"{self.pattern!r} leaves the landing zone.", "give a path below LAKE_LANDING")
+        if self.format not in get_args(Format):
+            raise BadInput(f"{self.format!r} is not a file format.", f"choose from {', '.join(get_args(Format))}")
+        if "**" in self.pattern or (found := re.search(r"[?\[\]]", self.pattern)):
+            sign = "**" if "**" in self.pattern else found[0]  # type: ignore[index]
+            raise BadInput(f"{self.pattern!r}: {sign!r} is not part of a pattern.", _PATTERN)
+        if found := re.search(r"%(?![YmdH])", self.pattern):
+            raise BadInput(f"{self.pattern!r}: % stands before Y, m, d or H.", _PATTERN)
+        if found := re.search(r"\{(?!partition\})[^}]*\}?", self.pattern):
+            raise BadInput(f"{self.pattern!r}: {found[0]!r} stands for nothing.", _PATTERN)
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise BadInput(
+                f"{self.encoding!r} is not an encoding.", "name one that Python knows, such as latin-1"
+            ) from None
+        for name, most in (("delimiter", 4), ("quote", 1), ("escape", 1), ("comment", 1), ("decimal", 1)):
+            value = getattr(self, name)
+            if len(value) > most or (not value and name in ("delimiter", "decimal")):
+                raise BadInput(f"{name}={value!r} is not a {name} that is read.", f"give {most} character at most")
+        if isinstance(self.nulls, str) or self.skip < 0:
+            raise BadInput("nulls is a tuple of texts, and skip a number of lines.", 'nulls=("NA", "")')
+
+    def check(self, key: str, grain: Grain) -> None:
+        """Make sure that the pattern tells partitions of this grain apart.
+
+        Raises:
+            BadInput: it does not.
+        """
+        if grain is Grain.full:
+            if "{partition}" in self.pattern or "%" in self.pattern:
+                raise BadInput(f"{key}: {self.pattern!r} names partitions, but there is just one.", "name the file")
+            return
+        parts = set(re.findall("%([YmdH])", self.pattern))
+        if "{partition}" not in self.pattern and not set(_PARTS[grain]) <= parts:
+            needed = "".join(f"%{part}" for part in _PARTS[grain])
+            raise BadInput(
+                f"{key}: {self.pattern!r} does not say which {grain} a file is of.", f"use {{partition}}, or {needed}"
+            )
 
     def versions(self, partitions: Sequence[Partition]) -> Mapping[str, str]:
         """The version of every partition that has files: a digest of their names, sizes and times."""
-        found = self._all({p.key for p in partitions})
-        return {key: _version(infos) for key, infos in found.items()}
+        return {key: _version(infos) for key, infos in self._found(partitions).items()}
 
-    def read(self, partition: Partition, contract: Contract) -> Iterator[pa.RecordBatch]:
-        """Stream one partition's rows in batches. A value that does not fit its type is an error, never a null.
+    def unmatched(self, partitions: Sequence[Partition]) -> list[str]:
+        """The files in the pattern's folder that are of no partition, by their paths below the landing zone.
+
+        Hidden ones are left out.
+
+        Args:
+            partitions: One of them at least: they tell the grain.
+        """
+        landing = self._landing()
+        match = _matcher(self.pattern, partitions[0].grain)
+        names = [landing.relative(info.path) for info in landing.list(_fixed_folder(self.pattern))]
+        return sorted(name for name in names if not _is_hidden(name, self.pattern) and not match(name))
+
+    def read(
+        self, partition: Partition, contract: Contract, known: Mapping[str, str] = MappingProxyType({})
+    ) -> Iterator[pa.Table]:
+        """Stream one partition's rows. A value that does not fit its type is an error, never a null.
+
+        Args:
+            partition: Which.
+            contract: Types of declared columns, names, the zone of local times.
+            known: The raw table's column types: where one is text, a CSV file's column is read as text.
 
         Raises:
             NoSource: no file matches.
-            SourceError: a file is empty, truncated, has other columns or values of another type.
+            SourceError: a file is empty, truncated, has other columns or values of another type, or changed while it
+                was read.
         """
-        files = self._one(partition.key)
+        files = self._found([partition]).get(partition.key, [])
         if not files:
-            raise NoSource(f"no file matches {self.pattern.replace('{partition}', partition.key)}")
+            raise NoSource(f"no file matches {self._spelt(partition)}")
         landing = self._landing()
+        with contextlib.ExitStack() as opened:
+            read = {"csv": self._csv, "parquet": self._parquet}.get(self.format, self._json)
+            yield from read(landing, files, contract, known, opened)
+            for info in files:
+                now = landing.find(landing.relative(info.path))
+                if now is None or _state(now, landing) != _state(info, landing):
+                    raise SourceError(
+                        f"{landing.relative(info.path)} changed while it was read", "the next run reads it again"
+                    )
+
+    def _csv(
+        self,
+        landing: Storage,
+        files: Sequence[File],
+        contract: Contract,
+        known: Mapping[str, str],
+        opened: contextlib.ExitStack,
+    ) -> Iterator[pa.Table]:
+        """CSV files: as text, then by the contract's types, or by what all of a column's texts are like."""
+        from flows.datasets import csv_files
+
+        dialect = self._dialect()
+        local: list[tuple[str, Path, int, dict[str, str]]] = []
         for info in files:
             name = landing.relative(info.path)
-            if info.size == 0:
-                raise SourceError(f"{name} is empty (0 bytes)", "have the source write it again")
-            try:
-                yield from self._read(landing, info.path, contract)
-            except SourceError as error:
-                raise SourceError(f"{name}: {error.message}", error.fix) from None
-            except (ValueError, OSError) as error:
-                cause = " ".join(str(error).split())[:300]
-                raise SourceError(
-                    f"{name} cannot be read as {self.format}: {cause}",
-                    "have the source write it again, or mend the dataset's contract",
-                ) from None
+            with _in_file(name, self.format):
+                path = self._plain(landing, info, opened)
+                size = path.stat().st_size
+                if self._is_empty(size):
+                    continue
+                if self.ends_with_newline:
+                    _check_end(path, size)
+                columns = _columns(csv_files.header(path, dialect), contract, known)
+                local.append((name, path, size, columns))
+        facts = self._look(local, dialect, contract, known)
+        types = {column: found.type_of() for column, found in facts.items()}
+        for name, path, size, columns in local:
+            with _in_file(name, self.format) as place:
+                place.find = partial(_line, path, dialect, len(columns))
+                for table in csv_files.read(path, dialect, columns, size):
+                    yield _typed(self._with_points(table, contract, types), contract, types, known)
+                    place.row += table.num_rows
+
+    def _look(
+        self,
+        local: Sequence[tuple[str, Path, int, dict[str, str]]],
+        dialect: Dialect,
+        contract: Contract,
+        known: Mapping[str, str],
+    ) -> dict[str, Facts]:
+        """What the texts of undeclared columns are like, in all files together."""
+        from flows.datasets import csv_files
+
+        facts: dict[str, Facts] = {}
+        for name, path, size, columns in local:
+            wanted = {
+                number: facts.setdefault(column, csv_files.Facts())
+                for number, column in enumerate(columns.values())
+                if column not in contract.columns and known.get(column) != "VARCHAR" and _is_taken(contract)
+            }
+            if wanted:
+                with _in_file(name, self.format):
+                    csv_files.look(path, dialect, wanted, list(columns), size)
+        return facts
+
+    def _with_points(self, table: pa.Table, contract: Contract, types: Mapping[str, pa.DataType]) -> pa.Table:
+        """A table of texts whose numbers are written with a point."""
+        if self.decimal == ".":
+            return table
+        import pyarrow.compute as pc
+
+        from flows.datasets.values import contract_type, is_number
+
+        for number, name in enumerate(table.column_names):
+            wanted = contract_type(contract.columns[name]) if name in contract.columns else types.get(name)
+            if wanted is not None and is_number(wanted):
+                column = table.column(number)
+                if self.decimal != "." and pc.any(pc.match_substring(column, ".")).as_py():
+                    raise SourceError(f"column {name}: a number has a point, but {self.decimal!r} is the decimal mark")
+                table = table.set_column(number, name, pc.replace_substring(column, self.decimal, "."))
+        return table
+
+    def _json(
+        self,
+        landing: Storage,
+        files: Sequence[File],
+        contract: Contract,
+        known: Mapping[str, str],
+        opened: contextlib.ExitStack,
+    ) -> Iterator[pa.Table]:
+        """JSON files, of lines or of one array each."""
+        from flows.datasets import json_files
+        from flows.datasets.rows import rows_to_table
+        from flows.datasets.values import conform
+
+        for info in files:
+            with _in_file(landing.relative(info.path), self.format) as place:
+                path = self._plain(landing, info, opened)
+                if self._is_empty(path.stat().st_size):
+                    continue
+                for number, rows in json_files.read(path):
+                    place.find = partial(_row, number)
+                    yield conform(rows_to_table(rows, contract), contract, dict.fromkeys(known))
+
+    def _parquet(
+        self,
+        landing: Storage,
+        files: Sequence[File],
+        contract: Contract,
+        known: Mapping[str, str],
+        opened: contextlib.ExitStack,
+    ) -> Iterator[pa.Table]:
+        """Parquet files."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from flows.datasets.values import conform
+
+        for info in files:
+            with _in_file(landing.relative(info.path), self.format) as place:
+                if self._is_empty(info.size):
+                    continue
+                parquet = pq.ParquetFile(opened.enter_context(landing.fs.open_input_file(info.path)))
+                columns = _columns(parquet.schema_arrow.names, contract, known)
+                for batch in parquet.iter_batches():
+                    table = pa.table(batch.columns, names=list(columns.values()))
+                    yield conform(table, contract, dict.fromkeys(known))
+                    place.row += table.num_rows
+
+    def _is_empty(self, size: int) -> bool:
+        if size == 0 and not self.empty:
+            raise SourceError(
+                "is empty (0 bytes)", "have the source write it again; or is that a day without rows? empty=True"
+            )
+        return size == 0
+
+    def _dialect(self) -> Dialect:
+        from flows.datasets.csv_files import Dialect
+
+        return Dialect(
+            self.delimiter, self.quote, self.escape, self.decimal, self.comment, self.skip, tuple(self.nulls)
+        )
+
+    def _plain(self, landing: Storage, info: File, opened: contextlib.ExitStack) -> Path:
+        """A local file with the text in UTF-8: the one that is there, or a temporary copy."""
+        kind = {"gz": "gzip", "zst": "zstd"}.get(info.path.rpartition(".")[2])
+        is_utf8 = codecs.lookup(self.encoding).name == "utf-8"
+        _check_kind(landing, info, kind, is_utf8)
+        if landing.is_local and kind is None and is_utf8 and not set("*?[]") & set(info.path):
+            return Path(info.path)
+        copy = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="lake-file-")), "plain")
+        with landing.fs.open_input_stream(info.path, compression=kind) as source, copy.open("wb") as target:
+            decode = codecs.getincrementaldecoder(self.encoding)() if not is_utf8 else None
+            while piece := source.read(PIECE):
+                target.write(decode.decode(piece).encode() if decode else piece)
+            if decode:
+                target.write(decode.decode(b"", final=True).encode())
+        return copy
 
     def _landing(self) -> Storage:
         settings = load_settings()
         return open_storage(settings.landing, settings)
 
-    def __post_init__(self) -> None:
-        if self.pattern.startswith("/") or ".." in self.pattern.split("/"):
-            raise BadInput(f"{self.pattern!r} leaves the landing zone.", "give a path below LAKE_LANDING")
-
-    def _all(self, keys: set[str]) -> dict[str, list[File]]:
-        """The files of each of these partitions, from one listing of the deepest folder without a variable."""
-        if "{partition}" not in self.pattern:
-            return {key: files for key in keys if (files := self._one(key))}
-        first, *rest = [_regex(part) for part in self.pattern.split("{partition}")]
-        match = re.compile(f"{first}(?P<key>[^/]+?){'(?P=key)'.join(rest)}")
+    def _found(self, partitions: Sequence[Partition]) -> dict[str, list[File]]:
+        """The files of each of these partitions, in the order of their names."""
+        if not partitions:
+            return {}
         landing = self._landing()
+        if "*" not in self.pattern and len(partitions) == 1:
+            file = landing.find(self._spelt(partitions[0]))
+            return {partitions[0].key: [file]} if file else {}
+        match = _matcher(self.pattern, partitions[0].grain)
+        wanted = {p.key for p in partitions}
         found: dict[str, list[File]] = defaultdict(list)
-        for info in landing.list(_fixed_folder(self.pattern)):
-            hit = match.fullmatch(landing.relative(info.path))
-            if hit and hit["key"] in keys:
-                found[hit["key"]].append(info)
-        return found
+        folder = _fixed_folder(self.pattern if len(partitions) > 1 else self._spelt(partitions[0]))
+        for info in sorted(landing.list(folder), key=lambda i: i.path):
+            name = landing.relative(info.path)
+            if (key := match(name)) in wanted and not _is_hidden(name, self.pattern):
+                found[key].append(info)
+        return dict(found)
 
-    def _one(self, key: str) -> list[File]:
-        """The files of one partition, in the order of their names."""
-        pattern = self.pattern.replace("{partition}", key)
-        landing = self._landing()
-        if "*" not in pattern:
-            file = landing.find(pattern)
-            return [file] if file else []
-        match = re.compile(_regex(pattern))
-        found = (i for i in landing.list(_fixed_folder(pattern)) if match.fullmatch(landing.relative(i.path)))
-        return sorted(found, key=lambda i: i.path)
+    def _spelt(self, partition: Partition) -> str:
+        """The pattern with a partition's key and date in it."""
+        spelt = self.pattern.replace("{partition}", partition.key)
+        if partition.grain is not Grain.full:
+            for part in "YmdH":
+                spelt = spelt.replace(f"%{part}", partition.start.strftime(f"%{part}").rjust(_WIDTHS[part], "0"))
+        return spelt
 
-    def _read(self, landing: Storage, path: str, contract: Contract) -> Iterator[pa.RecordBatch]:
-        if self.format == "csv":
-            if self.ends_with_newline and path.endswith(".csv"):
-                _check_end(landing, path)
-            with landing.fs.open_input_stream(path) as stream:
-                yield from _checked(self._open_csv(stream, contract), contract)
-        elif self.format == "jsonl":
-            with landing.fs.open_input_stream(path) as stream:
-                yield from _checked(_open_json(stream, contract), contract)
+
+_PATTERN = "use {partition}, %Y, %m, %d, %H, and * for a run of characters within a name"
+_WIDTHS = {"Y": 4, "m": 2, "d": 2, "H": 2}
+_PARTS = {Grain.hour: "YmdH", Grain.day: "Ymd", Grain.month: "Ym"}
+_KEYS = {Grain.hour: "{Y}-{m}-{d}T{H}", Grain.day: "{Y}-{m}-{d}", Grain.month: "{Y}-{m}"}
+
+
+@lru_cache(maxsize=256)
+def _matcher(pattern: str, grain: Grain) -> Any:
+    """A function that tells the key of the partition that a path is of; None for a path that is of none."""
+    written: set[str] = set()
+
+    def group(part: str) -> str:
+        if part in written:
+            return f"(?P={part})"
+        written.add(part)
+        return rf"(?P<{part}>\d{{{_WIDTHS[part]}}})"
+
+    key = _KEYS.get(grain, "full")
+    regex = ""
+    for token in re.findall(r"\{partition\}|%[YmdH]|\*|[^{%*]+", pattern):
+        if token == "{partition}":  # noqa: S105 - no password
+            regex += re.sub(r"\{(\w)\}", lambda found: group(found[1]), key)
+        elif token.startswith("%"):
+            regex += group(token[1])
         else:
-            import pyarrow.parquet as pq
+            regex += "[^/]*?" if token == "*" else re.escape(token)  # noqa: S105
+    compiled = re.compile(regex)
 
-            with landing.fs.open_input_file(path) as file:
-                parquet = pq.ParquetFile(file)
-                for batch in parquet.iter_batches():
-                    _check_names(batch.schema.names, contract)
-                    yield _cast(batch, contract)
+    def match(path: str) -> str | None:
+        hit = compiled.fullmatch(path)
+        return key.format(**hit.groupdict()) if hit else None
 
-    def _open_csv(self, stream: Any, contract: Contract) -> Any:
-        from pyarrow import csv
-
-        return csv.open_csv(
-            stream,
-            read_options=csv.ReadOptions(block_size=BLOCK, use_threads=False),
-            convert_options=csv.ConvertOptions(
-                column_types=arrow_types(contract.columns),
-                null_values=list(self.nulls),
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=False,
-            ),
-        )
+    return match
 
 
-def _open_json(stream: Any, contract: Contract) -> Any:
+def _is_hidden(name: str, pattern: str) -> bool:
+    base = name.rpartition("/")[2]
+    return base.startswith((".", "_")) and not pattern.rpartition("/")[2].startswith((".", "_"))
+
+
+def _fixed_folder(pattern: str) -> str:
+    return re.split(r"[{%*]", pattern)[0].rpartition("/")[0]
+
+
+def _is_taken(contract: Contract) -> bool:
+    """Whether columns that the contract does not declare are taken at all."""
+    return not contract.columns or contract.new_columns == "evolve"
+
+
+def _state(info: File, landing: Storage) -> tuple[int, int]:
+    """What changes when a file is written again. S3 tells its time to the second when it is asked for one object."""
+    return info.size, (info.mtime_ns or 0) // (1 if landing.is_local else 1_000_000_000)
+
+
+def _line(path: Path, dialect: Dialect, columns: int, row: int) -> str:
+    from flows.datasets.csv_files import line_of
+
+    return f"line {line_of(path, dialect, row, columns)}"
+
+
+def _row(first: int, row: int) -> str:
+    return f"row {first + row}"
+
+
+class _Place:
+    """Where in a file a row is."""
+
+    def __init__(self) -> None:
+        self.row = 0
+        self.find: Callable[[int], str] = partial(_row, 1)
+
+
+@contextlib.contextmanager
+def _in_file(name: str, kind: str) -> Iterator[_Place]:
+    """Name the file, and the place in it, in whatever goes wrong within the block."""
     import pyarrow as pa
-    from pyarrow import json
 
-    columns = arrow_types(contract.columns)
-    return json.open_json(
-        stream,
-        read_options=json.ReadOptions(block_size=BLOCK, use_threads=False),
-        parse_options=json.ParseOptions(explicit_schema=pa.schema(list(columns.items())) if columns else None),
-    )
+    from flows.datasets.values import Unfit
+
+    place = _Place()
+    try:
+        yield place
+    except SourceError as error:
+        raise SourceError(f"{name}: {error.message}", error.fix) from None
+    except Unfit as error:
+        where = f" {place.find(place.row + error.row)}" if error.row is not None else ""
+        column = f" column {error.column}:" if error.column else ""
+        raise SourceError(f"{name}{where}:{column} {error.why}", "mend the file, or the dataset's contract") from None
+    except UnicodeError as error:
+        raise SourceError(f"{name} is not in the encoding it should be: {error}", "say which: encoding=") from None
+    except (ValueError, OSError, EOFError, pa.ArrowException) as error:
+        cause = " ".join(str(error).split())[:300]
+        raise SourceError(
+            f"{name} cannot be read as {kind}: {cause}", "have the source write it again, or mend the dataset"
+        ) from None
 
 
-def _check_end(landing: Storage, path: str) -> None:
-    with landing.fs.open_input_file(path) as file:
-        file.seek(file.size() - 1)
-        if file.read(1) != b"\n":
+def _check_kind(landing: Storage, info: File, compression: str | None, is_utf8: bool) -> None:
+    """Refuse what is another kind of file than its name and the dataset say, by its first bytes."""
+    with landing.fs.open_input_file(info.path) as file:
+        start = file.read(4)
+    for magic, name in _MAGIC.items():
+        if start.startswith(magic) and name != compression and not (name == "UTF-16" and not is_utf8):
+            raise SourceError(f"is {name}, not text", _MAGIC_FIX.get(name, "have the source write it again"))
+
+
+_MAGIC = {
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PAR1": "Parquet",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+_MAGIC_FIX = {
+    "gzip": "give it a name that ends with .gz",
+    "zstd": "give it a name that ends with .zst",
+    "Parquet": 'say so in the dataset: format="parquet"',
+    "UTF-16": "say so in the dataset: encoding='utf-16'",
+}
+
+
+def _check_end(path: Path, size: int) -> None:
+    with path.open("rb") as file:
+        file.seek(size - 1)
+        if file.read(1) not in (b"\n", b"\r"):
             raise SourceError("its last line has no end: it is truncated", "have the source write it again")
 
 
-def _checked(reader: Any, contract: Contract) -> Iterator[pa.RecordBatch]:
-    _check_names(reader.schema.names, contract)
-    for batch in reader:
-        yield _select(batch, contract)
+def _columns(names: Sequence[str], contract: Contract, known: Mapping[str, str]) -> dict[str, str]:
+    """The column of each name in a file's header; all that the contract declares, and only what it allows."""
+    from flows.datasets.names import clash, clash_text, columns_of
 
-
-def _check_names(names: Sequence[str], contract: Contract) -> None:
     if len(set(names)) < len(names):
-        raise SourceError(f"the header names a column twice: {', '.join(names)}", "mend the file")
-    missing = [c for c in contract.columns if c not in names]
-    extra = [c for c in names if c not in contract.columns]
+        raise SourceError(f"the header names a column twice: {', '.join(map(repr, names))}", "mend the file")
+    columns = columns_of(names, contract.rename)
+    if pair := clash(columns):
+        raise SourceError(clash_text(*pair, columns[pair[0]]), "mend the contract, or the file")
+    missing = [c for c in contract.columns if c not in columns.values()]
+    extra = [n for n, c in columns.items() if c not in contract.columns and c not in known]
     if missing or (extra and contract.columns and contract.new_columns == "freeze"):
         raise SourceError(
             "wrong header:"
@@ -174,29 +483,20 @@ def _check_names(names: Sequence[str], contract: Contract) -> None:
             + (f" has {', '.join(extra)}, which the contract does not know" if extra else ""),
             "mend the file, or the contract in flows/datasets",
         )
+    return columns
 
 
-def _select(batch: pa.RecordBatch, contract: Contract) -> pa.RecordBatch:
-    if contract.columns and contract.new_columns == "discard_value":
-        return batch.select(list(contract.columns))
-    return batch
-
-
-def _cast(batch: pa.RecordBatch, contract: Contract) -> pa.RecordBatch:
-    """Bring a Parquet batch to the contract's types; a value that does not fit is an error."""
+def _typed(table: pa.Table, contract: Contract, types: Mapping[str, pa.DataType], known: Mapping[str, str]) -> pa.Table:
+    """A table of texts by the contract's types, and by those that were found for the other columns."""
     import pyarrow as pa
 
-    types = arrow_types(contract.columns)
-    fields = [pa.field(f.name, types.get(f.name, f.type)) for f in batch.schema]
-    return _select(batch.cast(pa.schema(fields)), contract)
+    from flows.datasets.values import conform, fit
 
-
-def _regex(pattern: str) -> str:
-    return re.escape(pattern).replace(r"\*", "[^/]*")
-
-
-def _fixed_folder(pattern: str) -> str:
-    return re.split(r"[{*]", pattern)[0].rpartition("/")[0]
+    columns = {
+        name: fit(table.column(name), types[name], name) if name in types else table.column(name)
+        for name in table.column_names
+    }
+    return conform(pa.table(columns), contract, dict.fromkeys(known))
 
 
 def _version(infos: Sequence[File]) -> str:
@@ -204,22 +504,3 @@ def _version(infos: Sequence[File]) -> str:
     for info in sorted(infos, key=lambda i: i.path):
         digest.update(f"{info.path}\0{info.size}\0{info.mtime_ns}\0".encode())
     return digest.hexdigest()[:16]
-
-
-def arrow_types(columns: Mapping[str, DataType]) -> dict[str, pa.DataType]:
-    """The Arrow type of each declared column: timestamps in microseconds and UTC, bigint as int64."""
-    import pyarrow as pa
-
-    known: dict[str, pa.DataType] = {
-        "text": pa.string(),
-        "json": pa.string(),
-        "bigint": pa.int64(),
-        "double": pa.float64(),
-        "bool": pa.bool_(),
-        "timestamp": pa.timestamp("us", tz="UTC"),
-        "date": pa.date32(),
-        "time": pa.time64("us"),
-        "decimal": pa.decimal128(38, 9),
-        "binary": pa.binary(),
-    }
-    return {name: known[data_type] for name, data_type in columns.items()}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from zoneinfo import available_timezones
 
+from flows.datasets.names import column_name
 from flows.errors import BadInput
 
 KEY = re.compile(r"[a-z][a-z0-9_]{0,62}")
-COLUMN = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+DECIMAL = re.compile(r"decimal\((\d{1,2}), ?(\d{1,2})\)")
 
 
 class Grain(StrEnum):
@@ -114,8 +116,16 @@ def partition_at(moment: datetime, grain: Grain) -> Partition:
     return Partition("full" if grain is Grain.full else moment.isoformat()[: _LENGTHS[grain]], grain)
 
 
-DataType = Literal["text", "bigint", "double", "bool", "timestamp", "date", "time", "decimal", "binary", "json"]
-"""dlt's names of the column types."""
+DataType = str
+"""A column's type in a contract: one of `TYPES`, or ``decimal(p,s)`` with a precision and a scale."""
+
+TYPES = (
+    *("text", "bigint", "double", "bool", "timestamp", "timestamp_ntz"),
+    *("date", "time", "decimal", "binary", "json"),
+)
+"""dlt's names of the column types, and ``timestamp_ntz``: a moment without a zone. A ``timestamp`` is stored in UTC."""
+
+NewColumns = Literal["evolve", "freeze", "discard_value"]
 
 
 @dataclass(frozen=True)
@@ -123,18 +133,47 @@ class Contract:
     """What a dataset's rows must look like.
 
     Args:
-        columns: Name and dlt data type of every column, in order. Empty: dlt infers them.
-        new_columns: dlt's schema contract for a column that is not declared: ``evolve`` adds it to the
-            table, ``freeze`` rejects the partition, ``discard_value`` leaves it out.
+        columns: Name and data type of every column, in order. Empty: they are inferred.
+        new_columns: What becomes of a column that is not declared: ``evolve`` adds it to the table, ``freeze``
+            rejects the partition, ``discard_value`` leaves it out.
+        rename: The column that one of the source's names becomes, where it is not to be the one that
+            `flows.datasets.names.column_name` makes of it.
+        timezone: The zone of moments that a source gives without one, for columns declared as ``timestamp``;
+            ``Europe/Berlin``. None refuses them.
     """
 
     columns: Mapping[str, DataType] = field(default_factory=dict)
-    new_columns: Literal["evolve", "freeze", "discard_value"] = "evolve"
+    new_columns: NewColumns = "evolve"
+    rename: Mapping[str, str] = field(default_factory=dict)
+    timezone: str | None = None
 
     def __post_init__(self) -> None:
-        for name in self.columns:
-            if not COLUMN.fullmatch(name):
-                raise BadInput(f"{name!r} is not a column name: use {COLUMN.pattern}")
+        for name, data_type in self.columns.items():
+            if not isinstance(name, str) or not name or column_name(name) != name:
+                raise BadInput(f"{name!r} is not a column name.", _like(name))
+            if data_type not in TYPES and not _is_decimal(data_type):
+                raise BadInput(
+                    f"{name}: {data_type!r} is not a column type.", f"choose from {', '.join(TYPES)}, decimal(p,s)"
+                )
+        if self.new_columns not in get_args(NewColumns):
+            raise BadInput(
+                f"new_columns={self.new_columns!r} is not known.", f"choose from {', '.join(get_args(NewColumns))}"
+            )
+        for source, name in self.rename.items():
+            if not name or column_name(name) != name:
+                raise BadInput(f"rename: {source!r} cannot become {name!r}.", _like(name))
+        if self.timezone is not None and self.timezone not in available_timezones():
+            raise BadInput(f"{self.timezone!r} is not a time zone.", "name it as in Europe/Berlin or UTC")
+
+
+def _is_decimal(data_type: object) -> bool:
+    found = DECIMAL.fullmatch(data_type) if isinstance(data_type, str) else None
+    return found is not None and 1 <= int(found[1]) <= 38 and int(found[2]) <= int(found[1])
+
+
+def _like(name: object) -> str:
+    like = column_name(name) if isinstance(name, str) else ""
+    return f"write it like this: {like}" if like else "use letters, digits and underscores"
 
 
 @dataclass(frozen=True)
@@ -169,8 +208,9 @@ def expect(name: str, condition: str, on_fail: Literal["reject", "warn"] = "reje
     return Audit(name, condition, on_fail)
 
 
-Rows = Iterable[Any]
-"""What reading yields: Arrow tables or batches, dicts, lists of dicts, or a dlt resource of any of them."""
+Rows = Any
+"""What reading gives: dicts, lists of dicts, Arrow tables, batches or readers, pandas or polars frames, DuckDB
+relations, or an iterable of any of these, such as a dlt resource."""
 
 
 @runtime_checkable
@@ -184,12 +224,30 @@ class Source(Protocol):
         """
         ...
 
-    def read(self, partition: Partition, contract: Contract) -> Rows:
+    def read(self, partition: Partition, contract: Contract, known: Mapping[str, str]) -> Rows:
         """Read one partition.
+
+        Args:
+            partition: Which.
+            contract: What its rows must look like.
+            known: The DuckDB type of each column that the raw table has by now, for sources whose own types say less.
 
         Raises:
             NoSource: there is nothing for this partition (yet).
             SourceError: there is something, but it cannot be read.
+        """
+        ...
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A source that knows whether it can be what a dataset asks of it."""
+
+    def check(self, key: str, grain: Grain) -> None:
+        """Look at its own arguments.
+
+        Raises:
+            BadInput: it cannot tell partitions of this grain apart.
         """
         ...
 
@@ -239,8 +297,15 @@ class Dataset:
             raise BadInput(f"{self.key}: the rate is above 0 items a second, not {self.rate}.")
         if self.hour is not None and not 0 <= self.hour <= 23:
             raise BadInput(f"{self.key}: the hour is from 0 to 23, not {self.hour}.")
-        if self.partition_column and not COLUMN.fullmatch(self.partition_column):
-            raise BadInput(f"{self.key}: {self.partition_column!r} is not a column name.")
+        if self.partition_column and column_name(self.partition_column) != self.partition_column:
+            raise BadInput(f"{self.key}: {self.partition_column!r} is not a column name.", _like(self.partition_column))
+        declared = {*self.contract.columns, self.partition_column}
+        if unknown := [name for name in self.primary_key if self.contract.columns and name not in declared]:
+            raise BadInput(
+                f"{self.key}: the primary key's {', '.join(unknown)} is not in the contract.", "declare it there, too"
+            )
+        if isinstance(self.source, Checked):
+            self.source.check(self.key, self.grain)
 
     @property
     def table(self) -> str:
@@ -265,8 +330,9 @@ class Dataset:
             return dict(self.source.versions(partitions))
         return {p.key: "" for p in partitions}
 
-    def read(self, partition: Partition) -> Rows:
+    def read(self, partition: Partition, known: Mapping[str, str] | None = None) -> Rows:
         """Read one partition from the source; raises what the source raises."""
         if isinstance(self.source, Source):
-            return self.source.read(partition, self.contract)
+            own = {self.partition_column: "TIMESTAMP" if self.grain is Grain.hour else "DATE"}
+            return self.source.read(partition, self.contract, {n: t for n, t in own.items() if n} | dict(known or {}))
         return self.source(partition)

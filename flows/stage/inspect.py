@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from flows.datasets.model import Dataset, Partition
 from flows.errors import Rejected
-from flows.stage.types import DUCKDB_TYPES, partition_type, quoted
+from flows.stage.types import declared_types, partition_type, quoted
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, DuckDBPyRelation
@@ -27,8 +27,9 @@ MEMORY = "256MB"
 ALGORITHM = "h1"
 """Names the way the fingerprint is computed; it changes with the way, and with DuckDB's hash function."""
 
-MARK = "_lake_partition"
-"""The column that says which partition of a chunk a row is of, by its number in the chunk; never published."""
+MARK = "lake partition"
+"""The column that says which partition of a chunk a row is of, by its number in the chunk; never published. No
+column of a source is called so: names have no spaces."""
 
 _FAMILIES = {
     **dict.fromkeys(("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"), "BIGINT"),
@@ -51,8 +52,16 @@ def fingerprint_sql(columns: Mapping[str, str]) -> str:
         value = f"{column}::{_FAMILIES[data_type]}" if data_type in _FAMILIES else column
         label = name.replace("'", "''")
         terms.append(f"CASE WHEN {column} IS NULL THEN 0::UBIGINT ELSE hash({value}, '{label}') END")
-    row = " + ".join(f"({t})::HUGEINT" for t in terms) or "0::HUGEINT"
+    row = _sum([f"({t})::HUGEINT" for t in terms]) or "0::HUGEINT"
     return f"sum(hash({row})::HUGEINT)"
+
+
+def _sum(terms: Sequence[str]) -> str:
+    """Terms added up, paired off so that thousands of them stay below DuckDB's depth of an expression."""
+    if len(terms) < 3:
+        return " + ".join(terms)
+    half = len(terms) // 2
+    return f"({_sum(terms[:half])}) + ({_sum(terms[half:])})"
 
 
 def fingerprint_text(rows: int, digest: int | None) -> str:
@@ -70,6 +79,7 @@ class Inspection:
         fingerprint: See `fingerprint_sql`.
         broken: Audits that reject, with counts.
         warnings: Audits that warn, with counts.
+        values: How many values each column has that are not null.
     """
 
     rows: int
@@ -77,6 +87,7 @@ class Inspection:
     fingerprint: str
     broken: tuple[str, ...]
     warnings: tuple[str, ...]
+    values: dict[str, int]
 
 
 @cache
@@ -102,7 +113,7 @@ def inspect(dataset: Dataset, partitions: Sequence[Partition], paths: Sequence[s
     Args:
         dataset: Whose primary key and audits are checked.
         partitions: Whose rows the files hold, in the order of the mark; a single one needs no mark.
-        paths: Local Parquet files. Columns of dlt's own and the mark are left out of what is found.
+        paths: Local Parquet files, all with the same columns. The mark is left out of what is found.
 
     Returns:
         What was found of each partition, in the same order.
@@ -129,7 +140,7 @@ def _rows_of(files: DuckDBPyRelation, dataset: Dataset, partitions: Sequence[Par
     """What the files say of each partition that has rows, by number."""
     types = dict(zip(files.columns, map(str, files.types), strict=True))
     mark = MARK if MARK in types else "0"
-    columns = {name: t for name, t in types.items() if name != MARK and not name.startswith("_dlt_")}
+    columns = {name: t for name, t in types.items() if name != MARK}
     return _aggregate(files, columns, _checks(dataset, partitions, mark), mark)
 
 
@@ -137,15 +148,24 @@ def _aggregate(
     files: DuckDBPyRelation, columns: dict[str, str], checks: Sequence[_Check], mark: str
 ) -> dict[int, Inspection]:
     """One pass over a relation: an inspection for each mark in it."""
-    selected = ", ".join([mark, "count(*)", fingerprint_sql(columns), *(check.sql for check in checks)])
+    counts = [f"count({quoted(name)})" for name in columns]
+    selected = ", ".join(
+        [
+            _as_name(mark),
+            "count(*)",
+            fingerprint_sql(columns),
+            f"[{', '.join(counts)}]::BIGINT[]",
+            *(c.sql for c in checks),
+        ]
+    )
     return {
         row[0]: _inspection(columns, checks, *row[1:])
-        for row in files.aggregate(selected, mark if mark == MARK else "").fetchall()
+        for row in files.aggregate(selected, quoted(mark) if mark == MARK else "").fetchall()
     }
 
 
 def _inspection(
-    columns: dict[str, str], checks: Sequence[_Check], rows: int, digest: int | None, *counts: int
+    columns: dict[str, str], checks: Sequence[_Check], rows: int, digest: int | None, values: list[int], *counts: int
 ) -> Inspection:
     broken = [
         (f"{check.name}: {count:,} row{'s' if count != 1 else ''}" if count > 0 else check.name, check.on_fail)
@@ -158,12 +178,17 @@ def _inspection(
         fingerprint_text(rows, digest),
         tuple(text for text, on_fail in broken if on_fail == "reject"),
         tuple(text for text, on_fail in broken if on_fail == "warn"),
+        dict(zip(columns, values, strict=True)),
     )
+
+
+def _as_name(mark: str) -> str:
+    return quoted(mark) if mark == MARK else mark
 
 
 def _nothing(con: DuckDBPyConnection, dataset: Dataset) -> DuckDBPyRelation:
     """The relation of an empty partition: the declared columns, no rows."""
-    columns = {name: DUCKDB_TYPES[t] for name, t in dataset.contract.columns.items()}
+    columns = declared_types(dataset)
     if dataset.partition_column:
         columns[dataset.partition_column] = partition_type(dataset.grain)
     selected = ", ".join(f"NULL::{t} AS {quoted(n)}" for n, t in columns.items()) or "NULL AS nothing"
@@ -184,7 +209,7 @@ def _checks(dataset: Dataset, partitions: Sequence[Partition], mark: str) -> lis
     checks = []
     if column := dataset.partition_column:
         values = ", ".join(f"'{p.value}'" for p in partitions)
-        wanted = f"[{values}][{mark} + 1]::{partition_type(dataset.grain)}"
+        wanted = f"[{values}][{_as_name(mark)} + 1]::{partition_type(dataset.grain)}"
         sql = f"count(*) FILTER ({quoted(column)} IS DISTINCT FROM {wanted})"
         checks.append(_Check(f"{column} is not the partition's", sql))
     if key := dataset.primary_key:

@@ -26,6 +26,9 @@ class Receipt:
         warnings: Audits that failed and only warn.
         restores: The earlier attempt whose rows these are, when this is a rollback.
         profile: Seconds by stage, in order; the partition's share where many went through a stage together.
+        source_values: How many values of each column the source gave that are not null, with its rows under "".
+        values: How many are in the staged files.
+        supersedes: The attempt that a rollback takes back; it is refused when another one is published by then.
     """
 
     dataset: str
@@ -42,6 +45,9 @@ class Receipt:
     warnings: tuple[str, ...] = ()
     restores: str = ""
     profile: Mapping[str, float] = field(default_factory=dict)
+    source_values: Mapping[str, int] = field(default_factory=dict)
+    values: Mapping[str, int] = field(default_factory=dict)
+    supersedes: str = ""
 
 
 @dataclass(frozen=True, slots=True)
