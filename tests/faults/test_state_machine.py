@@ -57,14 +57,13 @@ class Shape(Enum):
     def rows(self, count: int, start: int, number: int) -> Rows:
         """Rows that any other day's rows precede and follow; ``value`` tells the attempt.
 
-        A wide column holds what does not fit into a narrow one, and no float is as short as its text.
+        A wide column holds what does not fit into a narrow one. Ratios are eighths, since DuckLake keeps a float's
+        bound as text and reads it as a double: 0.2 would be a smaller number than the value is.
         """
-        ids, ratios, _, _, extra = self.value
+        ids, _, _, _, extra = self.value
         step = 2**33 if ids == pa.int64() else 1
-        exact = pa.array([(start + i) / 10 for i in range(count)], pa.float64()).cast(ratios, safe=False).to_pylist()
-        made = [
-            {"id": (start + i) * step, "value": number, "ratio": exact[i], "name": f"{start + i}"} for i in range(count)
-        ]
+        numbers = range(start, start + count)
+        made: list[Row] = [{"id": n * step, "value": number, "ratio": n / 8, "name": f"{n}"} for n in numbers]
         for i, row in enumerate(made):
             if i % 3 == 1:
                 row |= {"ratio": None, "name": None}
