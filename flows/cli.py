@@ -235,6 +235,20 @@ def rollback(
 
 
 @app.command()
+def repair(as_json: AsJson = False) -> None:
+    """Compute statistics that `lake verify` finds wrong again, from the files, as a new commit."""
+    _server(load_settings())
+    from flows.repair import repair as flow
+
+    summary = _finish(flow, as_json)
+    if not as_json:
+        for change in summary["changes"]:
+            subject = f"{change['table']} {change['subject']}".rstrip()
+            _echo(f"{subject}: {change['before']}  ->  {change['after']}")
+        _echo(f"{len(summary['changes'])} repaired." if summary["changes"] else "Nothing to repair.")
+
+
+@app.command()
 def emit(
     name: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset.")],
     partitions: Annotated[list[str], typer.Argument(metavar="PARTITION...", help="What has arrived.")],
