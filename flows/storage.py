@@ -15,7 +15,7 @@ from flows.errors import StorageError
 
 if TYPE_CHECKING:
     from minio import Minio
-    from pyarrow.fs import FileSystem
+    from pyarrow.fs import FileInfo, FileSystem
 
     from flows.settings import Settings
 
@@ -291,12 +291,17 @@ def _selected(fs: FileSystem, folder: str) -> list[File]:
     from pyarrow.fs import FileSelector
 
     infos = fs.get_file_info(FileSelector(folder, recursive=True, allow_not_found=True))
-    return [File(i.path, i.size, i.mtime_ns) for i in infos if i.is_file]
+    return [_object(info) for info in infos if info.is_file]
 
 
 def _info(fs: FileSystem, path: str) -> File | None:
     info = fs.get_file_info(path)
-    return File(info.path, info.size, info.mtime_ns) if info.is_file else None
+    return _object(info) if info.is_file else None
+
+
+def _object(info: FileInfo) -> File:
+    """An object of S3. Its time is in whole seconds: a listing may tell it more finely, but a HEAD never does."""
+    return File(info.path, info.size, info.mtime_ns // 10**9 * 10**9)
 
 
 def _walk(folder: str, above: tuple[Path, ...] = ()) -> list[File]:

@@ -20,6 +20,7 @@ from flows.lake.publish import Publisher
 from flows.lake.rollback import stage_previous
 from flows.stage.layout import new_attempt
 from flows.stage.receipt import Failure
+from flows.storage import open_storage
 from tests.cases import DAYS, Case, case
 from tests.conftest import Lake
 from tests.faults.conftest import free_the_gate, held
@@ -243,3 +244,12 @@ def test_a_slot_that_cannot_be_given_back_ends_no_run(
     assert "was not given back" in caplog.text
     free_the_gate()
     assert held() == 0
+
+
+@pytest.mark.parametrize("lake", ["sqlite+folder", "postgres+s3"], indirect=True)
+def test_a_file_that_is_found_is_the_file_that_is_listed(lake: Lake) -> None:
+    """Its time was another one on S3, so that a partition was stale whenever it was planned alone."""
+    lake.land("things/a.jsonl", "{}")
+    landing = open_storage(lake.settings.landing, lake.settings)
+    assert [landing.find("things/a.jsonl")] == landing.list("things")
+    assert landing.find("things/b.jsonl") is None
