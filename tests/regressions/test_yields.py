@@ -110,7 +110,7 @@ def test_arrow_types_are_stored_exactly(lake: Lake, array: pa.Array, stored: str
     read = lake.column("SELECT v FROM raw.things ORDER BY v IS NULL")
     assert read[1] is None
     assert lake.column("SELECT count(*) FROM raw.things WHERE v IS NULL") == [1]
-    assert lake.errors() == []
+    assert things.errors() == []
 
 
 @pytest.mark.parametrize(
