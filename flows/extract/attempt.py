@@ -141,6 +141,18 @@ class Attempt:
         return wanted | {n: t for n, t in self.natural.items() if n not in wanted and t != NULL}
 
 
+def with_neighbours(table: Mapping[str, str], attempts: Sequence[Attempt]) -> dict[str, str]:
+    """A table's columns, and those of which an attempt has only empty lists while another one has elements."""
+    known = dict(table)
+    for name in {n for a in attempts for n, t in a.natural.items() if n not in table and NULL in t and t != NULL}:
+        joined: str | None = NULL
+        for attempt in attempts:
+            joined = joined and _joined(joined, attempt.natural.get(name, NULL))
+        if joined and NULL not in joined:
+            known[name] = joined
+    return known
+
+
 def _is_kept(name: str, contract: Contract) -> bool:
     return not contract.columns or name in contract.columns or contract.new_columns != "discard_value"
 
