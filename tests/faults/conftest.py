@@ -99,9 +99,9 @@ def load(lake: Lake, *days: str) -> None:
     lake.load("readings", *days)
 
 
-def staged(lake: Lake, day: str, rows: int, value: int, kind: pa.DataType | None = None) -> Receipt:
-    """A staged day without dlt's cost, to be published many times over; the values are of a type, int64 when None."""
-    ids, values = pa.array(range(rows), pa.int64()), pa.array([value] * rows, kind or pa.int64())
+def staged(lake: Lake, day: str, rows: int, value: int) -> Receipt:
+    """A staged day without dlt's cost, to be published many times over."""
+    ids, values = pa.array(range(rows), pa.int64()), pa.array([value] * rows, pa.int64())
     return staged_as(lake, day, pa.table({"id": ids, "value": values}))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import pyarrow as pa
 import pytest
 
 from flows.lake.connect import connect
 from flows.lake.maintain import steps
 from flows.points import POINTS, Point
 from tests.conftest import Lake
-from tests.faults.conftest import Contents, Killer, found, land, load, staged, told
+from tests.faults.conftest import Contents, Killer, found, land, load, staged, staged_as, told
 
 OLD: Contents = {"2024-01-01": (10, 1), "2024-01-02": (20, 1)}
 NEW: Contents = {"2024-01-01": (11, 2), "2024-01-03": (5, 2)}
@@ -39,7 +40,8 @@ def test_a_kill_in_extract_or_publish_loses_doubles_and_halves_nothing(lake: Lak
 
 def widen(lake: Lake) -> None:
     """A day whose values are no longer integers, and that has a new column."""
-    receipt = staged(lake, "2024-01-03", 3, 2, "unit", "DOUBLE")
+    rows = pa.table({"id": range(3), "value": [2.0] * 3, "unit": ["new"] * 3})
+    receipt = staged_as(lake, "2024-01-03", rows)
     assert len(lake.publish([receipt]).receipts) == 1
 
 
