@@ -69,7 +69,7 @@ def contract_type(data_type: str) -> pa.DataType:
 def storable(data_type: pa.DataType) -> pa.DataType | None:
     """The type that a column of this Arrow type is stored as, None where there is none.
 
-    Integers keep their width, timestamps are in microseconds and, where they have a zone, in UTC.
+    Integers keep their width, floats are doubles, timestamps are in microseconds and, where they have a zone, in UTC.
     """
     types = pa.types
     if isinstance(data_type, pa.BaseExtensionType):
@@ -98,8 +98,8 @@ def storable(data_type: pa.DataType) -> pa.DataType | None:
 
 
 _STORED: list[tuple[Callable[[pa.DataType], bool], pa.DataType]] = [
-    (pa.types.is_float16, pa.float32()),
-    (pa.types.is_float32, pa.float32()),
+    (pa.types.is_float16, pa.float64()),
+    (pa.types.is_float32, pa.float64()),
     (pa.types.is_float64, pa.float64()),
     (pa.types.is_string, pa.string()),
     (pa.types.is_large_string, pa.string()),

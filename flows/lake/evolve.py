@@ -39,11 +39,14 @@ class Evolved:
         changed: The datasets whose table was made or changed: commit that before anything is registered.
         rows: The ledger's rows for partitions whose fingerprint is another one now.
         refused: Why a column could not be widened, by dataset and column.
+        respell: The tables with a FLOAT column that is a DOUBLE now: DuckLake keeps the bounds of their files as
+            texts of FLOATs, which `flows.lake.repair` has to write again.
     """
 
     changed: list[str] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
+    respell: set[str] = field(default_factory=set)
 
 
 def evolve(
@@ -83,6 +86,8 @@ def evolve(
             if reason := _lost_by(con, dataset, name, data_type, wanted[name]):
                 done.refused[key, name] = reason
                 wanted[name] = data_type
+        if any("FLOAT" in there[name] and wanted[name] != there[name] for name in there):
+            done.respell.add(dataset.table)
         if wanted != there:
             done.rows += _widen(con, dataset, there, wanted)
             done.changed.append(key)

@@ -40,6 +40,7 @@ from flows.lake import ledger
 from flows.lake.connect import commit_message, connect
 from flows.lake.evolve import READ, Contents, Fit, contents, evolve, fit, full_paths
 from flows.lake.faults import Forbidden, explain, text_of
+from flows.lake.repair import repair
 from flows.lake.schema import qualified, table_columns
 from flows.points import reached
 from flows.settings import LAKE, Settings
@@ -115,6 +116,7 @@ class Publisher:
         self._planned, self._recheck = planned or {}, recheck
         self._con: DuckDBPyConnection | None = None
         self._began = time.monotonic()
+        self._boundless: set[tuple[str, str]] = set()
         self._unanswered: int | None = None
         """The fence's token of a COMMIT whose answer was lost."""
 
@@ -207,6 +209,7 @@ class Publisher:
             con.execute("COMMIT")
             reached("after COMMIT")
             self._standing.committed(token, rows)
+            self._forget_bounds(result.receipts)
             result.snapshot_id = con.execute(f"SELECT id FROM {LAKE}.last_committed_snapshot()").fetchone()[0]  # type: ignore[index]
         except duckdb.Error as error:
             meaning = explain(error, self._settings, committing=token is not None)
@@ -222,6 +225,20 @@ class Publisher:
             self._abandon(con)
             raise
         return result
+
+    def _forget_bounds(self, receipts: Sequence[Receipt]) -> None:
+        """Have DuckLake keep no bounds of columns of which a file has none, once for each column.
+
+        DuckLake 1.5.5 takes such a file's column for one of nulls, and the bounds of the others for the table's:
+        https://github.com/duckdb/ducklake/issues/1308
+        """
+        new = {(f"raw.{receipt.dataset}", column) for receipt in receipts for column in receipt.unbounded}
+        if new - self._boundless:
+            self._boundless |= new
+            try:
+                repair(self._settings, {table for table, _ in new}, footers=False)
+            except LakeError as error:
+                log.warning("%s; then: lake repair", error.message)
 
     def _abandon(self, con: DuckDBPyConnection) -> None:
         """Roll back, and read the ledger again next time: this transaction may have read what was never committed."""
@@ -244,6 +261,8 @@ class Publisher:
             con.execute("COMMIT")
             reached("schema committed")
             self._standing.committed(token, evolved.rows)
+            if evolved.respell:
+                repair(self._settings, evolved.respell)
             con.execute("BEGIN")
             token = self._raise_fence(con, group)
             tables = table_columns(con)

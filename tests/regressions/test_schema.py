@@ -161,6 +161,17 @@ def _day(key: str) -> Any:
     return date.fromisoformat(key), date.fromisoformat(key)
 
 
+def test_a_float_that_becomes_a_double_is_found_by_its_value(lake: Lake) -> None:
+    """DuckLake keeps a FLOAT's bounds as its text, and 0.2 is not in them as a DOUBLE."""
+    things = case(lake)
+    tenths = "SELECT (n / 10)::FLOAT AS v FROM range(1, 4) t(n)"
+    assert publish(things, (ONE, tenths), (TWO, "SELECT 0.7::DOUBLE AS v"), (THREE, tenths)) == ["", "", ""]
+    assert things.types() == {"v": "DOUBLE"}
+    assert lake.column("SELECT count(*) FROM raw.things WHERE v = 0.2::FLOAT::DOUBLE") == [2]
+    assert lake.column("SELECT count(*) FROM raw.things WHERE v > 0.25") == [3]
+    assert things.errors() == []
+
+
 def test_a_table_that_was_damaged_before_is_not_called_right_by_widening_it(lake: Lake) -> None:
     from flows.lake.connect import connect
 

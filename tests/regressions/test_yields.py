@@ -82,7 +82,8 @@ def test_what_pandas_takes_for_missing_is_null_and_a_named_index_is_a_column(lak
     [
         (pa.array([1, None], pa.time32("s")), "TIME"),
         (pa.array([1000, None], pa.time64("ns")), "TIME"),
-        (pa.array([1.5, None], pa.float16()), "FLOAT"),
+        (pa.array([1.5, None], pa.float16()), "DOUBLE"),
+        (pa.array([0.2, None], pa.float32()), "DOUBLE"),
         (pa.array([Decimal("1.50"), None], pa.decimal256(50, 2)), "DECIMAL(38,2)"),
         (pa.array([1000, None], pa.timestamp("ns")), "TIMESTAMP"),
         (
@@ -192,3 +193,16 @@ def test_a_parquet_struct_is_json_where_the_contract_says_so(lake: Lake) -> None
     things = case(lake, contract={"v": "json"})
     assert things.each(lambda: pa.table({"v": [{"a": 1, "b": [Decimal("1.50")]}, None]})) == [""]
     assert things.values(order="v") == ['{"a":1,"b":[1.50]}', None]
+
+
+def test_texts_too_long_for_a_files_bounds_are_found(lake: Lake) -> None:
+    """Such a file was taken for one of nulls, and the next file's bounds for the table's: ducklake#1308."""
+    things = case(lake)
+    long, other = "m" * 5000, "z" * 5000
+    assert things.each([{"v": long}], [{"v": "b"}], [{"v": other}, {"v": None}]) == [""] * 3
+    for text in (long, "b", other):
+        assert lake.column(f"SELECT count(*) FROM raw.things WHERE v = '{text}'") == [1]
+    assert lake.column("SELECT max(v) FROM raw.things") == [other]
+    assert lake.column("SELECT v FROM raw.things ORDER BY v") == ["b", long, other, None]
+    assert lake.column("SELECT count(*) FROM raw.things WHERE v IS NULL") == [1]
+    assert things.errors() == []
