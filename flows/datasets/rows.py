@@ -158,7 +158,8 @@ def _numbers(values: Sequence[Any]) -> pa.Array:
 
 
 def _decimals(values: Sequence[Any]) -> pa.Array:
-    numbers = [None if v is None else Decimal(v) for v in values]
+    """Decimals, integers and, as they are written, doubles: JSON's numbers are doubles where these hold all digits."""
+    numbers = [None if v is None else Decimal(repr(v) if type(v) is float else v) for v in values]
     left = places = 0
     for number in numbers:
         if number is None:
@@ -208,7 +209,7 @@ _MAKERS: dict[type, Callable[[Sequence[Any]], pa.Array]] = {
 
 _TOGETHER: list[tuple[set[type], Callable[[Sequence[Any]], pa.Array]]] = [
     ({int, float}, _numbers),
-    ({int, Decimal}, _decimals),
+    ({int, float, Decimal}, _decimals),
     ({dict, list}, _json),
 ]
 
