@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from flows.datasets import all_datasets
+from flows.datasets import all_datasets, broken_datasets
 
 
 def due() -> dict[str, str]:
-    """The hours (UTC) of all datasets, for cron: ``{"hours": "5,6"}``. Midnight when no dataset has one."""
+    """The hours (UTC) of all datasets, for cron: ``{"hours": "5,6"}``. Midnight when no dataset has one.
+
+    Raises:
+        BadInput: a dataset's file cannot be loaded: its hour is not known.
+    """
+    for error in broken_datasets().values():
+        raise error
     hours = {d.hour for d in all_datasets().values() if d.hour is not None}
     return {"hours": ",".join(map(str, sorted(hours))) or "0"}

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
+import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from flows.errors import BadInput, LakeError, RunFailed
+from flows.errors import BadInput, LakeError, RunFailed, redacted
 from flows.plan import Mode
 from flows.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from flows.plan import Planned
+    from flows.plan import LeftOut, Planned
 
 app = typer.Typer(
     help="A partitioned lakehouse: plan, backfill, transform, look.",
@@ -29,9 +31,14 @@ app = typer.Typer(
 Names = Annotated[list[str] | None, typer.Argument(metavar="DATASET...", help="Datasets; all when none is named.")]
 Start = Annotated[str | None, typer.Option(help="First day, YYYY-MM-DD; the dataset's own when left out.")]
 End = Annotated[str | None, typer.Option(help="Last day, included; the dataset's own when left out.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Machine-readable output on stdout.", callback=lambda asked: asked and _keep_stdout()),
+]
 Workers = Annotated[int, typer.Option(min=1, help="Processes of the local Dask cluster.")]
-PlanMode = Annotated[Mode, typer.Option(help="Which partitions to do.")]
+PlanMode = Annotated[
+    str, typer.Option(metavar="MODE[,MODE...]", help=f"Which partitions to do: {', '.join(Mode)}; or several of them.")
+]
 Environment = Annotated[str, typer.Option(help="SQLMesh's environment.")]
 
 INTERRUPTED = 130
@@ -69,9 +76,9 @@ def down() -> None:
 
 @app.command()
 def init() -> None:
-    """Make the catalog, its tables and the gate. Safe to repeat."""
+    """Make the catalog, its tables, the landing zone and the gate. Safe to repeat."""
     settings = load_settings()
-    from flows.datasets import all_datasets
+    from flows.datasets import all_datasets, broken_datasets
 
     datasets = all_datasets().values()
     _server(settings)
@@ -79,6 +86,7 @@ def init() -> None:
 
     made = initialise(settings, list(datasets))
     _echo(f"Made {', '.join(made)}." if made else "Everything is there already.")
+    _end(broken_datasets().values())
 
 
 @app.command()
@@ -86,17 +94,23 @@ def plan(
     names: Names = None,
     start: Start = None,
     end: End = None,
-    mode: PlanMode = Mode.missing_failed,
+    mode: PlanMode = Mode.missing_failed.value,
     as_json: AsJson = False,
 ) -> None:
     """What a backfill would do, and why; changes nothing."""
-    planned = _plan(names, start, end, mode)
+    from flows.datasets import get_datasets
+    from flows.plan import strays
+
+    first, last = _range(start, end)
+    planned, left_out = _plan(names, first, last, mode)
     if as_json:
         _json([_row(p) for p in planned])
-        return
-    from flows import show
+    else:
+        from flows import show
 
-    show.plan(planned)
+        there = {p.dataset for p in planned}
+        show.plan(planned, strays([d for d in get_datasets(names or []) if d.key in there]))
+    _end_of_plan(left_out)
 
 
 @app.command()
@@ -104,17 +118,18 @@ def backfill(
     names: Names = None,
     start: Start = None,
     end: End = None,
-    mode: PlanMode = Mode.missing_failed,
+    mode: PlanMode = Mode.missing_failed.value,
     workers: Workers = DEFAULT_WORKERS,
     as_json: AsJson = False,
 ) -> None:
     """Extract and publish partitions."""
     first, last = _range(start, end)
-    keys = _keys(names)
+    modes = _modes(mode)
+    keys = _keys(names) if names else None
     _server(load_settings(), local_workers=True)
     from flows.ingest import ingest
 
-    summary = _finish(lambda: ingest(keys, first, last, mode, workers), as_json)
+    summary = _finish(lambda: ingest(keys, first, last, modes, workers), as_json)
     if not as_json:
         from flows import show
 
@@ -140,13 +155,14 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Where every partition stands: a grid, counts, the last errors."""
-    planned = _plan([name] if name else None, None, None, Mode.missing_failed)
+    planned, left_out = _plan([name] if name else None, None, None, Mode.missing_failed.value, recorded=True)
     if as_json:
         _json([_row(p) for p in planned])
-        return
-    from flows import show
+    else:
+        from flows import show
 
-    show.status(planned)
+        show.status(planned)
+    _end_of_plan(left_out)
 
 
 @app.command()
@@ -159,10 +175,14 @@ def verify(
     """Check every promise about the lake; exit 1 when one is broken."""
     from dataclasses import asdict
 
+    from flows import storage
+    from flows.datasets import broken_datasets
     from flows.lake.verify import verify as check
 
+    settings = load_settings()
     found, moment = [], _moment(since)
-    for finding in check(load_settings(), moment):
+    storage.check(settings)
+    for finding in check(settings, moment):
         found.append(finding)
         if not as_json:
             _echo(f"{finding.severity}: {finding.subject}: {finding.message} ({finding.check})")
@@ -171,6 +191,7 @@ def verify(
         _json([asdict(f) for f in found])
     else:
         _echo(f"{errors} broken." if errors else f"The lake is right{f' since {moment}' if moment else ''}.")
+    _end(broken_datasets().values())
     if errors:
         raise typer.Exit(1)
 
@@ -214,6 +235,20 @@ def rollback(
 
 
 @app.command()
+def repair(as_json: AsJson = False) -> None:
+    """Compute statistics that `lake verify` finds wrong again, from the files, as a new commit."""
+    _server(load_settings())
+    from flows.repair import repair as flow
+
+    summary = _finish(flow, as_json)
+    if not as_json:
+        for change in summary["changes"]:
+            subject = f"{change['table']} {change['subject']}".rstrip()
+            _echo(f"{subject}: {change['before']}  ->  {change['after']}")
+        _echo(f"{len(summary['changes'])} repaired." if summary["changes"] else "Nothing to repair.")
+
+
+@app.command()
 def emit(
     name: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset.")],
     partitions: Annotated[list[str], typer.Argument(metavar="PARTITION...", help="What has arrived.")],
@@ -229,17 +264,29 @@ def emit(
 
 
 @app.command()
-def sql(query: Annotated[str, typer.Argument(help="One query.")], as_json: AsJson = False) -> None:
-    """One query on the attached lake, read-only."""
-    from flows.lake.query import query as run
+def sql(
+    query: Annotated[str, typer.Argument(help="One query: SELECT, FROM, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN.")],
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout.")] = False,
+    allow_export: Annotated[
+        bool, typer.Option("--allow-export", help="Let it be COPY (query) TO 'file': a file outside the lake.")
+    ] = False,
+) -> None:
+    """One query on the attached lake: it changes nothing, and reads nothing but the lake."""
+    if as_json and as_csv:
+        raise BadInput("--json and --csv were both asked for.", "choose one")
+    from flows.lake.query import answer
 
-    rows = run(load_settings(), query)
+    found = answer(load_settings(), query, allow_export=allow_export)
     if as_json:
-        _json(rows)
+        _json([_plain(row) for row in found.dicts()])
         return
     from flows import show
 
-    show.rows(rows)
+    if as_csv:
+        show.csv(found.columns, found.rows, sys.stdout)
+    else:
+        show.answer(found.columns, found.rows)
 
 
 def main() -> None:
@@ -253,12 +300,29 @@ def main() -> None:
     except LakeError as error:
         _fail(error)
     except OSError as error:
-        _fail(LakeError(f"{error.strerror or error}: {error.filename or ''}", "free the disk or mend its rights"))
+        _fail(_of_the_machine(error))
     except SystemExit as ended:
         # Typer makes this of a Ctrl-C, without a word.
         if ended.code == INTERRUPTED:
             _tell(LakeError("Stopped. What was published stays published.", "run the same command again to go on"))
         raise
+    except Exception as error:
+        # Not imported for this: a command that has not used DuckDB has none of its errors.
+        duckdb = sys.modules.get("duckdb")
+        if duckdb is None or not isinstance(error, duckdb.Error):
+            raise
+        from flows.lake.connect import service_error
+
+        _fail(service_error(error, load_settings()))
+
+
+def _of_the_machine(error: OSError) -> LakeError:
+    """The user's error for a file of this machine."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return LakeError(
+        f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""),
+        "make room on the disk, then the same command again" if full else "check the path and its rights",
+    )
 
 
 def _fail(error: LakeError) -> None:
@@ -267,9 +331,25 @@ def _fail(error: LakeError) -> None:
 
 
 def _tell(error: LakeError) -> None:
-    typer.echo(f"error: {error.message}", err=True)
+    typer.echo(f"error: {redacted(error.message)}", err=True)
     if error.fix:
         typer.echo(f"next:  {error.fix}", err=True)
+
+
+def _end(errors: Iterable[LakeError]) -> None:
+    """End a command that did what it could: with exit code 1, and these errors, where there are any."""
+    distinct = {str(error): error for error in errors}
+    for error in distinct.values():
+        _tell(error)
+    if distinct:
+        raise typer.Exit(1)
+
+
+def _end_of_plan(left_out: Sequence[LeftOut]) -> None:
+    for left in left_out:
+        if not left.is_fault:
+            typer.echo(f"left out: {left.error.message} ({left.error.fix})", err=True)
+    _end(left.error for left in left_out if left.is_fault)
 
 
 def _finish(run: Callable[[], dict[str, Any]], as_json: bool) -> dict[str, Any]:
@@ -306,12 +386,25 @@ def _keys(names: list[str] | None) -> list[str]:
     return [d.key for d in get_datasets(names or [])]
 
 
-def _plan(names: list[str] | None, start: str | None, end: str | None, mode: Mode) -> list[Planned]:
-    from flows.datasets import get_datasets
-    from flows.plan import make_plan
+def _plan(
+    names: list[str] | None, first: date | None, last: date | None, mode: str, *, recorded: bool = False
+) -> tuple[list[Planned], list[LeftOut]]:
+    from flows.datasets import broken_datasets, get_datasets
+    from flows.plan import LeftOut, plan_each
 
-    first, last = _range(start, end)
-    return make_plan(load_settings(), get_datasets(names or []), first, last, mode)
+    planned, left_out = plan_each(
+        load_settings(), get_datasets(names or []), first, last, _modes(mode), named=bool(names), recorded=recorded
+    )
+    if not names:
+        left_out += [LeftOut(key, error, is_fault=True) for key, error in broken_datasets().items()]
+    return planned, left_out
+
+
+def _modes(text: str) -> list[Mode]:
+    try:
+        return [Mode(name.strip()) for name in text.split(",")]
+    except ValueError:
+        raise BadInput(f"--mode {text!r} is not a mode.", f"choose from {', '.join(Mode)}; several: a,b") from None
 
 
 def _range(start: str | None, end: str | None) -> tuple[date | None, date | None]:
@@ -354,8 +447,28 @@ def _row(planned: Planned) -> dict[str, Any]:
     }
 
 
+_stdout: TextIO = sys.stdout
+
+
+def _keep_stdout() -> bool:
+    """Keep stdout for the JSON: what anything else prints there, in this process or a worker's, goes to stderr."""
+    global _stdout  # noqa: PLW0603 - the process has one stdout
+    _stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return True
+
+
 def _json(value: Any) -> None:
-    _echo(json.dumps(value, default=str, indent=1))
+    print(json.dumps(value, default=str, indent=1), file=_stdout, flush=True)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it: keys of maps and floats that are no number become text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _echo(text: str) -> None:

@@ -2,7 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+_HIDDEN = (
+    # postgresql://user:password@host
+    (re.compile(r"(\w://[^\s/:@]*):[^\s/]+@"), r"\1:***@"),
+    # Authorization: Bearer token
+    (
+        re.compile(r"(authorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|digest|token)\s+)?)[^\s'\",]+", re.I),
+        r"\1***",
+    ),
+    (re.compile(r"(\bbearer\s+)[\w.~+/=-]{8,}", re.I), r"\1***"),
+    # password=x, AWS_SECRET_ACCESS_KEY=x, api_key='x', X-Amz-Signature=x; "token": "x"
+    (
+        re.compile(
+            r"""([\w-]*(?:passw(?:or)?d|passphrase|secret|token|signature|credential|(?:api|access|account|private)[_-]?key)[\w-]*
+                (?:\s*=\s*|['"]\s*:\s*(?=['"])))(?:"[^"]*"|'[^']*'|[^\s,;&)'"]+)""",
+            re.I | re.X,
+        ),
+        r"\1***",
+    ),
+    # AWS_SECRET_ACCESS_KEY: x
+    (re.compile(r"(\bAWS_[A-Z_]+:\s*)\S+"), r"\1***"),
+    # PASSWORD 'x', in SQL
+    (re.compile(r"(\b(?:password|secret|key_id|session_token)\s+)'[^']*'", re.I), r"\1'***'"),
+)
+"""How secrets look in other people's error texts, and what stays of them."""
+
+
+def redacted(text: str) -> str:
+    """A text without what looks like a secret: passwords in URLs and settings, keys, tokens, signatures."""
+    for pattern, kept in _HIDDEN:
+        text = pattern.sub(kept, text)
+    return text
 
 
 class LakeError(Exception):
@@ -45,6 +78,10 @@ class GateError(LakeError):
     """The commit gate is missing, over-allocated, or could not be entered in time."""
 
 
+class GateBusy(GateError):
+    """Somebody else held the gate for as long as its caller was ready to wait."""
+
+
 class NoSource(LakeError):
     """The source has nothing for this partition (yet)."""
 
@@ -59,6 +96,10 @@ class Rejected(LakeError):
 
 class CommitConflict(LakeError):
     """Another writer changed the same table first, and the retries within the gate ran out."""
+
+
+class PublishedInBetween(LakeError):
+    """Another attempt was published after a rollback had been staged; nothing was changed."""
 
 
 class RunFailed(LakeError):

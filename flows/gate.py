@@ -26,7 +26,7 @@ from tenacity import (
     wait_random,
 )
 
-from flows.errors import GateError
+from flows.errors import GateBusy, GateError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -59,8 +59,11 @@ def hold(name: str = NAME, timeout: float = WAIT_SECONDS) -> Iterator[None]:
         name: The gate, or the transforms' limit.
         timeout: Seconds to wait.
 
+    A slot that cannot be given back is logged: what the block has done stands, and the lease runs out by itself.
+
     Raises:
-        GateError: the limit does not exist, or the gate was not free in time.
+        GateBusy: the gate was not free in time.
+        GateError: the limit does not exist, or the server does not answer.
     """
     with _client() as client:
         lease = _acquire(client, name, timeout)
@@ -72,7 +75,7 @@ def hold(name: str = NAME, timeout: float = WAIT_SECONDS) -> Iterator[None]:
         finally:
             left.set()
             renewal.join()
-            client.release_concurrency_slots_with_lease(lease)
+            _release(client, name, lease)
 
 
 def _acquire(client: SyncPrefectClient, name: str, timeout: float) -> UUID:
@@ -90,13 +93,20 @@ def _acquire(client: SyncPrefectClient, name: str, timeout: float) -> UUID:
     except httpx.HTTPError as error:
         if not _is_taken(error):
             raise GateError(f"The gate {name!r} cannot be entered: {error}", "lake init") from None
-        raise GateError(
+        raise GateBusy(
             f"The gate {name!r} was not free within {timeout:.0f} s.",
             f"see whether it is held: prefect gcl inspect {name}",
         ) from None
     if not answer["limits"]:
         raise GateError(f"The gate {name!r} does not exist on this Prefect server.", "lake init")
     return UUID(answer["lease_id"])
+
+
+def _release(client: SyncPrefectClient, name: str, lease: UUID) -> None:
+    try:
+        client.release_concurrency_slots_with_lease(lease)
+    except httpx.HTTPError as error:
+        log.warning("the gate %s was not given back, it is free again in %d s: %s", name, LEASE_SECONDS, error)
 
 
 def _is_taken(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import time
 from collections import deque
@@ -11,20 +12,23 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
 
+from distributed import KilledWorker
 from distributed.client import ClosedClientError
+from distributed.comm.core import CommClosedError
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import CrashedRun
 from prefect.runtime import flow_run, task_run
 
 from flows import events, gate
 from flows.cluster import abandonment, given_at, task_runner
-from flows.datasets import get_datasets
+from flows.datasets import broken_datasets, get_datasets
 from flows.datasets.model import Dataset
-from flows.errors import LakeError, RunFailed
+from flows.errors import LakeError, RunFailed, redacted
 from flows.extract.chunk import Stopped, extract_chunk
 from flows.lake.publish import Published, Publisher
-from flows.plan import Mode, Planned, State, counts, make_plan
+from flows.plan import LeftOut, Mode, Planned, State, counts, plan_each
 from flows.points import reached
 from flows.progress import progress
 from flows.settings import Settings, load_settings
@@ -56,8 +60,10 @@ class Summary:
     planned: dict[str, int] = field(default_factory=dict)
     published: list[Receipt] = field(default_factory=list)
     unchanged: list[Receipt] = field(default_factory=list)
+    older: list[Receipt] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
     no_source: list[str] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
     commits: int = 0
     snapshot_id: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -87,8 +93,10 @@ class Summary:
             "planned": self.planned,
             "published": len(self.published),
             "unchanged": len(self.unchanged),
+            "older": len(self.older),
             "failed": [{"dataset": f.dataset, "partition": f.partition, "error": f.error} for f in self.failed],
             "no_source": sorted(self.no_source),
+            "left_out": [{"dataset": out.dataset, "error": out.error.message} for out in self.left_out],
             "rows": self.rows,
             "bytes": sum(r.bytes for r in self.published),
             "commits": self.commits,
@@ -148,7 +156,10 @@ def extract(dataset: str, versions: dict[str, str], table: dict[str, str], pace:
     logger, given, began = get_run_logger(), given_at(), time.time()
     outcomes: list[Outcome] = []
     try:
-        outcomes = extract_chunk(dataset, versions, load_settings(), table, abandonment(), pace, limit)
+        settings = load_settings()
+        outcomes = extract_chunk(dataset, versions, settings, table, abandonment(), pace, limit)
+        # Here, before any of it is logged, shown or recorded: a source's own error may quote its password.
+        outcomes = [replace(o, error=settings.redact(o.error)) if isinstance(o, Failure) else o for o in outcomes]
     except Stopped:
         logger.warning("given up: the run that wanted it is gone")
     else:
@@ -183,7 +194,7 @@ def ingest(
     datasets: list[str] | None = None,
     start: date | None = None,
     end: date | None = None,
-    mode: Mode = Mode.missing_failed,
+    mode: Mode | list[Mode] = Mode.missing_failed,
     workers: int = 2,
     partitions: list[str] | None = None,
     due: bool = False,
@@ -194,7 +205,7 @@ def ingest(
         datasets: Keys of the datasets; all when left open.
         start: First day; each dataset's own when it is left open.
         end: Last day, included; each dataset's own when it is left open.
-        mode: Which partitions: missing, failed, missing-failed, stale or all.
+        mode: Which partitions: missing, failed, missing-failed, stale or all; or several of them.
         workers: Processes of the local Dask cluster; an existing cluster has its own.
         partitions: Just these partitions, by key, instead of a range.
         due: Only the datasets whose hour (UTC) the run was scheduled for.
@@ -212,22 +223,26 @@ def ingest(
         chosen = [d for d in chosen if d.hour == flow_run.scheduled_start_time.hour]
     summary = Summary([d.key for d in chosen], flow_run.name or "")
     check(settings)
-    planned = make_plan(settings, chosen, start, end, mode, partitions)
+    planned, left_out = plan_each(settings, chosen, start, end, mode, partitions, named=bool(datasets))
+    if not datasets:
+        left_out += [LeftOut(key, error, is_fault=True) for key, error in broken_datasets().items()]
+    summary.left_out = left_out
     summary.planned = dict(counts(planned))
     summary.no_source = [f"{p.dataset} {p.partition}" for p in planned if p.state is State.no_source and not p.runs]
     todo = [p for p in planned if p.runs]
     summary.add_seconds("plan", began)
     logger.info("plan: %d of %d partitions to do", len(todo), len(planned))
     if todo:
-        _Run(settings, chosen, summary).drive(todo, workers)
+        _Run(settings, chosen, summary).drive(todo, workers, recheck=mode is Mode.all)
     summary.add_seconds("total", began)
     _artifacts(summary)
-    if summary.failed:
-        raise RunFailed(
-            _failures(summary.failed),
-            f"mend the cause, then the same command again does just {_them(len(summary.failed))}",
-            summary.to_json(),
+    for out in left_out:
+        logger.log(
+            logging.ERROR if out.is_fault else logging.INFO, "%s is left out: %s", out.dataset, out.error.message
         )
+    faults = [out for out in left_out if out.is_fault]
+    if summary.failed or faults:
+        raise RunFailed(_failures(summary.failed, faults), _next(summary.failed, faults), summary.to_json())
     return summary.to_json()
 
 
@@ -244,11 +259,17 @@ class _Run:
         self._waiting: list[Outcome] = []
         self._suspects: list[Chunk] = []
 
-    def drive(self, todo: Sequence[Planned], workers: int) -> None:
+    def drive(self, todo: Sequence[Planned], workers: int, *, recheck: bool) -> None:
         """Extract and publish everything."""
         began = time.monotonic()
-        keys = {p.partition for p in todo}
-        publisher = Publisher(self._settings, list(self._datasets.values()), str(flow_run.id), keys)
+        publisher = Publisher(
+            self._settings,
+            list(self._datasets.values()),
+            str(flow_run.id),
+            {p.partition for p in todo},
+            planned={(p.dataset, p.partition): p.entry.newest for p in todo if p.entry},
+            recheck=recheck,
+        )
         with contextlib.closing(publisher) as self._publisher:
             tables = publisher.tables()
             self._tables = {key: tables.get(d.table, {}) for key, d in self._datasets.items()}
@@ -325,24 +346,23 @@ class _Run:
     def _outcomes(self, future: Any, chunk: Chunk, submitted: float) -> list[Outcome]:
         """A finished chunk's outcomes.
 
-        A worker that dies takes with it the chunk it was at and those waiting for it, whichever is to blame: their
-        partitions are run again one at a time, with nothing else under way. One that is lost alone has failed.
+        A dead worker loses all its chunks; their partitions are retried one at a time, with nothing else under way.
+        One that is lost alone has failed. An error that does not depend on the partition fails the chunk at once: a
+        dataset's file that cannot be loaded there, a worker that has not the code.
         """
         try:
             extracted: Extracted = future.result()
             reached("receipted")
-        except Exception as error:  # noqa: BLE001 - a dead worker surfaces as any of several errors
+        except Exception as error:  # noqa: BLE001 - a dead worker, or whatever left its task
             if self._runner.client.status in ("closing", "closed"):
                 raise self._scheduler_is_gone() from None
-            text = " ".join(str(error).split())[:300]
-            get_run_logger().warning("a chunk of %s was lost: %s: %s", chunk.dataset, type(error).__name__, text)
-            if not chunk.alone:
+            cause = _cause(error)
+            get_run_logger().warning("a chunk of %s was lost: %s", chunk.dataset, cause)
+            if not chunk.alone and not isinstance(error, LakeError | ImportError | SyntaxError):
                 self._suspects += [Chunk(chunk.dataset, {k: v}, alone=True) for k, v in chunk.versions.items()]
                 return []
             return [
-                Failure(
-                    chunk.dataset, key, new_attempt(), "failed", f"its worker died: {type(error).__name__}", version
-                )
+                Failure(chunk.dataset, key, new_attempt(), "failed", cause, version)
                 for key, version in chunk.versions.items()
             ]
         finally:
@@ -387,12 +407,36 @@ class _Run:
         self._summary.published += result.receipts
         self._summary.unchanged += result.unchanged
         self._summary.failed += result.failures
+        self._summary.older += result.older
+        for receipt in result.older:
+            get_run_logger().warning(
+                "%s %s: dropped, since an attempt that was extracted later is published",
+                receipt.dataset,
+                receipt.partition,
+            )
         if result.snapshot_id is not None:
             self._summary.commits += 1
             self._summary.snapshot_id = result.snapshot_id
         reached("before the event")
         events.published(result)
         return result
+
+
+_DEATHS = (KilledWorker, CommClosedError, CrashedRun)
+"""How a worker that died, or was ended, surfaces."""
+
+
+def _cause(error: Exception) -> str:
+    """One line on why a chunk came back without outcomes, without secrets."""
+    if isinstance(error, _DEATHS):
+        return f"its worker died: {type(error).__name__}"
+    if isinstance(error, LakeError):
+        text = error.message
+    elif isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return redacted(" ".join(text.split()))[:500]
 
 
 def chunks(todo: Sequence[Planned], workers: int) -> list[Chunk]:
@@ -426,7 +470,8 @@ def _artifacts(summary: Summary) -> None:
         }
         for f in summary.failed
     ]
-    for state, receipts in (("published", summary.published), ("unchanged", summary.unchanged)):
+    found = {"published": summary.published, "unchanged": summary.unchanged, "older": summary.older}
+    for state, receipts in found.items():
         table += [
             {
                 "dataset": r.dataset,
@@ -446,9 +491,11 @@ def _artifacts(summary: Summary) -> None:
         "" if table or summary.no_source else "Nothing to do.",
         f"- published: **{len(summary.published)}** partitions, {summary.rows:,} rows, {summary.commits} commits",
         f"- unchanged: {len(summary.unchanged)}",
+        f"- dropped as older than what is published: {len(summary.older)}",
         f"- failed: **{len(summary.failed)}**",
         *(f"    - `{f.dataset} {f.partition}` {f.error}" for f in summary.failed[:20]),
         f"- no source: {len(summary.no_source)} {', '.join(summary.no_source[:10])}",
+        *(f"- left out: `{out.dataset}` {out.error.message}" for out in summary.left_out),
         "",
         "| stage | seconds |",
         "| --- | ---: |",
@@ -457,11 +504,27 @@ def _artifacts(summary: Summary) -> None:
     create_markdown_artifact("\n".join(lines), key="ingest-summary", description=summary.flow_run)
 
 
-def _failures(failed: Sequence[Failure]) -> str:
-    shown = "\n".join(f"  {f.dataset} {f.partition}: {f.error}" for f in failed[:10])
-    more = f"\n  and {len(failed) - 10} more: lake status" if len(failed) > 10 else ""
-    return f"{len(failed)} partition{'s' if len(failed) > 1 else ''} failed; the others are published.\n{shown}{more}"
+def _failures(failed: Sequence[Failure], faults: Sequence[LeftOut]) -> str:
+    """What failed, one line for each cause: partitions first, then datasets that were left out."""
+    causes: dict[tuple[str, str], list[str]] = {}
+    for f in sorted(failed, key=lambda f: (f.dataset, f.partition)):
+        causes.setdefault((f.dataset, f.error), []).append(f.partition)
+    lines = []
+    for (dataset, error), keys in list(causes.items())[:10]:
+        which = keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more"
+        lines.append(f"  {dataset} {which}: {error}")
+    if len(causes) > 10:
+        lines.append(f"  and {len(causes) - 10} more causes: lake status")
+    counted = []
+    if failed:
+        counted.append(f"{len(failed)} partition{'s' if len(failed) > 1 else ''} failed")
+    if faults:
+        counted.append(f"{len(faults)} dataset{'s' if len(faults) > 1 else ''} could not be planned")
+        lines += [f"  {out.dataset}: {out.error.message}" for out in faults]
+    return "\n".join([f"{' and '.join(counted)}; the others are published.", *lines])
 
 
-def _them(count: int) -> str:
-    return "that one" if count == 1 else "those"
+def _next(failed: Sequence[Failure], faults: Sequence[LeftOut]) -> str:
+    if faults and not failed:
+        return faults[0].error.fix
+    return f"correct the cause, then the same command again does just {'that one' if len(failed) == 1 else 'those'}"

@@ -26,7 +26,7 @@ def pipeline(
     datasets: list[str] | None = None,
     start: date | None = None,
     end: date | None = None,
-    mode: Mode = Mode.missing_failed,
+    mode: Mode | list[Mode] = Mode.missing_failed,
     workers: int = 2,
     environment: str = "prod",
 ) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def pipeline(
         datasets: Keys of the datasets; all when left open.
         start: First day; each dataset's own when it is left open.
         end: Last day, included; each dataset's own when it is left open.
-        mode: Which partitions: missing, failed, missing-failed, stale or all.
+        mode: Which partitions: missing, failed, missing-failed, stale or all; or several of them.
         workers: Processes of the local Dask cluster.
         environment: SQLMesh's environment.
 

@@ -23,6 +23,7 @@ Point = Literal[
     "gate held",
     "after BEGIN",
     "after the fence",
+    "schema committed",
     "after DELETE",
     "after registration",
     "before COMMIT",

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from flows.errors import BadInput
+from flows.errors import BadInput, redacted
 
 LAKE = "lake"
 """The alias every reader and writer attaches the lake under; SQLMesh writes it into its views."""
@@ -132,10 +132,10 @@ class Settings(BaseSettings):
         return [secret.get_secret_value() for secret in found if secret is not None]
 
     def redact(self, text: str) -> str:
-        """A text without any secret in it."""
-        for secret in self.secrets:
+        """A text without any secret in it: neither one of the settings, nor what looks like one."""
+        for secret in filter(None, self.secrets):
             text = text.replace(secret, "***")
-        return text
+        return redacted(text)
 
     def environment(self) -> dict[str, str]:
         """The plain (not secret) settings as environment variables, for a child process in any folder."""

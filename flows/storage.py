@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
 """How long an object store may take to answer, before it is asked again."""
+
+COPY_BYTES = 1 << 20
+"""Bytes copied at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,24 +88,50 @@ class Storage:
         """All files under a folder of the base, recursively; an empty list when it does not exist.
 
         Raises:
-            StorageError: the folder or bucket cannot be listed.
+            StorageError: the folder or bucket cannot be listed; or it is the landing zone, and is not there.
         """
         where = self.path(folder).rstrip("/")
         try:
-            return _walk(where) if self.is_local else _selected(self.fs, where)
+            found = _walk(where) if self.is_local else _selected(self.fs, where)
         except OSError as error:
-            cause = " ".join(str(error).split())[:300]
-            raise StorageError(
-                f"{self.url} cannot be listed: {cause}", "check it and LAKE_S3_*, then: lake init"
-            ) from None
+            raise self._fault(f"{self.url}{folder}", "listed", error) from None
+        if not found:
+            self._check_landing()
+        return found
 
     def find(self, relative: str) -> File | None:
-        """The file at one path under the base, None when there is none."""
+        """The file at one path under the base, None when there is none.
+
+        Raises:
+            StorageError: it cannot be looked for; or the base is the landing zone, and is not there.
+        """
         path = self.path(relative)
+        try:
+            found = _stat(path) if self.is_local else _info(self.fs, path)
+        except OSError as error:
+            raise self._fault(f"{self.url}{relative}", "read", error) from None
+        if found is None:
+            self._check_landing()
+        return found
+
+    def _check_landing(self) -> None:
+        """A data path that nothing was written to yet is not there; a landing zone that is not there is a mistake."""
+        if self.url != self.settings.landing:
+            return
+        if not self.is_local:
+            check(self.settings)
+        elif not Path(self.base).is_dir():
+            raise StorageError(
+                f"The landing zone is not there: {self.base} is no folder.", "make it, or set LAKE_LANDING"
+            )
+
+    def _fault(self, url: str, done: str, error: OSError) -> StorageError:
+        cause = self.settings.redact(" ".join(str(error.strerror or error).split()))[:300]
         if self.is_local:
-            return _stat(path)
-        info = self.fs.get_file_info(path)
-        return File(info.path, info.size, info.mtime_ns) if info.is_file else None
+            return StorageError(f"{error.filename or url} cannot be {done}: {cause}", "check the folder and its rights")
+        return StorageError(
+            f"{url} at {_endpoint(self.settings)} cannot be {done}: {cause}", "check it and LAKE_S3_*, then: lake init"
+        )
 
     @cached_property
     def _client(self) -> Minio:
@@ -114,16 +144,24 @@ class Storage:
     def put(self, local: Path, relative: str) -> None:
         """Store a finished local file under a name that no reader can see half-written.
 
+        In a folder, the file and its name are on the disk when this returns: a catalog that is committed later
+        never names a file that a power cut takes away.
+
         Raises:
             OSError: the folder or bucket cannot be written; nothing is left under the name.
         """
         if self.is_local:
             target = Path(self.path(relative))
-            target.parent.mkdir(parents=True, exist_ok=True)
+            made = _make(target.parent)
             partial = target.with_name(f".{target.name}.partial")
             try:
-                shutil.copyfile(local, partial)
+                with local.open("rb") as source, partial.open("wb") as copy:
+                    shutil.copyfileobj(source, copy, COPY_BYTES)
+                    copy.flush()
+                    os.fsync(copy.fileno())
                 partial.replace(target)
+                for folder in (target.parent, *made):
+                    _sync(folder)
             except OSError:
                 partial.unlink(missing_ok=True)
                 raise
@@ -133,15 +171,31 @@ class Storage:
         self._client.fput_object(bucket, key, str(local), content_type="application/octet-stream")
 
 
+def _make(folder: Path) -> list[Path]:
+    """Make a folder and those above it. Returns the folders that have a new name in them."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return [each.parent for each in missing]
+
+
+def _sync(folder: Path) -> None:
+    """Bring a folder's names to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def check(settings: Settings, *, create: bool = False) -> list[str]:
-    """Make sure of the buckets before any work starts; folders are made when they are written.
+    """Make sure of the buckets before any work starts. A data path's folder is made when it is written.
 
     Args:
         settings: Where data and landing zone lie.
-        create: Make a bucket that is not there.
+        create: Make a bucket that is not there, and the landing zone's folder.
 
     Returns:
-        The buckets made.
+        What was made.
 
     Raises:
         StorageError: a bucket is missing, or the endpoint does not answer or refuses the credentials.
@@ -157,7 +211,19 @@ def check(settings: Settings, *, create: bool = False) -> list[str]:
         if not create:
             raise StorageError(f"There is no bucket {bucket!r} at {_endpoint(settings)}.", "lake init")
         made.append(f"the bucket {bucket} (LAKE_{name.upper()})")
+    if create and not settings.landing.startswith("s3://"):
+        _make_landing(Path(settings.landing))
     return made
+
+
+def _make_landing(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"The landing zone cannot be made: {error.strerror or error} ({folder})",
+            "set LAKE_HOME or LAKE_LANDING to a folder that can be written",
+        ) from None
 
 
 def _has_bucket(settings: Settings, bucket: str, create: bool) -> bool:
@@ -228,14 +294,32 @@ def _selected(fs: FileSystem, folder: str) -> list[File]:
     return [File(i.path, i.size, i.mtime_ns) for i in infos if i.is_file]
 
 
-def _walk(folder: str) -> list[File]:
-    """Every file below a folder. What goes away meanwhile is left out, as maintenance may be at work."""
+def _info(fs: FileSystem, path: str) -> File | None:
+    info = fs.get_file_info(path)
+    return File(info.path, info.size, info.mtime_ns) if info.is_file else None
+
+
+def _walk(folder: str, above: tuple[Path, ...] = ()) -> list[File]:
+    """Every file below a folder. What goes away meanwhile is left out, as maintenance may be at work.
+
+    Args:
+        folder: The folder.
+        above: The folders in which a link on the way to this one lies.
+
+    Raises:
+        OSError: a folder cannot be read, or a symbolic link leads back to a folder above it.
+    """
     found = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_dir():
-                    found += _walk(entry.path)
+                if entry.is_symlink() and entry.is_dir():
+                    target, here = Path(entry.path).resolve(), (*above, Path(folder).resolve())
+                    if any(place.is_relative_to(target) for place in here):
+                        raise OSError(errno.ELOOP, "this link leads back to a folder above it", entry.path)
+                    found += _walk(entry.path, here)
+                elif entry.is_dir():
+                    found += _walk(entry.path, above)
                 elif file := _stat(entry.path):
                     found.append(file)
     except FileNotFoundError:

@@ -1,6 +1,7 @@
 """SQLMesh's configuration, built from the lake's settings: no connection is written down here."""
 
-from flows.build.project import project_config
-from flows.settings import load_settings
+from pathlib import Path
 
-config = project_config(load_settings())
+from flows.build.project import lake_settings, project_config
+
+config = project_config(lake_settings(Path(__file__).parent))

@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", action="store_true", help="write the screenshots into docs/images")
 
 
-FOLDERS = ("stack", "flows", "faults", "lake", "values", "regressions", "unit")
+FOLDERS = ("stack", "flows", "faults", "regressions", "values", "lake", "unit")
 """The tests' folders, those whose files take longest first: a few processes share the files."""
 
 
@@ -206,11 +206,11 @@ def services() -> Iterator[Services]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "lake" in metafunc.fixturenames:
         folder = Path(metafunc.definition.path).parent.name
-        chosen = {"lake": STORAGES, "faults": STORAGES[::2]}.get(folder, STORAGES[:1])
-        if folder in ("values", "regressions") and metafunc.config.getoption("--soak"):
-            chosen = STORAGES[::2]
+        long = {"lake": STORAGES, "faults": STORAGES[::2], "values": STORAGES[::2], "regressions": STORAGES[::2]}
+        chosen = long.get(folder, STORAGES[:1])
         if not metafunc.config.getoption("--soak"):
-            chosen = next((mark.args for mark in metafunc.definition.iter_markers("short")), chosen)
+            default = STORAGES[:1] if folder in ("values", "regressions") else chosen
+            chosen = next((mark.args for mark in metafunc.definition.iter_markers("short")), default)
         if not any("lake" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")):
             metafunc.parametrize("lake", chosen, indirect=True)
 

@@ -8,15 +8,19 @@ rows of two runs at once).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 from sqlglot import exp
 from sqlmesh.core.config.connection import DuckDBAttachOptions, DuckDBConnectionConfig
 from sqlmesh.core.engine_adapter.duckdb import DuckDBEngineAdapter
+from sqlmesh.utils.errors import SQLMeshError
 
-from flows.lake.connect import attach_sql, commit_message, prepare
+from flows.build import turn
+from flows.errors import LakeError
+from flows.lake.connect import attach_sql, commit_message, connect, prepare
 from flows.lake.publish import raise_fence
 from flows.points import reached
 from flows.settings import LAKE, Settings, load_settings
@@ -29,8 +33,8 @@ class LakeAdapter(DuckDBEngineAdapter):
     """Transactions on; each one that writes holds the gate and touches the transforms' fence."""
 
     SUPPORTS_TRANSACTIONS = True
-    gate: ClassVar[Callable[[], AbstractContextManager[None]]]
-    """Entered around every transaction; set once by the process that builds."""
+    gate: ClassVar[Callable[[], AbstractContextManager[None]]] = turn.hold
+    """Entered around every transaction. A build asks the run that started it; SQLMesh's own command enters itself."""
 
     _reading = 0
 
@@ -49,7 +53,9 @@ class LakeAdapter(DuckDBEngineAdapter):
             reached("interval committed")
 
     def execute(self, expressions: Any, *args: Any, **kwargs: Any) -> None:
-        """Run statements; ones that only read need no transaction of their own."""
+        """Run statements; ones that only read need no transaction of their own. An INSERT changes no value."""
+        if isinstance(expressions, exp.Insert) and isinstance(expressions.expression, exp.Query):
+            expressions = self._exact_insert(expressions)
         with (
             self._read() if _only_reads(expressions) else contextlib.nullcontext(),
             self._all_threads() if isinstance(expressions, _MOVES_ROWS) else contextlib.nullcontext(),
@@ -67,6 +73,59 @@ class LakeAdapter(DuckDBEngineAdapter):
         with self._read():
             return super().fetchall(*args, **kwargs)
 
+    def _exact_insert(self, insert: exp.Insert) -> exp.Insert:
+        """The same INSERT, but a value that its column cannot hold is an error.
+
+        DuckDB casts on assignment, and a cast may round: 2.5 into a BIGINT is 2. A model's table may have been made
+        when its source had another type, and SQLMesh infers a table's types by other rules than DuckDB.
+        """
+        target = insert.this
+        table = target.this if isinstance(target, exp.Schema) else target
+        types = self._types(table)
+        names = [column.name for column in target.expressions] if isinstance(target, exp.Schema) else list(types)
+        exact = insert.copy()
+        exact.set("expression", self._exact(insert.expression, {name: types[name] for name in names}))
+        return exact
+
+    def _order_projections_and_filter(
+        self, query: Any, target_columns_to_types: Any, where: Any = None, coerce_types: bool = False
+    ) -> Any:
+        ordered = super()._order_projections_and_filter(query, target_columns_to_types, where)
+        if coerce_types and isinstance(ordered, exp.Query):
+            # Of a table made by a query (CREATE TABLE AS). SQLMesh would cast each column to the type that it inferred.
+            return self._exact(
+                ordered, {n: exp.DataType.build(t) for n, t in target_columns_to_types.items()}, cast=True
+            )
+        return ordered
+
+    def _exact(self, query: exp.Query, wanted: Mapping[str, exp.DataType], *, cast: bool = False) -> exp.Query:
+        """A query whose values are the same after a cast to these types and back; any other value ends it.
+
+        Args:
+            query: Any query.
+            wanted: Name and type of each column, in the query's order.
+            cast: Also cast those that need no check.
+        """
+        has = self._types(query)
+        if len(has) != len(wanted):
+            return query  # DuckDB says so
+        columns = []
+        for (column, of), (name, to) in zip(has.items(), wanted.items(), strict=True):
+            value = exp.column(column, "checked", quoted=True)
+            if not always_exact(of, to):
+                columns.append(_refusing(value, name, of, to))
+            else:
+                columns.append(exp.cast(value, to) if cast and of != to else value)
+        if all(isinstance(column, exp.Column) for column in columns):
+            return query
+        named = [c.as_(n, quoted=True) for c, n in zip(columns, wanted, strict=True)]
+        return exp.select(*named).from_(query.subquery("checked"))
+
+    def _types(self, relation: exp.Expr) -> dict[str, exp.DataType]:
+        """The columns of a table or a query, and their types."""
+        described = self.cursor.execute(f"DESCRIBE {relation.sql(dialect=self.dialect, identify=True)}").fetchall()
+        return {name: exp.DataType.build(data_type, dialect=self.dialect) for name, data_type, *_ in described}
+
     def _fetch_native_df(self, *args: Any, **kwargs: Any) -> Any:
         with self._read():
             return super()._fetch_native_df(*args, **kwargs)
@@ -78,7 +137,9 @@ class LakeAdapter(DuckDBEngineAdapter):
         try:
             yield
         finally:
-            self.cursor.execute("SET threads = 1")
+            # By another cursor: within a transaction that failed, it would fail, and hide why.
+            with self.cursor.cursor() as other:
+                other.execute("SET threads = 1")
 
     @contextlib.contextmanager
     def _read(self) -> Iterator[None]:
@@ -88,6 +149,44 @@ class LakeAdapter(DuckDBEngineAdapter):
             yield
         finally:
             self._reading -= 1
+
+
+def always_exact(of: exp.DataType, to: exp.DataType) -> bool:
+    """Whether DuckDB's cast between two types keeps every value, or fails."""
+    if of == to or (of.this in _INTEGERS and to.this in _INTEGERS | {exp.DataType.Type.DECIMAL}):
+        return True
+    if of.this is to.this is exp.DataType.Type.DECIMAL:
+        (_, before), (_, after) = (_digits(of), _digits(to))
+        return before <= after
+    return (of.this, to.this) in _WIDER
+
+
+def _digits(decimal: exp.DataType) -> tuple[int, int]:
+    """A decimal's precision and scale."""
+    precision, scale = (int(e.name) for e in decimal.expressions) if len(decimal.expressions) == 2 else (18, 3)
+    return precision, scale
+
+
+_INTEGERS = exp.DataType.INTEGER_TYPES
+_WIDER = {
+    (exp.DataType.Type.TINYINT, exp.DataType.Type.DOUBLE),
+    (exp.DataType.Type.SMALLINT, exp.DataType.Type.DOUBLE),
+    (exp.DataType.Type.INT, exp.DataType.Type.DOUBLE),
+    (exp.DataType.Type.FLOAT, exp.DataType.Type.DOUBLE),
+    (exp.DataType.Type.DATE, exp.DataType.Type.TIMESTAMP),
+}
+
+
+def _refusing(value: exp.Column, name: str, of: exp.DataType, to: exp.DataType) -> exp.Expression:
+    """A value cast to a type; one that would change on the way ends the query, by name."""
+    there = exp.cast(value, to)
+    types = f"({of.sql('duckdb')}) cannot be stored exactly as {to.sql('duckdb')}"
+    message = exp.func("concat", exp.Literal.string(f"column {name}: "), value, exp.Literal.string(f" {types}"))
+    return (
+        exp.case()
+        .when(exp.NullSafeEQ(this=exp.TryCast(this=there, to=of), expression=value), there)
+        .else_(exp.func("error", message))
+    )
 
 
 def _only_reads(expressions: Any) -> bool:
@@ -109,12 +208,26 @@ class LakeConnection(DuckDBConnectionConfig):
     def _cursor_init(self) -> Callable[[Any], None]:
         def attach(cursor: Any) -> None:
             settings = load_settings()
+            check_lake(settings)
             prepare(cursor, settings)
             cursor.execute(attach_sql(settings))
             cursor.execute(f"USE {LAKE}")
             cursor.execute("SET threads = 1")
 
         return attach
+
+
+@functools.lru_cache(maxsize=1)
+def check_lake(settings: Settings) -> None:
+    """Make sure that there is a lake, before anything is made for it.
+
+    Raises:
+        SQLMeshError: what every other command says: no lake yet, or one that cannot be opened.
+    """
+    try:
+        connect(settings, read_only=True).close()
+    except LakeError as error:
+        raise SQLMeshError(str(error)) from None
 
 
 def lake_connection(settings: Settings) -> LakeConnection:

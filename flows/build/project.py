@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from dotenv import dotenv_values
 from sqlmesh.core.config import (
     Config,
     DuckDBConnectionConfig,
@@ -15,30 +19,76 @@ from sqlmesh.core.config import (
 )
 from sqlmesh.core.loader import SqlMeshLoader
 from sqlmesh.core.model import create_external_model
+from sqlmesh.utils.errors import SQLMeshError
 
-from flows.build.adapter import lake_connection
+from flows.build.adapter import check_lake, lake_connection
 from flows.datasets import all_datasets
-from flows.settings import LAKE, Settings
+from flows.datasets.model import Dataset
+from flows.errors import LakeError, NotInitialised
+from flows.lake.builds import Raw, read_raw
+from flows.settings import LAKE, Settings, load_settings
 from flows.stage.types import declared_types
 
 
 class LakeLoader(SqlMeshLoader):
     """Loads the project; every dataset's raw table is an external model, so none is written down twice."""
 
+    def __init__(self, context: Any, path: Path, *args: Any, **kwargs: Any) -> None:
+        # SQLMesh has put the environment back since it read the configuration.
+        lake_settings(path)
+        super().__init__(context, path, *args, **kwargs)
+
     def _load_external_models(self, audits: Any, cache: Any, gateway: str | None = None) -> Any:
         models = super()._load_external_models(audits, cache, gateway)
-        for dataset in all_datasets().values():
-            columns = declared_types(dataset)
+        datasets = all_datasets()
+        try:
+            raw = read_raw(load_settings(), datasets.values())
+        except NotInitialised:
+            raw = {}  # what needs the lake says so; to format or lint the project does not
+        except LakeError as error:
+            raise SQLMeshError(str(error)) from None
+        for dataset in datasets.values():
+            found = raw.get(dataset.key, Raw({}, None))
+            columns = dict(found.columns) or declared_types(dataset)
+            if not columns:
+                continue  # nothing is known of it until its first partition makes the table
             model = create_external_model(
                 f"{LAKE}.{dataset.table}",
                 dialect="duckdb",
-                columns=columns or None,
+                columns=columns,
+                start=_begin(dataset, found),
                 path=Path(__file__),
                 project=self.config.project,
                 default_catalog=LAKE,
             )
-            models[model.fqn] = model
+            models.update({model.fqn: model})  # also over one that somebody wrote into external_models.yaml
         return models
+
+
+def _begin(dataset: Dataset, raw: Raw) -> str | None:
+    """Where models without a ``start`` begin that read this dataset, as SQLMesh takes it from what they read.
+
+    It is a year's first day: a first partition that moves back by days would change every model each time.
+    """
+    years = [moment.year for moment in (dataset.start, raw.since) if moment]
+    return f"{min(years):04}-01-01" if years else None
+
+
+def lake_settings(project: Path) -> Settings:
+    """The settings of the lake that a SQLMesh project builds in.
+
+    It is the lake that `lake` uses in the current folder. Where the environment names no lake, and the folder has no
+    ``.env`` and no lake, it is the one that `lake` uses in the folder above the project: so `sqlmesh` may be typed in
+    the project's folder, and anywhere else with ``--paths``.
+    """
+    above, here = project.parent, Path.cwd()
+    if "LAKE_HOME" not in os.environ and not any((here / name).exists() for name in (".env", ".lake")):
+        for name, value in dotenv_values(above / ".env").items():
+            if name.startswith("LAKE_") and value is not None:
+                os.environ.setdefault(name, value)
+        with contextlib.chdir(above):
+            os.environ.update(load_settings().environment())
+    return load_settings()
 
 
 def project_config(settings: Settings) -> Config:
@@ -54,7 +104,7 @@ def project_config(settings: Settings) -> Config:
                 test_connection=DuckDBConnectionConfig(),
             )
         },
-        model_defaults=ModelDefaultsConfig(dialect="duckdb", start="2013-01-01", cron="@daily"),
+        model_defaults=ModelDefaultsConfig(dialect="duckdb", cron="@daily"),
         loader=LakeLoader,
         cache_dir=str(settings.home / "sqlmesh-cache"),
         disable_anonymized_analytics=True,
@@ -65,12 +115,45 @@ def project_config(settings: Settings) -> Config:
 
 def _state_connection(settings: Settings) -> DuckDBConnectionConfig | PostgresConnectionConfig:
     if "://" not in settings.state:
-        return DuckDBConnectionConfig(database=settings.state)
+        return _StateFile(database=settings.state)
     url = urlsplit(settings.state)
-    return PostgresConnectionConfig(
+    return _StateServer(
         host=url.hostname or "localhost",
         port=url.port or 5432,
         user=unquote(url.username or ""),
         password=settings.state_password.get_secret_value() if settings.state_password else "",
         database=url.path.lstrip("/"),
     )
+
+
+class _StateFile(DuckDBConnectionConfig):
+    """SQLMesh's state in a DuckDB file, which one process at a time can open."""
+
+    @property
+    def _connection_factory(self) -> Callable[..., Any]:
+        def connect(**options: Any) -> Any:
+            import duckdb
+
+            check_lake(load_settings())
+            try:
+                return duckdb.connect(**options)
+            except duckdb.IOException as error:
+                raise SQLMeshError(
+                    f"SQLMesh's state cannot be opened: {' '.join(str(error).split())[:300]}\n"
+                    "Next: wait for the transform or command that has it open. A state in PostgreSQL can be shared."
+                ) from None
+
+        return connect
+
+
+class _StateServer(PostgresConnectionConfig):
+    """SQLMesh's state in PostgreSQL."""
+
+    @property
+    def _connection_factory(self) -> Callable[..., Any]:
+        def connect(**options: Any) -> Any:
+            check_lake(load_settings())
+            return opened(**options)
+
+        opened = super()._connection_factory
+        return connect

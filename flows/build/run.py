@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlmesh.core.config import CategorizerConfig
+from sqlmesh.core.config import AutoCategorizationMode, CategorizerConfig
 from sqlmesh.core.console import NoopConsole, set_console
 from sqlmesh.core.context import Context
-from sqlmesh.core.snapshot import Snapshot
+from sqlmesh.core.node import IntervalUnit
+from sqlmesh.core.snapshot import Snapshot, SnapshotChangeCategory, SnapshotId, start_date
+from sqlmesh.core.snapshot.definition import snapshots_to_dag
 from sqlmesh.utils.date import to_datetime
 from sqlmesh.utils.errors import SQLMeshError
 
@@ -19,6 +21,8 @@ from flows.errors import RunFailed
 from flows.settings import LAKE, PROJECT
 
 Report = Callable[[dict[str, Any]], None]
+Span = tuple[datetime, datetime]
+"""A stretch of time, end excluded, UTC."""
 
 
 class _Console(NoopConsole):
@@ -43,8 +47,8 @@ class _Console(NoopConsole):
             {
                 "event": "model",
                 "model": snapshot.name.replace('"', "").removeprefix(f"{LAKE}."),
-                "start": to_datetime(interval[0]).date().isoformat(),
-                "end": (to_datetime(interval[1]) - timedelta(microseconds=1)).date().isoformat(),
+                "start": _named(to_datetime(interval[0]), snapshot.node.interval_unit),
+                "end": _named(to_datetime(interval[1]) - timedelta(microseconds=1), snapshot.node.interval_unit),
                 "seconds": round((duration_ms or 0) / 1000, 3),
                 "audits_passed": num_audits_passed,
                 "audits_failed": num_audits_failed,
@@ -61,13 +65,21 @@ class _Console(NoopConsole):
         self._report({"event": "warning", "text": short_message})
 
 
+def _named(moment: datetime, unit: IntervalUnit | None) -> str:
+    """A moment as precise as a model's intervals are: a day, an hour, or a minute."""
+    if unit is None or unit.is_date_granularity:
+        return moment.date().isoformat()
+    return moment.strftime("%Y-%m-%dT%H" if unit is IntervalUnit.HOUR else "%Y-%m-%dT%H:%M")
+
+
 def build(environment: str, changed: Mapping[str, Sequence[str]], replan: bool, report: Report) -> None:
     """Bring an environment's models up to date.
 
     Args:
         environment: ``prod``, or the name of a development environment.
         changed: Partitions whose published attempt is not the one the models were built from, by dataset.
-        replan: Whether the models themselves changed, or the environment was never built.
+        replan: Whether the models' files changed, or the environment was never built. A plan is also made when the
+            environment holds other models than the project now has: a raw table's columns or first day changed.
         report: Called with a dict for every interval evaluated.
 
     Raises:
@@ -77,25 +89,24 @@ def build(environment: str, changed: Mapping[str, Sequence[str]], replan: bool, 
     set_console(console)
     try:
         context = Context(paths=[str(PROJECT)])
-        # A state that was lost, or is another one: everything is built anew, and the lake's own record starts again.
-        replan = replan or context.state_reader.get_environment(environment) is None
-        spans = {key: _spans(key, partitions) for key, partitions in changed.items()}
-        _forget(context, spans)
-        if replan:
-            context.plan(
-                environment,
-                auto_apply=True,
-                no_prompts=True,
-                skip_tests=True,
-                categorizer_config=CategorizerConfig.all_full(),
-            )
-        bounds = [moment for found in spans.values() for span in found for moment in span]
-        if bounds:
+        found = context.state_reader.get_environment(environment)
+        built = {s.snapshot_id for s in found.snapshots} if found else set()
+        # Of the models as they were, for a changed one may take over the intervals of the one before it; and of those
+        # as they are, for a plan that failed may have built some of them.
+        touched = list(_touched(context, built, changed))
+        for one in touched:  # one by one: of several of one model, SQLMesh would remove just the last
+            context.state_sync.remove_intervals([one], remove_shared_versions=True)
+        # A state that was lost has no environment: everything is built again. A plan that broke off is made again.
+        whole = found is not None and found.finalized_ts is not None
+        if replan or not whole or {s.snapshot_id for s in context.snapshots.values()} != built:
+            _plan(context, environment)
+            touched = list(_touched(context, set(), changed))
+        if touched:
             status = context.run(
                 environment,
-                start=min(bounds),
-                end=max(bounds),
-                execution_time=max(datetime.now(UTC), max(bounds)),
+                start=to_datetime(min(start for _, (start, _) in touched)),
+                end=to_datetime(max(end for _, (_, end) in touched)),
+                execution_time=max([datetime.now(UTC), *_ends(changed)]),
                 skip_janitor=True,
                 ignore_cron=True,
             )
@@ -106,7 +117,7 @@ def build(environment: str, changed: Mapping[str, Sequence[str]], replan: bool, 
         raise RunFailed(
             f"{len(causes)} model{'s' if len(causes) > 1 else ''} failed in {environment}.\n"
             + "\n".join(f"  {cause}" for cause in causes),
-            "mend the model or its input, then: lake transform",
+            "fix the model or its input, then: lake transform",
         ) from error
 
 
@@ -125,14 +136,57 @@ def clean_up(report: Report) -> None:
         raise RunFailed(f"SQLMesh's janitor failed: {cause}", "lake transform, then: lake maintain") from error
 
 
-def _spans(key: str, partitions: Sequence[str]) -> list[tuple[datetime, datetime]]:
-    """The contiguous stretches of time that partitions cover, ends excluded, UTC."""
-    dataset = get_dataset(key)
-    if dataset.grain is Grain.full:
-        return [(datetime(2013, 1, 1, tzinfo=UTC), datetime.now(UTC))]
-    spans: list[tuple[datetime, datetime]] = []
+def _plan(context: Context, environment: str) -> None:
+    """Make the environment hold the models as they are, and build what is new of them."""
+    # External models are compared here: SQLMesh cannot compare columns with those of a table that nobody knew.
+    config = CategorizerConfig.all_full().copy(update={"external": AutoCategorizationMode.OFF})
+    builder = context.plan_builder(environment, skip_tests=True, categorizer_config=config)
+    plan = builder.build()
+    for snapshot in plan.uncategorized:
+        _, before = plan.context_diff.modified_snapshots[snapshot.name]
+        columns, known = snapshot.model.columns_to_types or {}, before.model.columns_to_types or {}
+        kept = bool(known) and known.items() <= columns.items()
+        # Only a column that was changed or dropped makes what reads the table be built again.
+        change = SnapshotChangeCategory.NON_BREAKING if kept else SnapshotChangeCategory.BREAKING
+        builder.set_choice(snapshot, change)
+    builder.apply()
+
+
+def _touched(
+    context: Context, built: set[SnapshotId], changed: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[Snapshot, tuple[int, int]]]:
+    """What is downstream of changed partitions: each model with those of its intervals that overlap them, in ms.
+
+    It is what a restatement plan of the external model restates, but for many stretches: a plan can restate one.
+
+    Args:
+        context: Of the models as they are; those that SQLMesh's state knows count.
+        built: Further models, those that the environment holds.
+        changed: Partitions by dataset.
+    """
+    wanted = built | {s.snapshot_id for s in context.snapshots.values()}
+    by_id = context.state_reader.get_snapshots(wanted)
+    dag = snapshots_to_dag(by_id.values())
+    for key, partitions in changed.items():
+        raws = [i for i in by_id if i.name.replace('"', "") == f"{LAKE}.raw.{key}"]
+        spans = _spans(key, partitions)
+        for snapshot in (by_id[i] for raw in raws for i in dag.downstream(raw) if i in by_id):
+            if not snapshot.is_model or snapshot.model.kind.is_view or snapshot.model.kind.is_external:
+                continue
+            # A table that is refreshed whole touches the model from its first interval to its last.
+            stretches = spans or [(start_date(snapshot, by_id), datetime.now(UTC))]
+            for interval in dict.fromkeys(snapshot.get_removal_interval(*s, strict=False) for s in stretches):
+                yield snapshot, interval
+
+
+def _spans(key: str, partitions: Sequence[str]) -> list[Span]:
+    """The contiguous stretches that partitions cover; none for a table that is refreshed whole."""
+    grain = get_dataset(key).grain
+    spans: list[Span] = []
+    if grain is Grain.full:
+        return spans
     for name in sorted(partitions):
-        partition = parse_partition(name, dataset.grain)
+        partition = parse_partition(name, grain)
         start, end = partition.start.replace(tzinfo=UTC), partition.end.replace(tzinfo=UTC)
         if spans and spans[-1][1] == start:
             spans[-1] = (spans[-1][0], end)
@@ -141,18 +195,6 @@ def _spans(key: str, partitions: Sequence[str]) -> list[tuple[datetime, datetime
     return spans
 
 
-def _forget(context: Context, spans: Mapping[str, Sequence[tuple[datetime, datetime]]]) -> None:
-    """Forget the intervals downstream of these stretches, so that a run does them again.
-
-    It is what a restatement plan of the external model does, for many stretches at once: a plan can restate one.
-    """
-    known = context.state_reader.get_snapshots([s.snapshot_id for s in context.snapshots.values()])
-    by_name = {s.name: s for s in known.values() if s.is_model and not s.model.kind.is_external}
-    for key, stretches in spans.items():
-        fqn = next((n for n in context.snapshots if n.replace('"', "") == f"{LAKE}.raw.{key}"), None)
-        for name in context.dag.downstream(fqn) if fqn else ():
-            if not (snapshot := by_name.get(name)) or snapshot.model.kind.is_view:
-                continue
-            for start, end in stretches:
-                interval = snapshot.get_removal_interval(start, end, strict=False)
-                context.state_sync.remove_intervals([(snapshot, interval)], remove_shared_versions=True)
+def _ends(changed: Mapping[str, Sequence[str]]) -> list[datetime]:
+    """The ends of the stretches that changed partitions cover: data of the future can be built, too."""
+    return [end for key, partitions in changed.items() for _, end in _spans(key, partitions)]

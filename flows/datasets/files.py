@@ -112,20 +112,19 @@ class Files:
 
     def versions(self, partitions: Sequence[Partition]) -> Mapping[str, str]:
         """The version of every partition that has files: a digest of their names, sizes and times."""
-        return {key: _version(infos) for key, infos in self._found(partitions).items()}
+        return {key: _version(infos) for key, infos in self._found(partitions, self._landing()).items()}
 
     def unmatched(self, partitions: Sequence[Partition]) -> list[str]:
         """The files in the pattern's folder that are of no partition, by their paths below the landing zone.
 
-        Hidden ones are left out.
-
-        Args:
-            partitions: One of them at least: they tell the grain.
+        Hidden ones are left out, and those of partitions after the last: their time has not come.
         """
+        if not partitions:
+            return []
         landing = self._landing()
-        match = _matcher(self.pattern, partitions[0].grain)
+        match, first = _matcher(self.pattern, partitions[0].grain), min(p.key for p in partitions)
         names = [landing.relative(info.path) for info in landing.list(_fixed_folder(self.pattern))]
-        return sorted(name for name in names if not _is_hidden(name, self.pattern) and not match(name))
+        return sorted(name for name in names if not _is_hidden(name, self.pattern) and (match(name) or "") < first)
 
     def read(
         self, partition: Partition, contract: Contract, known: Mapping[str, str] = MappingProxyType({})
@@ -142,10 +141,10 @@ class Files:
             SourceError: a file is empty, truncated, has other columns or values of another type, or changed while it
                 was read.
         """
-        files = self._found([partition]).get(partition.key, [])
+        landing = self._landing()
+        files = self._found([partition], landing).get(partition.key, [])
         if not files:
             raise NoSource(f"no file matches {self._spelt(partition)}")
-        landing = self._landing()
         with contextlib.ExitStack() as opened:
             read = {"csv": self._csv, "parquet": self._parquet}.get(self.format, self._json)
             yield from read(landing, files, contract, known, opened)
@@ -187,10 +186,11 @@ class Files:
                 local.append((name, path, size, columns, dialect))
         facts = self._look(local, contract, known)
         types = {column: found.type_of() for column, found in facts.items()}
+        integers = {name for name, data_type in contract.columns.items() if data_type == "bigint"}
         for name, path, size, columns, dialect in local:
             with _in_file(name, self.format) as place:
                 place.find = partial(_line, path, dialect, len(columns))
-                for table in csv_files.read(path, dialect, columns, size):
+                for table in csv_files.read(path, dialect, columns, size, integers):
                     yield _typed(self._with_points(table, contract, types), contract, types, known)
                     place.row += table.num_rows
 
@@ -323,11 +323,10 @@ class Files:
         settings = load_settings()
         return open_storage(settings.landing, settings)
 
-    def _found(self, partitions: Sequence[Partition]) -> dict[str, list[File]]:
+    def _found(self, partitions: Sequence[Partition], landing: Storage) -> dict[str, list[File]]:
         """The files of each of these partitions, in the order of their names."""
         if not partitions:
             return {}
-        landing = self._landing()
         if "*" not in self.pattern and len(partitions) == 1:
             file = landing.find(self._spelt(partitions[0]))
             return {partitions[0].key: [file]} if file else {}

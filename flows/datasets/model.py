@@ -252,6 +252,15 @@ class Checked(Protocol):
         ...
 
 
+@runtime_checkable
+class Strays(Protocol):
+    """A source that can also say which of its files it never reads."""
+
+    def unmatched(self, partitions: Sequence[Partition]) -> list[str]:
+        """The names of the files that lie where the source looks, and are none of these partitions'."""
+        ...
+
+
 @dataclass(frozen=True)
 class Dataset:
     """One dataset: everything the pipeline knows of it.
@@ -267,7 +276,7 @@ class Dataset:
         contract: Columns and types.
         audits: Further conditions.
         start: The first day there is, the default of ``--start``.
-        end: The last day there is; None means yesterday.
+        end: The last day there is; None means the last partition that is over.
         complete: Whether a partition without a source is a failure.
         rate: Items (what the source yields: a page, say) a second that one run asks for at most, all its workers
             together; None means as many as it gets.
@@ -291,6 +300,13 @@ class Dataset:
     def __post_init__(self) -> None:
         if not KEY.fullmatch(self.key):
             raise BadInput(f"{self.key!r} is not a dataset key: use {KEY.pattern}")
+        try:
+            object.__setattr__(self, "grain", Grain(self.grain))
+        except ValueError:
+            raise BadInput(f"{self.key}: {self.grain!r} is not a grain.", f"choose from {', '.join(Grain)}") from None
+        for name, day in (("start", self.start), ("end", self.end)):
+            if day is not None and (not isinstance(day, date) or isinstance(day, datetime)):
+                raise BadInput(f"{self.key}: {name} is {day!r}, not a day.", f"{name}=date(2024, 1, 31)")
         if (self.grain is Grain.full) != (self.partition_column is None):
             raise BadInput(f"{self.key}: every grain but 'full' needs a partition_column, and 'full' none.")
         if self.rate is not None and self.rate <= 0:
@@ -312,17 +328,32 @@ class Dataset:
         """The raw table, schema and name."""
         return f"raw.{self.key}"
 
+    @property
+    def needs_start(self) -> bool:
+        """Whether a range of its partitions must name its first day."""
+        return self.start is None and self.grain is not Grain.full
+
     def partitions(self, start: date | None = None, end: date | None = None) -> list[Partition]:
         """The partitions of a range; the dataset's own where an end is left open.
+
+        One that is not over yet (this month, this hour) is left out unless ``end`` asks for it.
 
         Raises:
             BadInput: the range is reversed, or has no start and the dataset names none.
         """
+        if self.grain is Grain.full:
+            return partitions_between(self.grain, date.min, date.max)
         first = start or self.start
-        last = end or self.end or (datetime.now(UTC).date() - timedelta(days=1))
-        if self.grain is not Grain.full and first is None:
+        if first is None:
             raise BadInput(f"{self.key} has no start of its own.", "name one with --start YYYY-MM-DD")
-        return partitions_between(self.grain, first or last, last)
+        if end is not None:
+            return partitions_between(self.grain, first, end)
+        now = datetime.now(UTC).replace(tzinfo=None)
+        last = min(self.end or now.date(), now.date())
+        found = partitions_between(self.grain, first, last) if first <= last else []
+        while found and found[-1].end > now:
+            found.pop()
+        return found
 
     def versions(self, partitions: Sequence[Partition]) -> dict[str, str]:
         """What the source has: a version by partition key. ``""`` where it cannot say before reading."""

@@ -83,10 +83,13 @@ def column_of(values: Sequence[Any], name: str, contract: Contract) -> pa.Chunke
         kinds = set(map(type, values)) - {type(None)}
     if not kinds:
         return pa.chunked_array([pa.nulls(len(values))])
+    declared = contract.columns.get(name)
+    if declared == "double" and kinds == {int, float}:
+        return _guarded(_numbers, values, name)
+    if declared and (len(kinds) > 1 or kinds == {datetime}):
+        return _mixed(values, {_group(value) for value in values if value is not None}, name, contract)
     if len(kinds) == 1:
         return _made(kinds.pop(), values, name)
-    if name in contract.columns:
-        return _mixed(values, kinds, name, contract)
     for known, make in _TOGETHER:
         if kinds <= known:
             return _guarded(make, values, name)
@@ -102,14 +105,19 @@ def column_of(values: Sequence[Any], name: str, contract: Contract) -> pa.Chunke
     )
 
 
-def _mixed(values: Sequence[Any], kinds: set[type], name: str, contract: Contract) -> pa.ChunkedArray:
+def _group(value: Any) -> tuple[type, bool]:
+    """What values must have in common to be brought into one column: the type, and whether they have a zone."""
+    return type(value), isinstance(value, datetime) and value.tzinfo is not None
+
+
+def _mixed(values: Sequence[Any], groups: set[tuple[type, bool]], name: str, contract: Contract) -> pa.ChunkedArray:
     """Values of several kinds, each brought to the contract's type by itself."""
     target = contract_type(contract.columns[name])
     parts, places = [], []
-    for kind in kinds:
-        rows = [row for row, value in enumerate(values) if type(value) is kind]
+    for group in groups:
+        rows = [row for row, value in enumerate(values) if value is not None and _group(value) == group]
         try:
-            part = fit(_made(kind, [values[row] for row in rows], name), target, name, contract.timezone)
+            part = fit(_made(group[0], [values[row] for row in rows], name), target, name, contract.timezone)
         except Unfit as error:
             raise Unfit(name, error.why, None if error.row is None else rows[error.row]) from None
         parts.append(part)
@@ -151,10 +159,17 @@ def _integers(values: Sequence[Any]) -> pa.Array:
 
 def _numbers(values: Sequence[Any]) -> pa.Array:
     """Integers among doubles, as far as they are doubles."""
-    for value in values:
-        if type(value) is int and abs(value) > BIG:
-            raise ValueError(f"{value} is not exact as a double, and other values are doubles; declare a decimal")
-    return pa.array([None if v is None else float(v) for v in values], pa.float64())
+    return pa.array(_as_doubles(values), pa.float64())
+
+
+def _as_doubles(values: Sequence[Any]) -> list[float | None]:
+    return [_as_double(value) if type(value) is int else value for value in values]
+
+
+def _as_double(value: int) -> float:
+    if abs(value) > BIG:
+        raise ValueError(f"{value} is not exact as a double, and other values are doubles; declare a decimal")
+    return float(value)
 
 
 def _decimals(values: Sequence[Any]) -> pa.Array:

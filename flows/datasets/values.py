@@ -323,7 +323,8 @@ def _to_number(source: pa.DataType, target: pa.DataType, is_text: bool) -> Calla
 
 def _from_digits(target: pa.DataType) -> Callable[[pa.ChunkedArray], pa.ChunkedArray]:
     def convert(column: pa.ChunkedArray) -> pa.ChunkedArray:
-        if pc.any(pc.match_substring(column, "x", ignore_case=True)).as_py():  # Arrow takes 0x10 for 16
+        if _may_have(column, b"xX") and pc.any(pc.match_substring(column, "x", ignore_case=True)).as_py():
+            # Arrow takes 0x10 for 16.
             raise pa.ArrowInvalid("not an integer")
         return column.cast(target)
 
@@ -341,6 +342,14 @@ def _text_to_double(column: pa.ChunkedArray) -> pa.ChunkedArray:
         if not is_exact_double(text):
             raise _Because("a double does not hold all of its digits; declare a decimal, or text")
     return found
+
+
+def _may_have(column: pa.ChunkedArray, letters: bytes) -> bool:
+    """Whether any of these ASCII letters is in the memory that a column's texts lie in."""
+    if pa.types.is_string_view(column.type):
+        return True
+    memory = [chunk.buffers()[2].to_pybytes() for chunk in column.chunks if chunk.buffers()[2] is not None]
+    return any(bytes([letter]) in texts for texts in memory for letter in letters)
 
 
 def is_exact_double(text: str) -> bool:

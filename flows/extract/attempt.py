@@ -40,6 +40,7 @@ class Attempt:
         given: How many values of each column, and rows, the source gave.
         natural: The DuckDB type that holds each column's values.
         files: The staged rows, in local Parquet files.
+        staged: How many values of each column, and rows, are in these.
     """
 
     partition: Partition
@@ -50,6 +51,7 @@ class Attempt:
     error: Exception | None = None
     given: Counter[str] = field(default_factory=Counter)
     natural: dict[str, str] = field(default_factory=dict)
+    staged: dict[str, int] = field(default_factory=dict)
     profile: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -29,7 +29,7 @@ from flows.datasets.model import Dataset, parse_partition
 from flows.datasets.values import Unfit
 from flows.errors import LakeError, NoSource, Rejected, SourceError
 from flows.extract import dlt_run
-from flows.extract.attempt import ROWS, Attempt, said, timed
+from flows.extract.attempt import Attempt, said, timed
 from flows.extract.items import items_of, tables_of
 from flows.extract.pace import Pace
 from flows.extract.split import split
@@ -258,7 +258,7 @@ def _stage(dataset: Dataset, attempt: Attempt, stage: Storage) -> Outcome:
         seen.warnings,
         profile=attempt.profile,
         source_values=dict(attempt.given),
-        values={ROWS: seen.rows, **seen.values},
+        values=attempt.staged,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,10 @@ import pyarrow.parquet as pq
 from flows.datasets.model import Dataset
 from flows.datasets.values import Unfit, fit
 from flows.errors import LakeError, Rejected
-from flows.extract.attempt import ROWS, Attempt, as_arrow, said
+from flows.extract.attempt import ROWS, Attempt, as_arrow
 from flows.extract.dlt_run import Shape
 from flows.stage.inspect import MARK, inspect
+from flows.stage.lattice import contract_line
 
 BATCH = 122_880
 """Rows read and written at once: one row group of DuckDB's size."""
@@ -56,9 +58,10 @@ def split(
         for number, attempt in enumerate(attempts):
             if attempt.error is None:
                 _inspect(dataset, [attempt], [str(f) for f in attempt.files], {0: targets[number]})
-    for number, attempt in enumerate(attempts):
+    for attempt in attempts:
         if attempt.error is None:
-            attempt.error = _lost(attempt, targets[number])
+            attempt.staged = _counted(attempt)
+            attempt.error = _lost(attempt, attempt.staged)
 
 
 def _inspect(
@@ -90,7 +93,10 @@ def _cut(
                         try:
                             table = _as_staged(rows, shape.schema, schemas[mark])
                         except Unfit as error:
-                            attempts[mark].error = said(error)
+                            attempts[mark].error = Rejected(
+                                f"column {error.column}: {error.why}, which it is in other rows or in the raw table; "
+                                f"declare it in the contract: {contract_line(error.column, 'DECIMAL(38,9)')}"
+                            )
                             continue
                         if mark not in writers:
                             target = work / f"partition-{mark}.parquet"
@@ -130,11 +136,8 @@ def _as_staged(rows: pa.RecordBatch, shape: pa.Schema, schema: pa.Schema) -> pa.
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _lost(attempt: Attempt, target: Mapping[str, str]) -> Rejected | None:
+def _lost(attempt: Attempt, staged: Mapping[str, int]) -> Rejected | None:
     """What the staged files lack of what the source gave; None when they have all of it."""
-    assert attempt.seen is not None  # noqa: S101 - it was just inspected
-    staged = dict(attempt.seen.values)
-    staged[ROWS] = sum(pq.read_metadata(file).num_rows for file in attempt.files)
     for name, given in attempt.given.items():
         if given != staged.get(name, 0):
             what = f"values of column {name}" if name else "rows"
@@ -143,3 +146,17 @@ def _lost(attempt: Attempt, target: Mapping[str, str]) -> Rejected | None:
                 "this is a fault of the pipeline, not of the source: report it",
             )
     return None
+
+
+def _counted(attempt: Attempt) -> dict[str, int]:
+    """The rows of an attempt's files and the values of each column, as the files' footers tell them."""
+    assert attempt.seen is not None  # noqa: S101 - it was just inspected
+    counts = Counter({ROWS: 0, **attempt.seen.values})
+    for file in attempt.files:
+        footer = pq.read_metadata(file)
+        counts[ROWS] += footer.num_rows
+        for group in map(footer.row_group, range(footer.num_row_groups)):
+            for column in map(group.column, range(group.num_columns)):
+                if column.path_in_schema not in attempt.seen.values and column.is_stats_set:
+                    counts[column.path_in_schema] += column.num_values - column.statistics.null_count
+    return dict(counts)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from flows.datasets.model import Dataset, Grain, parse_partition
 from flows.lake import ledger
 from flows.lake.connect import commit_message, connected
 from flows.lake.publish import raise_fence
+from flows.lake.schema import table_columns
 from flows.settings import Settings
 
 
@@ -79,11 +81,51 @@ def record(settings: Settings, todo: Todo, flow_run_id: str) -> None:
         con.execute("COMMIT")
 
 
+@dataclass(frozen=True)
+class Raw:
+    """What the models read of one dataset.
+
+    Args:
+        columns: Name and DuckDB type of the raw table's columns, in order; empty when there is no table yet.
+        since: The first moment of the earliest partition ever published, None when none was (or it has no time).
+    """
+
+    columns: Mapping[str, str]
+    since: datetime | None
+
+
+def read_raw(settings: Settings, datasets: Iterable[Dataset]) -> dict[str, Raw]:
+    """The raw tables as they are, by dataset.
+
+    Raises:
+        NotInitialised: there is no lake yet.
+    """
+    with connected(settings, read_only=True) as con:
+        tables = table_columns(con)
+        earliest = ledger.earliest(con)
+    return {
+        d.key: Raw(
+            tables.get(d.table, {}),
+            parse_partition(earliest[d.key], d.grain).start
+            if d.key in earliest and d.grain is not Grain.full
+            else None,
+        )
+        for d in datasets
+    }
+
+
 def project_digest(project: Path) -> str:
-    """A digest of the models, audits and signals: when it changes, a transform plans anew."""
+    """A digest of every file that can change what is built: when it changes, a transform plans again.
+
+    All that lies in the folder counts, whatever its kind: models, audits, signals, macros, seeds, configuration. Only
+    the models' unit tests, logs, compiled Python and hidden files do not.
+    """
     digest = hashlib.sha256()
     for path in sorted(project.rglob("*")):
-        if path.suffix in (".sql", ".py", ".yaml") and "tests" not in path.relative_to(project).parts:
-            digest.update(f"{path.relative_to(project)}\0".encode())
-            digest.update(path.read_bytes())
+        parts = path.relative_to(project).parts
+        if path.is_dir() or parts[0] in ("tests", "logs") or any(p.startswith((".", "__pycache__")) for p in parts):
+            continue
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(project)}\0{len(content)}\0".encode())
+        digest.update(content)
     return digest.hexdigest()[:16]

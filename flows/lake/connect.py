@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.errors import CatalogError, NotInitialised
+from flows.errors import CatalogError, LakeError, NotInitialised
 from flows.settings import LAKE, Settings
 
 if TYPE_CHECKING:
@@ -69,12 +69,37 @@ def connect(settings: Settings, *, read_only: bool = False, create: bool = False
 
 @contextlib.contextmanager
 def connected(settings: Settings, *, read_only: bool = False) -> Iterator[DuckDBPyConnection]:
-    """A connection for the length of a block; see `connect`."""
+    """A connection for the length of a block; see `connect`.
+
+    Raises:
+        NotInitialised, CatalogError: as `connect`; also when the catalog went away within the block.
+        StorageError: the object store did.
+    """
+    import duckdb
+
     con = connect(settings, read_only=read_only)
     try:
         yield con
+    except (duckdb.IOException, duckdb.ConnectionException) as error:
+        raise service_error(error, settings) from None
     finally:
         con.close()
+
+
+def service_error(error: Exception, settings: Settings) -> LakeError:
+    """The user's error for one of DuckDB's while it read or wrote: the service that does not answer now.
+
+    DuckDB's texts do not tell a catalog from an object store, so each is asked.
+    """
+    from flows import storage
+
+    try:
+        storage.check(settings)
+        connect(settings, read_only=True).close()
+    except LakeError as found:
+        return found
+    text = settings.redact(" ".join(str(error).split()))[:400]
+    return CatalogError(f"The lake could not be read or written: {text}", "run the command again, then: lake verify")
 
 
 def prepare(con: DuckDBPyConnection, settings: Settings) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from flows.lake.connect import literal, rows
 from flows.settings import LAKE
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
+
+    from flows.stage.receipt import Failure, Receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Entry:
         fingerprint: Digest of its rows.
         source_version: The source's version that was last published or found unchanged.
         recorded_at: When the latest row was written.
+        newest: The latest attempt that was published, or that found its rows published already.
     """
 
     dataset: str
@@ -43,20 +46,37 @@ class Entry:
     fingerprint: str
     source_version: str
     recorded_at: datetime
+    newest: str
 
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What the ledger says of one attempt: the state of its latest row, its error, and the fence's token."""
+
+    state: str
+    error: str
+    token: int
+
+
+PUBLISHED = "('published', 'rolled_back')"
+"""The states of a row that says which attempt's rows are in the raw table."""
+
+RETYPED = "retyped"
+"""The state of a row that only tells a published attempt's new fingerprint: a column of its table was widened."""
 
 _LATEST = f"""
            dataset, partition,
-           arg_max(state, token) AS state,
-           coalesce(arg_max_null(error, token), '') AS error,
-           coalesce(arg_max(attempt_id, token) FILTER (state IN ('published', 'rolled_back')), '') AS attempt_id,
-           coalesce(arg_max(rows_published, token) FILTER (state IN ('published', 'rolled_back')), 0) AS rows,
-           coalesce(arg_max(bytes, token) FILTER (state IN ('published', 'rolled_back')), 0) AS bytes,
-           arg_max(seconds, token) AS seconds,
-           coalesce(arg_max(fingerprint, token) FILTER (state IN ('published', 'rolled_back')), '') AS fingerprint,
-           coalesce(arg_max(source_version, token) FILTER (state IN ('published', 'rolled_back')), '')
-               AS source_version,
-           max(recorded_at) AS recorded_at
+           arg_max(state, token) FILTER (state <> '{RETYPED}') AS state,
+           coalesce(arg_max_null(error, token) FILTER (state <> '{RETYPED}'), '') AS error,
+           coalesce(arg_max(attempt_id, token) FILTER (state IN {PUBLISHED}), '') AS attempt_id,
+           coalesce(arg_max(rows_published, token) FILTER (state IN {PUBLISHED}), 0) AS rows,
+           coalesce(arg_max(bytes, token) FILTER (state IN {PUBLISHED}), 0) AS bytes,
+           arg_max(seconds, token) FILTER (state <> '{RETYPED}') AS seconds,
+           coalesce(arg_max(fingerprint, token) FILTER (state IN {PUBLISHED} OR state = '{RETYPED}'), '')
+               AS fingerprint,
+           coalesce(arg_max(source_version, token) FILTER (state IN {PUBLISHED}), '') AS source_version,
+           max(recorded_at) AS recorded_at,
+           coalesce(arg_max(coalesce(confirmed_by, attempt_id), token) FILTER (state IN {PUBLISHED}), '') AS newest
     FROM {LAKE}.ops.ledger
 """
 
@@ -81,10 +101,12 @@ def latest(
 
 def after(entry: Entry | None, row: Mapping[str, Any]) -> Entry:
     """Where a partition stands once a row has been appended: what `latest` would read."""
-    entry = entry or Entry(row["dataset"], row["partition"], "", "", "", 0, 0, 0.0, "", "", row["recorded_at"])
+    entry = entry or Entry(row["dataset"], row["partition"], "", "", "", 0, 0, 0.0, "", "", row["recorded_at"], "")
+    if row["state"] == RETYPED:
+        return replace(entry, fingerprint=row["fingerprint"], recorded_at=row["recorded_at"])
     changed = {"state": row["state"], "error": row["error"] or "", "seconds": row["seconds"]}
     if row["state"] in ("published", "rolled_back"):
-        changed |= {"rows": row["rows_published"]}
+        changed |= {"rows": row["rows_published"], "newest": row["confirmed_by"] or row["attempt_id"]}
         changed |= {name: row[name] for name in ("attempt_id", "bytes", "fingerprint", "source_version")}
     return replace(entry, **changed, recorded_at=row["recorded_at"])
 
@@ -107,8 +129,8 @@ class Standing:
         self._fence: int | None = None
         self._read: set[str] = set()
         self.entries: dict[tuple[str, str], Entry] = {}
-        self.attempts: set[str] = set()
-        """Every attempt at these partitions that the ledger holds, whatever became of it."""
+        self.attempts: dict[str, Recorded] = {}
+        """What became of every attempt at these partitions that the ledger holds."""
 
     def read(self, con: DuckDBPyConnection, token: int, partitions: Iterable[str]) -> None:
         """Bring up to date what is known of these partitions.
@@ -125,11 +147,13 @@ class Standing:
             new |= self._expected - self._read
             self._read |= new
             keys = ", ".join(map(literal, sorted(new)))
+            recorded = "row(attempt_id, state, coalesce(error, ''), token)"
             for attempts, *row in con.execute(
-                f"SELECT list(attempt_id), {_LATEST} WHERE partition IN ({keys}) GROUP BY ALL"
+                f"SELECT list({recorded} ORDER BY token) FILTER (state <> '{RETYPED}'), {_LATEST} "
+                f"WHERE partition IN ({keys}) GROUP BY ALL"
             ).fetchall():
                 self.entries[row[0], row[1]] = Entry(*row)
-                self.attempts.update(attempts)
+                self.attempts.update((attempt, Recorded(*said)) for attempt, *said in attempts)
 
     def committed(self, token: int, added: Sequence[Mapping[str, Any]]) -> None:
         """Take up what a transaction has committed."""
@@ -137,7 +161,18 @@ class Standing:
         for row in added:
             key = (row["dataset"], row["partition"])
             self.entries[key] = after(self.entries.get(key), row)
-            self.attempts.add(row["attempt_id"])
+            if row["state"] != RETYPED:
+                self.attempts[row["attempt_id"]] = Recorded(row["state"], row["error"] or "", token)
+
+
+def snapshot_of(con: DuckDBPyConnection, token: int) -> int | None:
+    """The snapshot that a transaction made, by the fence's token in its message; None when it made none."""
+    return cast(
+        "int | None",
+        con.execute(
+            f"SELECT max(snapshot_id) FROM {LAKE}.snapshots() WHERE commit_extra_info->>'token' = '{token}'"
+        ).fetchall()[0][0],
+    )
 
 
 def attempts_in(con: DuckDBPyConnection, attempt_ids: Iterable[str]) -> set[str]:
@@ -152,16 +187,67 @@ def attempts_in(con: DuckDBPyConnection, attempt_ids: Iterable[str]) -> set[str]
 
 
 def history(con: DuckDBPyConnection, dataset: str, partition: str) -> list[dict[str, Any]]:
-    """Every attempt of one partition whose rows were published, oldest first, each with its first ledger row."""
+    """Every attempt of one partition whose rows were published, oldest first.
+
+    Each with the token of its first ledger row, and the fingerprint of its latest one.
+    """
     return rows(
         con,
         f"""SELECT attempt_id, min(token) AS token, any_value(restores) AS restores,
-                   any_value(fingerprint) AS fingerprint, arg_max(source_version, token) AS source_version
+                   arg_max(fingerprint, token) AS fingerprint, arg_max(source_version, token) AS source_version
             FROM {LAKE}.ops.ledger
-            WHERE dataset = ? AND partition = ? AND state IN ('published', 'rolled_back')
+            WHERE dataset = ? AND partition = ? AND state IN ('published', 'rolled_back', '{RETYPED}')
             GROUP BY attempt_id ORDER BY token""",
         [dataset, partition],
     )
+
+
+def receipt_row(receipt: Receipt) -> dict[str, Any]:
+    """The row of a published receipt, but for what all rows of a transaction share."""
+    return {
+        "dataset": receipt.dataset,
+        "partition": receipt.partition,
+        "attempt_id": receipt.attempt_id,
+        "state": "rolled_back" if receipt.restores else "published",
+        "rows_in": receipt.rows,
+        "rows_published": receipt.rows,
+        "rows_quarantined": 0,
+        "files": len(receipt.files),
+        "bytes": receipt.bytes,
+        "fingerprint": receipt.fingerprint,
+        "source_version": receipt.source_version,
+        "seconds": receipt.seconds,
+        "error": "; ".join(receipt.warnings) or None,
+        "restores": receipt.restores or None,
+        "profile": receipt.profile,
+        "confirmed_by": None,
+    }
+
+
+def failure_row(failure: Failure) -> dict[str, Any]:
+    """The row of a failure; likewise."""
+    return {
+        "dataset": failure.dataset,
+        "partition": failure.partition,
+        "attempt_id": failure.attempt_id,
+        "state": "failed" if failure.state == "no source" else failure.state,
+        "source_version": failure.source_version,
+        "seconds": failure.seconds,
+        "error": failure.error,
+        "profile": failure.profile,
+    }
+
+
+def retyped_row(entry: Entry, fingerprint: str) -> dict[str, Any]:
+    """The row that tells a published attempt's new fingerprint; likewise."""
+    return {
+        "dataset": entry.dataset,
+        "partition": entry.partition,
+        "attempt_id": entry.attempt_id,
+        "state": RETYPED,
+        "rows_published": entry.rows,
+        "fingerprint": fingerprint,
+    }
 
 
 def append(con: DuckDBPyConnection, table: str, added: Sequence[dict[str, Any]]) -> None:
@@ -178,12 +264,21 @@ def append(con: DuckDBPyConnection, table: str, added: Sequence[dict[str, Any]])
     con.unregister("appended")
 
 
+def earliest(con: DuckDBPyConnection) -> dict[str, str]:
+    """The first partition that was ever published, by dataset; those without one are left out."""
+    found = con.execute(
+        f"SELECT dataset, min(partition) FROM {LAKE}.ops.ledger "
+        "WHERE state IN ('published', 'rolled_back') GROUP BY ALL"
+    ).fetchall()
+    return dict(found)
+
+
 def unbuilt(con: DuckDBPyConnection, environment: str) -> dict[tuple[str, str], str]:
     """The published attempts that an environment's models have not taken up, by dataset and partition."""
     found = con.execute(
         f"""WITH published AS (
                 SELECT dataset, partition,
-                       arg_max(attempt_id, token) FILTER (state IN ('published', 'rolled_back')) AS attempt_id
+                       arg_max(attempt_id, token) FILTER (state IN {PUBLISHED}) AS attempt_id
                 FROM {LAKE}.ops.ledger GROUP BY ALL
             ), built AS (
                 SELECT dataset, partition, arg_max(attempt_id, token) AS attempt_id

@@ -6,11 +6,13 @@ are files that an expired snapshot has let go of, since a reader may still be on
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from flows.errors import CommitConflict
 from flows.lake.connect import commit_message, connected
 from flows.lake.publish import raise_fence
 from flows.lake.schema import ORPHAN_AGE
@@ -39,7 +41,8 @@ class Step:
         subject: The table, or the lake.
         todo: How much there is to do, in the step's own unit; nothing is done where it is 0.
         unit: Of what.
-        run: Does it, and returns how much was done. Call it within the gate.
+        run: Does it, and returns how much was done. Call it within the gate. Raises `CommitConflict` when another
+            writer was first.
     """
 
     name: str
@@ -177,7 +180,7 @@ def _transaction(settings: Settings, call: str, column: str, *, fenced: bool) ->
     """
 
     def run() -> int:
-        with connected(settings) as con:
+        with _refusals(), connected(settings) as con:
             con.execute("BEGIN")
             if fenced:
                 raise_fence(con, "fence")
@@ -191,8 +194,20 @@ def _transaction(settings: Settings, call: str, column: str, *, fenced: bool) ->
     return run
 
 
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """A commit that DuckLake refuses is a `CommitConflict`: another writer was first, and nothing was changed."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.TransactionException as error:
+        text = " ".join(str(error).split())[:300]
+        raise CommitConflict(f"Another writer changed the lake first: {text}", "lake maintain") from error
+
+
 def _call(settings: Settings, function: str, bound: str) -> int:
-    with connected(settings) as con:
+    with _refusals(), connected(settings) as con:
         con.execute("BEGIN")
         done = con.execute(f"FROM ducklake_{function}('{LAKE}', {bound})").fetchall()
         if function == "cleanup_old_files":

@@ -2,12 +2,13 @@
 
     BEGIN
       fence       UPDATE the one row of ops.fence: of two transactions that touch it, one cannot commit
-      drop        what the ledger holds already, and what has not changed
-      evolve      the raw tables, as far as the contracts allow
+      drop        what the ledger holds already, what is older than what is published, and what has not changed
+      schema      where a raw table has to change: ALTER, COMMIT, BEGIN, fence. Harmless alone, wrong in one
+                  transaction with the registration (https://github.com/duckdb/ducklake/issues/1308)
       delete      the partitions' rows: whole files, so it is metadata only
-      register    the staged files
+      register    the staged files; insert those that need a cast
       ledger      a row for each partition
-    COMMIT        and when its outcome is unknown, ask the ledger by attempt id
+    COMMIT        and when its outcome is unknown, begin again: the ledger tells what became of each attempt
 
 The caller holds the gate. The fence keeps the lake right even when the gate does not.
 """
@@ -34,10 +35,12 @@ from tenacity import (
 )
 
 from flows.datasets.model import Dataset, parse_partition
-from flows.errors import CatalogError, CommitConflict, LakeError, Rejected
+from flows.errors import CatalogError, CommitConflict, LakeError, PublishedInBetween, Rejected
 from flows.lake import ledger
 from flows.lake.connect import commit_message, connect
-from flows.lake.schema import create_table, evolve, qualified, table_columns
+from flows.lake.evolve import READ, Contents, Fit, contents, evolve, fit, full_paths
+from flows.lake.faults import Forbidden, explain, text_of
+from flows.lake.schema import qualified, table_columns
 from flows.points import reached
 from flows.settings import LAKE, Settings
 from flows.stage.receipt import Failure, Outcome, Receipt
@@ -54,17 +57,6 @@ RETRIES = 5
 LOST_SECONDS = 60
 """How long a catalog that went away in mid-run may stay away; within one hold of the gate."""
 
-_CONFLICT = ("conflict", "primary key", "unique constraint", "concurrent", "maximum retry count", "database is locked")
-_LOST = ("connection", "server closed", "terminating", "broken pipe", "i/o error", "disk is full", '"rollback"')
-
-
-class UnknownOutcome(CatalogError):
-    """The connection was lost, perhaps after COMMIT was sent: only the ledger knows."""
-
-
-class Forbidden(CatalogError):
-    """The catalog's role may only read."""
-
 
 @dataclass(slots=True)
 class Published:
@@ -75,12 +67,14 @@ class Published:
         receipts: Published, or found to be published by an earlier commit.
         unchanged: Receipts whose rows were in the table already.
         failures: Recorded as failed or rejected.
+        older: Receipts that were dropped, since an attempt that was extracted later is published.
     """
 
     snapshot_id: int | None = None
     receipts: list[Receipt] = field(default_factory=list)
     unchanged: list[Receipt] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    older: list[Receipt] = field(default_factory=list)
 
     def add(self, other: Published) -> None:
         """Take over the outcome of a further group."""
@@ -88,6 +82,7 @@ class Published:
         self.receipts += other.receipts
         self.unchanged += other.unchanged
         self.failures += other.failures
+        self.older += other.older
 
 
 class Publisher:
@@ -98,17 +93,30 @@ class Publisher:
         datasets: What will be published.
         flow_run_id: Stands in the ledger.
         expected: Keys of the partitions that will come: the ledger is read once for all of them.
+        planned: The newest attempt that the ledger held when the run was planned, by dataset and partition. What is
+            extracted after that is not older, whatever the clocks of two hosts say.
+        recheck: Compare a receipt that the ledger calls unchanged with what the table holds.
     """
 
     def __init__(
-        self, settings: Settings, datasets: Sequence[Dataset], flow_run_id: str, expected: Iterable[str] = ()
+        self,
+        settings: Settings,
+        datasets: Sequence[Dataset],
+        flow_run_id: str,
+        expected: Iterable[str] = (),
+        *,
+        planned: Mapping[tuple[str, str], str] | None = None,
+        recheck: bool = False,
     ) -> None:
         self._settings = settings
         self._standing = ledger.Standing(expected)
         self._datasets = {d.key: d for d in datasets}
         self._flow_run_id = flow_run_id
+        self._planned, self._recheck = planned or {}, recheck
         self._con: DuckDBPyConnection | None = None
         self._began = time.monotonic()
+        self._unanswered: int | None = None
+        """The fence's token of a COMMIT whose answer was lost."""
 
     def tables(self) -> dict[str, dict[str, str]]:
         """Every table's columns, by name, as they are now; see `table_columns`. Opens the connection."""
@@ -143,14 +151,18 @@ class Publisher:
             return self._with_retries(group)
         except duckdb.Error as error:
             if len(group) > 1:
-                log.warning("a group of %d could not be published, trying one by one: %s", len(group), _text(error))
+                log.warning(
+                    "a group of %d could not be published, trying one by one: %s",
+                    len(group),
+                    text_of(error, self._settings),
+                )
                 result = Published()
                 for outcome in group:
                     result.add(self.publish([outcome]))
                 return result
             if isinstance(group[0], Failure):
                 raise
-            return self._with_retries([_failed(group[0], "failed", _text(error))])
+            return self._with_retries([_failed(group[0], "failed", text_of(error, self._settings))])
 
     def _with_retries(self, group: Sequence[Outcome]) -> Published:
         import duckdb
@@ -180,168 +192,199 @@ class Publisher:
         import duckdb
 
         con = self._connection()
-        committing = False
+        token: int | None = None
         try:
             con.execute("BEGIN")
             reached("after BEGIN")
-            result, token, rows = self._fill(con, group)
+            result, raised, rows = self._fill(con, group)
             if not rows:
                 con.execute("ROLLBACK")
+                if self._unanswered is not None:
+                    result.snapshot_id = ledger.snapshot_of(con, self._unanswered)
                 return result
-            committing = True
+            token = raised
             reached("before COMMIT")
             con.execute("COMMIT")
             reached("after COMMIT")
             self._standing.committed(token, rows)
             result.snapshot_id = con.execute(f"SELECT id FROM {LAKE}.last_committed_snapshot()").fetchone()[0]  # type: ignore[index]
         except duckdb.Error as error:
-            text = _text(error)
-            if any(word in text.lower() for word in _CONFLICT):
-                _rollback(con)
-                raise CommitConflict(
-                    f"Another writer changed the lake first: {text}", "run the same command again"
-                ) from error
+            meaning = explain(error, self._settings, committing=token is not None)
+            if isinstance(meaning, CommitConflict):
+                self._abandon(con)
+                raise meaning from error
             self.close()
-            if "permission denied" in str(error):
-                raise Forbidden(
-                    "The catalog's role may not change it: permission denied.", "use the role that owns the catalog"
-                ) from error
-            if committing and self._is_committed(group):
-                return self._as_published(group)
-            if committing or any(word in text.lower() for word in _LOST):
-                raise UnknownOutcome(
-                    f"The connection to the catalog was lost: {text}",
-                    "check that it is up, then the same command again: the ledger knows what was committed",
-                ) from error
+            if meaning is None:
+                raise
+            self._unanswered = token if token is not None else self._unanswered
+            raise meaning from error
+        except LakeError:
+            self._abandon(con)
             raise
         return result
+
+    def _abandon(self, con: DuckDBPyConnection) -> None:
+        """Roll back, and read the ledger again next time: this transaction may have read what was never committed."""
+        _rollback(con)
+        self._standing.forget()
 
     def _fill(
         self, con: DuckDBPyConnection, group: Sequence[Outcome]
     ) -> tuple[Published, int, Sequence[Mapping[str, Any]]]:
         """Everything between BEGIN and COMMIT. Returns the outcome, the fence's token, and the ledger's new rows."""
-        token = raise_fence(con, "fence")
-        reached("after the fence")
-        self._standing.read(con, token, {o.partition for o in group})
-        known, done = self._standing.entries, self._standing.attempts
-        result, now = Published(), datetime.now(UTC)
-        rows: list[dict[str, Any]] = []
-        changed: dict[str, list[Receipt]] = defaultdict(list)
+        token = self._raise_fence(con, group)
+        result = Published()
+        new = [outcome for outcome in group if self._is_new(outcome, result)]
+        receipts = [outcome for outcome in new if isinstance(outcome, Receipt)]
         tables = table_columns(con)
-        for outcome in group:
-            entry = known.get((outcome.dataset, outcome.partition))
-            if outcome.attempt_id in done:
-                if isinstance(outcome, Receipt):
-                    result.receipts.append(outcome)
-            elif isinstance(outcome, Failure):
+        evolved = evolve(con, self._datasets, receipts, tables)
+        if evolved.changed:
+            # Never in one transaction with the registration: https://github.com/duckdb/ducklake/issues/1308
+            self._record(con, evolved.rows, token, f"schema of {', '.join(evolved.changed)}")
+            con.execute("COMMIT")
+            reached("schema committed")
+            self._standing.committed(token, evolved.rows)
+            con.execute("BEGIN")
+            token = self._raise_fence(con, group)
+            tables = table_columns(con)
+        held = self._held(con, receipts, tables) if self._recheck else {}
+        rows: list[dict[str, Any]] = []
+        changed: dict[str, list[tuple[Receipt, Fit]]] = defaultdict(list)
+        for outcome in new:
+            if isinstance(outcome, Failure):
                 result.failures.append(outcome)
-                rows.append(self._failure_row(outcome))
-            elif entry is not None and entry.fingerprint == outcome.fingerprint:
+                rows.append(ledger.failure_row(outcome))
+                continue
+            dataset = self._datasets[outcome.dataset]
+            try:
+                there = tables.get(dataset.table, {})
+                way = fit(con, self._settings, dataset, there, outcome, evolved.refused)
+            except Rejected as error:
+                failure = _failed(outcome, "rejected", error.message)
+                result.failures.append(failure)
+                rows.append(ledger.failure_row(failure))
+                continue
+            receipt = replace(outcome, fingerprint=way.fingerprint or outcome.fingerprint)
+            entry = self._standing.entries.get((outcome.dataset, outcome.partition))
+            if entry is not None and entry.fingerprint == receipt.fingerprint and self._is_there(receipt, held):
                 result.unchanged.append(outcome)
-                if entry.state != "published" or entry.source_version != outcome.source_version:
+                if entry.state != "published" or entry.source_version != receipt.source_version:
                     # The rows of the published attempt stand for this version of the source, too.
-                    rows.append(self._receipt_row(replace(outcome, attempt_id=entry.attempt_id)))
-            else:
-                try:
-                    self._fit(con, tables, outcome)
-                except Rejected as error:
-                    failure = _failed(outcome, "rejected", error.message)
-                    result.failures.append(failure)
-                    rows.append(self._failure_row(failure))
-                    continue
-                # An empty first partition of an inferred dataset has no columns, so no table to replace rows in.
-                if self._datasets[outcome.dataset].table in tables:
-                    changed[outcome.dataset].append(outcome)
-                result.receipts.append(outcome)
-                rows.append(self._receipt_row(outcome))
-        for key, receipts in changed.items():
-            self._replace(con, self._datasets[key], receipts, tables[self._datasets[key].table])
+                    row = ledger.receipt_row(replace(receipt, attempt_id=entry.attempt_id))
+                    rows.append({**row, "confirmed_by": receipt.attempt_id})
+                continue
+            # An empty first partition of an inferred dataset has no columns, so no table to replace rows in.
+            if dataset.table in tables:
+                changed[dataset.key].append((receipt, way))
+            result.receipts.append(outcome)
+            rows.append(ledger.receipt_row(receipt))
+        for key, ready in changed.items():
+            self._replace(con, self._datasets[key], tables[self._datasets[key].table], ready)
         in_gate = (time.monotonic() - self._began) / max(len(group), 1)
-        rows = [
-            {**row, "profile": _json({**row["profile"], "gate": in_gate}), "recorded_at": now, "token": token}
-            for row in rows
-        ]
-        ledger.append(con, "ledger", rows)
+        for row in rows:
+            row["profile"] = _json({**row["profile"], "gate": in_gate})
         if rows:
-            commit_message(con, _message(result), token=token, flow_run_id=self._flow_run_id)
+            self._record(con, rows, token, _message(result))
         return result, token, rows
 
-    def _fit(self, con: DuckDBPyConnection, tables: dict[str, dict[str, str]], receipt: Receipt) -> None:
-        """Make or evolve the raw table so that the receipt's files fit."""
-        dataset = self._datasets[receipt.dataset]
-        if dataset.table in tables:
-            evolve(con, dataset, tables[dataset.table], receipt.columns)
-        elif receipt.columns:
-            create_table(con, dataset, receipt.columns)
-            tables[dataset.table] = dict(receipt.columns)
+    def _record(self, con: DuckDBPyConnection, rows: Sequence[dict[str, Any]], token: int, message: str) -> None:
+        """Append the ledger's rows, and name the transaction."""
+        now = datetime.now(UTC)
+        for row in rows:
+            row |= {"flow_run_id": self._flow_run_id, "recorded_at": now, "token": token}
+        ledger.append(con, "ledger", rows)
+        commit_message(con, message, token=token, flow_run_id=self._flow_run_id)
+
+    def _raise_fence(self, con: DuckDBPyConnection, group: Sequence[Outcome]) -> int:
+        """Raise the fence, and read what the ledger says of the group."""
+        token = raise_fence(con, "fence")
+        reached("after the fence")
+        self._standing.read(con, token, {outcome.partition for outcome in group})
+        return token
+
+    def _is_new(self, outcome: Outcome, result: Published) -> bool:
+        """Whether an outcome has to be written; one that has not goes to where the ledger says it belongs.
+
+        Raises:
+            PublishedInBetween: a rollback would take back another attempt than it was asked to.
+        """
+        entry = self._standing.entries.get((outcome.dataset, outcome.partition))
+        recorded = self._standing.attempts.get(outcome.attempt_id)
+        if recorded is not None:
+            if isinstance(outcome, Failure):
+                result.failures.append(outcome)
+            elif recorded.state in ("failed", "rejected"):
+                result.failures.append(_failed(outcome, recorded.state, recorded.error))
+            else:
+                result.receipts.append(outcome)
+            return False
+        if isinstance(outcome, Failure) or entry is None or not entry.attempt_id:
+            return True
+        if outcome.restores:
+            if outcome.supersedes != entry.attempt_id:
+                raise PublishedInBetween(
+                    f"{outcome.dataset} {outcome.partition} was published in between, and is left as it is.",
+                    f"look, then roll back again: lake status {outcome.dataset}",
+                )
+            return True
+        planned = self._planned.get((outcome.dataset, outcome.partition))
+        if outcome.attempt_id < entry.newest and planned != entry.newest:
+            result.older.append(outcome)
+            return False
+        return True
+
+    def _held(
+        self, con: DuckDBPyConnection, receipts: Sequence[Receipt], tables: Mapping[str, Mapping[str, str]]
+    ) -> dict[tuple[str, str], Contents]:
+        """What the tables hold of the receipts' partitions."""
+        asked: dict[str, list[str]] = defaultdict(list)
+        for receipt in receipts:
+            asked[receipt.dataset].append(receipt.partition)
+        held: dict[tuple[str, str], Contents] = {}
+        for key, partitions in asked.items():
+            dataset = self._datasets[key]
+            if dataset.table in tables:
+                found = contents(con, dataset, tables[dataset.table], partitions)
+                held |= {(key, partition): what for partition, what in found.items()}
+        return held
+
+    def _is_there(self, receipt: Receipt, held: Mapping[tuple[str, str], Contents]) -> bool:
+        """Whether the table holds what the ledger says; looked up only when asked to."""
+        there = held.get((receipt.dataset, receipt.partition))
+        if not self._recheck or (there is None and not receipt.rows):
+            return True
+        return there == Contents(receipt.rows, receipt.fingerprint)
 
     def _replace(
-        self, con: DuckDBPyConnection, dataset: Dataset, receipts: Sequence[Receipt], columns: Mapping[str, str]
+        self,
+        con: DuckDBPyConnection,
+        dataset: Dataset,
+        columns: Mapping[str, str],
+        ready: Sequence[tuple[Receipt, Fit]],
     ) -> None:
-        """Delete the partitions' rows, and register the staged files in their place.
-
-        A file that lacks a column of the table is inserted instead: DuckLake 1.5.5 registers it, but goes on telling
-        DuckDB that the column has no nulls, and ``WHERE it IS NULL`` finds none of its rows.
-        """
+        """Delete the partitions' rows, and register the staged files in their place, or insert what they hold."""
         column = dataset.partition_column
         if column is None:
             con.execute(f"DELETE FROM {qualified(dataset)}")
         else:
-            values = ", ".join(f"'{parse_partition(r.partition, dataset.grain).value}'" for r in receipts)
+            values = ", ".join(f"'{parse_partition(r.partition, dataset.grain).value}'" for r, _ in ready)
             con.execute(f"DELETE FROM {qualified(dataset)} WHERE {quoted(column)} IN ({values})")
         reached("after DELETE")
-        whole: list[str] = []
-        lacking: list[str] = []
-        for receipt in receipts:
-            fits = receipt.columns.keys() >= columns.keys()
-            (whole if fits else lacking).extend(self._settings.data_path + path for path in receipt.files)
-        if whole:
-            con.execute(
-                f"CALL ducklake_add_data_files('{LAKE}', ?, ?, schema => 'raw', "
-                f"hive_partitioning => {column is not None})",
-                [dataset.key, whole],
-            )
-        if lacking:
-            con.execute(
-                f"INSERT INTO {qualified(dataset)} BY NAME "
-                "FROM read_parquet(?, union_by_name => true, hive_partitioning => false)",
-                [lacking],
-            )
-        if whole or lacking:
+        files: dict[str, list[str]] = defaultdict(list)
+        for receipt, way in ready:
+            if receipt.files:
+                files[way.select] += full_paths(self._settings, receipt)
+        for select, paths in files.items():
+            if select:
+                con.execute(f"INSERT INTO {qualified(dataset)} BY NAME SELECT {select} FROM {READ}", [paths])
+            else:
+                con.execute(
+                    f"CALL ducklake_add_data_files('{LAKE}', ?, ?, schema => 'raw', "
+                    f"hive_partitioning => {column is not None})",
+                    [dataset.key, paths],
+                )
+        if files:
             reached("after registration")
-
-    def _receipt_row(self, receipt: Receipt) -> dict[str, Any]:
-        return {
-            "dataset": receipt.dataset,
-            "partition": receipt.partition,
-            "attempt_id": receipt.attempt_id,
-            "state": "rolled_back" if receipt.restores else "published",
-            "rows_in": receipt.rows,
-            "rows_published": receipt.rows,
-            "rows_quarantined": 0,
-            "files": len(receipt.files),
-            "bytes": receipt.bytes,
-            "fingerprint": receipt.fingerprint,
-            "source_version": receipt.source_version,
-            "seconds": receipt.seconds,
-            "flow_run_id": self._flow_run_id,
-            "error": "; ".join(receipt.warnings) or None,
-            "restores": receipt.restores or None,
-            "profile": receipt.profile,
-        }
-
-    def _failure_row(self, failure: Failure) -> dict[str, Any]:
-        return {
-            "dataset": failure.dataset,
-            "partition": failure.partition,
-            "attempt_id": failure.attempt_id,
-            "state": "failed" if failure.state == "no source" else failure.state,
-            "source_version": failure.source_version,
-            "seconds": failure.seconds,
-            "flow_run_id": self._flow_run_id,
-            "error": failure.error,
-            "profile": failure.profile,
-        }
 
     def _connection(self) -> DuckDBPyConnection:
         if self._con is None:
@@ -349,23 +392,6 @@ class Publisher:
             # A commit is metadata: more threads only take the cores from the workers that extract.
             self._con.execute("SET threads = 1")
         return self._con
-
-    def _is_committed(self, group: Sequence[Outcome]) -> bool:
-        """Whether a transaction whose answer was lost is in the ledger: all of it is, or nothing."""
-        return bool(ledger.attempts_in(self._connection(), [o.attempt_id for o in group]))
-
-    def _as_published(self, group: Sequence[Outcome]) -> Published:
-        """The outcome of a group as the ledger tells it after its answer was lost."""
-        con = self._connection()
-        inside = ledger.attempts_in(con, [o.attempt_id for o in group])
-        receipts = [o for o in group if isinstance(o, Receipt)]
-        snapshot = con.execute(f"SELECT max(snapshot_id) FROM {LAKE}.snapshots()").fetchone()
-        return Published(
-            snapshot[0] if snapshot else None,
-            [r for r in receipts if r.attempt_id in inside],
-            [r for r in receipts if r.attempt_id not in inside],
-            [o for o in group if isinstance(o, Failure)],
-        )
 
 
 def raise_fence(con: DuckDBPyConnection, fence: str) -> int:
@@ -393,7 +419,7 @@ def _rollback(con: DuckDBPyConnection) -> bool:
     try:
         con.execute("ROLLBACK")
     except (duckdb.FatalException, duckdb.InternalException) as error:
-        log.warning("a connection is given up: %s", _text(error))
+        log.warning("a connection is given up: %s", error)
         return False
     except duckdb.Error as error:
         log.debug("there is no transaction to roll back, or nobody to tell: %s", error)
@@ -425,7 +451,3 @@ def _message(result: Published) -> str:
     if result.failures:
         parts.append(f"{len(result.failures)} failed")
     return ", ".join(parts)
-
-
-def _text(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500]

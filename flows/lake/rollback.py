@@ -72,6 +72,7 @@ def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -
         seconds=time.monotonic() - started,
         peak_rss=0,
         restores=target["attempt_id"],
+        supersedes=current["attempt_id"],
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from flows.datasets.model import Dataset
-from flows.errors import CatalogError, Rejected
+from flows.errors import CatalogError
 from flows.lake.connect import commit_message, connect
 from flows.settings import LAKE, Settings
 from flows.stage.types import declared_types, partition_type, quoted
@@ -24,7 +24,7 @@ OPS = {
         dataset VARCHAR, partition VARCHAR, attempt_id VARCHAR, state VARCHAR,
         rows_in BIGINT, rows_published BIGINT, rows_quarantined BIGINT, files BIGINT, bytes BIGINT,
         fingerprint VARCHAR, source_version VARCHAR, seconds DOUBLE, flow_run_id VARCHAR, error VARCHAR,
-        recorded_at TIMESTAMP WITH TIME ZONE, token BIGINT, restores VARCHAR, profile VARCHAR""",
+        recorded_at TIMESTAMP WITH TIME ZONE, token BIGINT, restores VARCHAR, profile VARCHAR, confirmed_by VARCHAR""",
     "builds": """
         environment VARCHAR, project VARCHAR, dataset VARCHAR, partition VARCHAR, attempt_id VARCHAR,
         flow_run_id VARCHAR, recorded_at TIMESTAMP WITH TIME ZONE, token BIGINT""",
@@ -33,14 +33,6 @@ OPS = {
 
 A later release only adds columns at the end, and `bootstrap` adds them to a lake that lacks them.
 """
-
-WIDER = {
-    "TINYINT": ("SMALLINT", "INTEGER", "BIGINT"),
-    "SMALLINT": ("INTEGER", "BIGINT"),
-    "INTEGER": ("BIGINT",),
-    "FLOAT": ("DOUBLE",),
-}
-"""The types a column may be promoted to, as DuckLake allows it."""
 
 
 def bootstrap(settings: Settings, datasets: Iterable[Dataset]) -> list[str]:
@@ -92,9 +84,15 @@ def bootstrap(settings: Settings, datasets: Iterable[Dataset]) -> list[str]:
             if f"ops.{fence}" in made:
                 con.execute(f"INSERT INTO {LAKE}.ops.{fence} VALUES (0)")
         for dataset in datasets:
-            if dataset.contract.columns and dataset.table not in there:
+            if not dataset.contract.columns:
+                continue
+            if dataset.table not in there:
                 create_table(con, dataset, declared_types(dataset))
                 made.append(dataset.table)
+            elif is_outdated(con, dataset, there[dataset.table]):
+                con.execute(f"DROP TABLE {qualified(dataset)}")
+                create_table(con, dataset, declared_types(dataset))
+                made.append(f"{dataset.table}, by its new contract")
         if made:
             commit_message(con, "lake init", made=made)
         con.execute("COMMIT")
@@ -123,6 +121,12 @@ def table_columns(con: DuckDBPyConnection) -> dict[str, dict[str, str]]:
     return found
 
 
+def is_outdated(con: DuckDBPyConnection, dataset: Dataset, there: Mapping[str, str]) -> bool:
+    """Whether a raw table is empty and its columns are not the contract's: it may be made again."""
+    fits = all(there.get(name) == data_type for name, data_type in declared_types(dataset).items())
+    return not fits and not con.execute(f"SELECT 1 FROM {qualified(dataset)} LIMIT 1").fetchall()
+
+
 def create_table(con: DuckDBPyConnection, dataset: Dataset, columns: Mapping[str, str]) -> None:
     """Make a raw table with these columns and its partition column."""
     wanted = dict(columns)
@@ -132,33 +136,6 @@ def create_table(con: DuckDBPyConnection, dataset: Dataset, columns: Mapping[str
     con.execute(f"CREATE TABLE {table} ({', '.join(f'{quoted(n)} {t}' for n, t in wanted.items())})")
     if dataset.partition_column:
         con.execute(f"ALTER TABLE {table} SET PARTITIONED BY ({quoted(dataset.partition_column)})")
-
-
-def evolve(con: DuckDBPyConnection, dataset: Dataset, there: dict[str, str], staged: Mapping[str, str]) -> None:
-    """Bring a raw table to where a staged file fits, as far as the contract allows.
-
-    Args:
-        con: Within the publishing transaction.
-        dataset: Whose contract counts.
-        there: The table's columns; brought up to date.
-        staged: The file's columns.
-
-    Raises:
-        Rejected: a column is new and the contract frozen, or has a type the table cannot hold.
-    """
-    changes = []
-    for name, data_type in staged.items():
-        if name not in there:
-            if dataset.contract.columns and dataset.contract.new_columns != "evolve":
-                raise Rejected(f"column {name} is not in the contract")
-            changes.append((name, f"ADD COLUMN {quoted(name)} {data_type}", data_type))
-        elif there[name] != data_type and there[name] not in WIDER.get(data_type, ()):
-            if data_type not in WIDER.get(there[name], ()):
-                raise Rejected(f"column {name} is {data_type}, but {there[name]} in {dataset.table}")
-            changes.append((name, f"ALTER COLUMN {quoted(name)} SET DATA TYPE {data_type}", data_type))
-    for name, change, data_type in changes:
-        con.execute(f"ALTER TABLE {qualified(dataset)} {change}")
-        there[name] = data_type
 
 
 def qualified(dataset: Dataset) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from flows.datasets.model import Dataset, Partition
 from flows.errors import Rejected
-from flows.stage.types import declared_types, partition_type, quoted
+from flows.stage.types import declared_types, is_nested, partition_type, quoted
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, DuckDBPyRelation
@@ -79,7 +79,7 @@ class Inspection:
         fingerprint: See `fingerprint_sql`.
         broken: Audits that reject, with counts.
         warnings: Audits that warn, with counts.
-        values: How many values each column has that are not null.
+        values: How many values each nested column has that are not null. A file's footer has the others'.
     """
 
     rows: int
@@ -148,7 +148,7 @@ def _aggregate(
     files: DuckDBPyRelation, columns: dict[str, str], checks: Sequence[_Check], mark: str
 ) -> dict[int, Inspection]:
     """One pass over a relation: an inspection for each mark in it."""
-    counts = [f"count({quoted(name)})" for name in columns]
+    counts = [f"count({quoted(name)})" for name, data_type in columns.items() if is_nested(data_type)]
     selected = ", ".join(
         [
             _as_name(mark),
@@ -178,7 +178,7 @@ def _inspection(
         fingerprint_text(rows, digest),
         tuple(text for text, on_fail in broken if on_fail == "reject"),
         tuple(text for text, on_fail in broken if on_fail == "warn"),
-        dict(zip(columns, values, strict=True)),
+        dict(zip((name for name, data_type in columns.items() if is_nested(data_type)), values, strict=True)),
     )
 
 

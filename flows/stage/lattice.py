@@ -116,11 +116,21 @@ def contract_line(name: str, data_type: str) -> str:
     return f'"{name}": "{declared}"'
 
 
+def reads_as(source: str, target: str) -> bool:
+    """Whether a Parquet column of one type is read as the other as it is, and digested alike by `fingerprint_sql`."""
+    if source == target:
+        return True
+    ids = {_parsed(source).id, _parsed(target).id}
+    widened = ids <= set(_FLOATS) or ids <= {*_SIGNED, *_UNSIGNED} - {"ubigint"}
+    return widened and join(source, target) == target
+
+
 def is_untyped(data_type: str) -> bool:
     """Whether a column of this type holds nothing but nulls."""
     return _parsed(data_type).id == "null"
 
 
+@cache
 def _parsed(data_type: str) -> DuckDBPyType:
     import duckdb
 

@@ -28,6 +28,7 @@ class Receipt:
         profile: Seconds by stage, in order; the partition's share where many went through a stage together.
         source_values: How many values of each column the source gave that are not null, with its rows under "".
         values: How many are in the staged files.
+        supersedes: The attempt that a rollback takes back; it is refused when another one is published by then.
     """
 
     dataset: str
@@ -46,6 +47,7 @@ class Receipt:
     profile: Mapping[str, float] = field(default_factory=dict)
     source_values: Mapping[str, int] = field(default_factory=dict)
     values: Mapping[str, int] = field(default_factory=dict)
+    supersedes: str = ""
 
 
 @dataclass(frozen=True, slots=True)

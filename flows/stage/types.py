@@ -40,6 +40,11 @@ def declared_types(dataset: Dataset) -> dict[str, str]:
     return columns
 
 
+def is_nested(data_type: str) -> bool:
+    """Whether a DuckDB type is a list, a struct or a map."""
+    return data_type.endswith("]") or data_type.startswith(("STRUCT(", "MAP("))
+
+
 def partition_type(grain: Grain) -> str:
     """The DuckDB type of a partition column."""
     return "TIMESTAMP" if grain is Grain.hour else "DATE"

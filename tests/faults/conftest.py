@@ -8,10 +8,12 @@ import signal
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from flows import points
@@ -97,21 +99,26 @@ def load(lake: Lake, *days: str) -> None:
     lake.load("readings", *days)
 
 
-def staged(lake: Lake, day: str, rows: int, value: int, extra: str = "") -> Receipt:
-    """A staged day without dlt's cost, to be published many times over; with a column more, where one is named."""
+def staged(lake: Lake, day: str, rows: int, value: int, kind: pa.DataType | None = None) -> Receipt:
+    """A staged day without dlt's cost, to be published many times over; the values are of a type, int64 when None."""
+    ids, values = pa.array(range(rows), pa.int64()), pa.array([value] * rows, kind or pa.int64())
+    return staged_as(lake, day, pa.table({"id": ids, "value": values}))
+
+
+def staged_as(lake: Lake, day: str, rows: pa.Table) -> Receipt:
+    """A staged day of these rows, with these columns and types, and that of the day at the end."""
     dataset = get_dataset("readings")
     partition = parse_partition(day, dataset.grain)
     attempt = new_attempt()
+    rows = rows.append_column("day", pa.array([date.fromisoformat(day)] * len(rows), pa.date32()))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "rows.parquet")
-        more = f", 'new' AS {extra}" if extra else ""
-        query = f"SELECT range AS id, {value}::BIGINT AS value, DATE '{day}' AS day{more} FROM range({rows})"
-        duckdb.execute(f"COPY ({query}) TO '{file}' (FORMAT parquet)")
+        pq.write_table(rows, file)
         seen = inspect(dataset, [partition], [str(file)])[0]
         path = staged_path(dataset, partition, attempt, 0)
         lake.data.put(file, path)
         size = file.stat().st_size
-    return Receipt("readings", day, attempt, (path,), rows, size, seen.columns, seen.fingerprint, "", 0.0, 0)
+    return Receipt("readings", day, attempt, (path,), len(rows), size, seen.columns, seen.fingerprint, "", 0.0, 0)
 
 
 def held() -> int:

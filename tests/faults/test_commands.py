@@ -25,7 +25,7 @@ from tests.flows.test_ingest import flights
 from tests.flows.test_transform import GOLD, RECOMPUTED
 
 LAKE = str(Path(sys.executable).with_name("lake"))
-RECEIPTED, BUILD = POINTS[3:5] + POINTS[11:13], POINTS[13:16]
+RECEIPTED, BUILD = POINTS[3:5] + POINTS[12:14], POINTS[14:17]
 in_short_on_sqlite = pytest.mark.short("sqlite+folder")
 IN_THE_GATE = {"gate held", "before the slot is freed", "before the build is recorded"}
 

@@ -10,13 +10,13 @@ from flows.lake.connect import connect
 from flows.lake.maintain import steps
 from flows.points import POINTS, Point
 from tests.conftest import Lake
-from tests.faults.conftest import Contents, Killer, found, land, load, told
+from tests.faults.conftest import Contents, Killer, found, land, load, staged, told
 
 OLD: Contents = {"2024-01-01": (10, 1), "2024-01-02": (20, 1)}
 NEW: Contents = {"2024-01-01": (11, 2), "2024-01-03": (5, 2)}
 DAYS = sorted({**OLD, **NEW})
 
-EXTRACT, PUBLISH = POINTS[0:3], POINTS[5:11]
+EXTRACT, PUBLISH = POINTS[0:3], [point for point in POINTS[5:12] if point != "schema committed"]
 AGED = timedelta(days=3)
 
 
@@ -34,6 +34,26 @@ def test_a_kill_in_extract_or_publish_loses_doubles_and_halves_nothing(lake: Lak
     assert (len(again.receipts), len(again.unchanged)) == ((0, 3) if done else (2, 1))
     assert found(lake) == {**OLD, **NEW}
     assert told(lake) == {day: rows for day, (rows, _) in sorted({**OLD, **NEW}.items())}
+    assert lake.errors() == []
+
+
+def widen(lake: Lake) -> None:
+    """A day whose values are no longer integers, and that has a new column."""
+    receipt = staged(lake, "2024-01-03", 3, 2, "unit", "DOUBLE")
+    assert len(lake.publish([receipt]).receipts) == 1
+
+
+def test_a_kill_between_a_schema_change_and_its_publish_loses_nothing(lake: Lake, kill: Killer) -> None:
+    lake.publish([staged(lake, day, *content) for day, content in OLD.items()])
+    kill.at("schema committed", widen)
+    assert found(lake) == OLD
+    assert lake.column("SELECT DISTINCT typeof(value) FROM raw.readings") == ["DOUBLE"]
+    assert lake.errors() == []
+    again = lake.publish([staged(lake, "2024-01-01", *OLD["2024-01-01"])])
+    assert (len(again.unchanged), again.snapshot_id) == (1, None)
+    widen(lake)
+    assert found(lake) == {**OLD, "2024-01-03": (3, 2)}
+    assert lake.column("SELECT count(*) FROM raw.readings WHERE value = 1 AND unit IS NULL") == [30]
     assert lake.errors() == []
 
 

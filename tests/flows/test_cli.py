@@ -28,8 +28,8 @@ class Command:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(NOT_THE_TESTS)}
         self.environment = {**clean, "PREFECT_API_URL": api, "COLUMNS": "160"}
 
-    def __call__(self, *arguments: str, fails: bool = False, **environment: str) -> str:
-        done = subprocess.run(
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [LAKE, *arguments],
             cwd=self.folder,
             env={**self.environment, **environment},
@@ -38,6 +38,9 @@ class Command:
             timeout=500,
             check=False,
         )
+
+    def __call__(self, *arguments: str, fails: bool = False, **environment: str) -> str:
+        done = self.run(*arguments, **environment)
         assert bool(done.returncode) == fails, done.stdout + done.stderr
         assert "Traceback" not in done.stderr, done.stderr
         return done.stderr if fails else done.stdout
@@ -267,6 +270,64 @@ def test_a_full_disk_is_one_error_and_loses_nothing(lake: Command) -> None:
     assert "Traceback" not in done.stderr
     assert lake.json("verify") == [] or all(f["severity"] == "note" for f in lake.json("verify"))
     assert lake.json("backfill", "airlines")["published"] == 1
+
+
+LOUD = """
+import sys
+from datetime import date
+from flows.datasets.model import Dataset, Partition
+
+print("LOADED")
+
+
+class Source:
+    def versions(self, partitions):
+        print("LISTED")
+        return {p.key: "" for p in partitions}
+
+    def read(self, partition, contract):
+        print("READ")
+        if partition.key == "2024-01-02":
+            raise ValueError("[/] [red]no[/red] postgresql://u:hunter2@db/x?password=hunter2 Bearer hunter2hunter2")
+        yield {"n": 1}
+
+
+DATASET = Dataset("loud", Source(), partition_column="day", start=date(2024, 1, 1), end=date(2024, 1, 2))
+"""
+ABSENT = "import multiprocessing\nif multiprocessing.parent_process():\n    raise ImportError('only here')\n"
+
+
+def test_a_run_names_each_cause_once_and_leaves_stdout_to_its_json(lake: Command, tmp_path: Path) -> None:
+    """Issue 17, D9 to D12 and P6: files that print, that only workers cannot load, that nobody can; a secret."""
+    folder = tmp_path / "datasets"
+    folder.mkdir()
+    (folder / "loud.py").write_text(LOUD)
+    (folder / "absent.py").write_text(ABSENT + LOUD.replace("loud", "absent"))
+    lake.environment["LAKE_DATASETS"] = str(folder)
+    lake("init")
+    (folder / "broken.py").write_text("1 / 0\n")
+
+    planned = lake.run("plan", "--start", "2024-01-01", "--end", "2024-01-01", "--json")
+    assert planned.returncode == 1
+    assert {(p["dataset"], p["state"]) for p in json.loads(planned.stdout)} >= {("loud", "missing")}
+    assert "LISTED" in planned.stderr
+    assert planned.stderr.count("error:") == planned.stderr.count("next:") == 1
+    assert f"{folder}/broken.py, line 1 cannot be loaded: ZeroDivisionError" in planned.stderr
+
+    done = lake.run("backfill", "loud", "absent", "--json", "--workers", "1")
+    assert done.returncode == 1
+    summary = json.loads(done.stdout)
+    assert summary["published"] == 1
+    (loud,) = (f["error"] for f in summary["failed"] if f["dataset"] == "loud")
+    assert loud == "ValueError: [/] [red]no[/red] postgresql://u:***@db/x?password=*** Bearer ***"
+    absent = {f["partition"]: f["error"] for f in summary["failed"] if f["dataset"] == "absent"}
+    assert absent.keys() == {"2024-01-01", "2024-01-02"}
+    says = f"The dataset file {folder}/absent.py, line 3 cannot be loaded: ImportError: only here"
+    assert set(absent.values()) == {says}
+    assert done.stderr.count(says) == done.stderr.count(f"absent 2024-01-01 and 1 more: {says}") == 1
+    assert "READ" in done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
+    assert loud in lake("status", "loud")
 
 
 def test_help_names_every_command() -> None:

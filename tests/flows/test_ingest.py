@@ -17,6 +17,7 @@ from flows import gate
 from flows import ingest as module
 from flows.errors import GateError, RunFailed
 from flows.ingest import chunks, ingest
+from flows.lake.connect import connected
 from flows.plan import Mode, Planned, State, make_plan
 from tests.conftest import Lake
 from tests.faults.conftest import held
@@ -142,6 +143,13 @@ def test_modes_choose_their_partitions(gated_lake: Lake) -> None:
     assert (summary["published"], summary["rows"]) == (1, 5)
     summary = run("flights", "2013-01-01", "2013-01-02", mode=Mode.all)
     assert (summary["published"], summary["unchanged"], summary["commits"]) == (0, 2, 0)
+
+    # Rows that are gone are published again: the table is looked at, and not only the ledger.
+    with connected(gated_lake.settings) as con:
+        con.execute("DELETE FROM raw.flights WHERE flight_date = '2013-01-02'")
+    summary = run("flights", "2013-01-01", "2013-01-02", mode=Mode.all)
+    assert (summary["published"], summary["unchanged"], summary["older"]) == (1, 1, 0)
+    assert gated_lake.errors() == []
 
 
 def test_no_source_fails_only_a_dataset_that_must_be_complete(gated_lake: Lake) -> None:

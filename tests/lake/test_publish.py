@@ -16,6 +16,15 @@ from flows.stage.layout import new_attempt
 from flows.stage.receipt import Failure
 from tests.conftest import Lake, receipts
 
+CONFLICT = (
+    "TransactionContext Error: Failed to commit: Failed to commit DuckLake transaction.\n"
+    'Transaction conflict - attempting to insert into table with index "19" - but another transaction has altered it'
+)
+LOST = (
+    "TransactionContext Error: Failed to commit: Failed to commit DuckLake transaction.\n"
+    'Failed to commit: Failed to execute query "COMMIT": server closed the connection unexpectedly\n'
+)
+
 DAYS = ("2024-01-01", "2024-01-02", "2024-01-03")
 
 
@@ -151,7 +160,7 @@ def test_a_conflict_is_retried_until_it_is_published(lake: Lake) -> None:
     land(lake, DAYS[0], 10)
     outcomes = lake.extract("readings", DAYS[0])
     publisher = lake.publisher()
-    con = _Faulty(publisher._connection(), fail_on="COMMIT", times=2, error="Transaction conflict - made by the test")
+    con = _Faulty(publisher._connection(), fail_on="COMMIT", times=2, error=CONFLICT)
     publisher._con = con  # type: ignore[assignment]
     assert len(publisher.publish(outcomes).receipts) == 1
     publisher.close()
@@ -165,7 +174,7 @@ def test_conflicts_without_end_are_an_error_and_leave_the_old_rows(lake: Lake) -
     land(lake, DAYS[0], 20)
     outcomes = lake.extract("readings", DAYS[0])
     publisher = lake.publisher()
-    publisher._con = _Faulty(publisher._connection(), "COMMIT", 99, "Transaction conflict - made by the test")  # type: ignore[assignment]
+    publisher._con = _Faulty(publisher._connection(), "COMMIT", 99, CONFLICT)  # type: ignore[assignment]
     with pytest.raises(CommitConflict, match="Another writer"):
         publisher.publish(outcomes)
     publisher.close()
@@ -197,7 +206,7 @@ def test_a_commit_whose_answer_is_lost_is_resolved_by_the_ledger(lake: Lake, aft
     land(lake, DAYS[0], 10)
     outcomes = lake.extract("readings", DAYS[0])
     publisher = lake.publisher()
-    lost = _Faulty(publisher._connection(), "COMMIT", 1, "server closed the connection unexpectedly", after)
+    lost = _Faulty(publisher._connection(), "COMMIT", 1, LOST, after)
     publisher._con = lost  # type: ignore[assignment]
     result = publisher.publish(outcomes)
     publisher.close()

@@ -1,0 +1,1 @@
+"""Regressions: one test a fault that was found, named for it."""

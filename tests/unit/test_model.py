@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.datasets.model import Dataset, Grain, parse_partition, partition_at, partitions_between
+from flows.datasets.model import Contract, Dataset, Grain, Partition, parse_partition, partition_at, partitions_between
+from flows.datasets.names import column_name
 from flows.errors import BadInput
 
 DAYS = st.dates(date(1990, 1, 1), date(2090, 1, 1))
@@ -51,3 +53,94 @@ def test_only_full_refresh_datasets_have_no_partition_column() -> None:
         Dataset(key="a", source=lambda p: [])
     with pytest.raises(BadInput, match="partition_column"):
         Dataset(key="a", source=lambda p: [], grain=Grain.full, partition_column="day")
+
+
+def test_a_partition_that_is_not_over_is_planned_only_when_asked_for() -> None:
+    def planned(grain: Grain, **more: Any) -> list[Partition]:
+        first = today - timedelta(days=70)
+        return Dataset("a", lambda p: [], grain, "day", start=first, **more).partitions()
+
+    today = datetime.now(UTC).date()
+    for grain in (Grain.hour, Grain.day, Grain.month):
+        before = datetime.now(UTC).replace(tzinfo=None)
+        for end in (None, today, today + timedelta(days=400)):
+            last = planned(grain, end=end)[-1]
+            after = datetime.now(UTC).replace(tzinfo=None)
+            assert before < partition_at(last.end, grain).end, "no complete one is left out"
+            assert last.end <= after
+        assert planned(grain, end=today - timedelta(days=40))[-1].start.date() <= today - timedelta(days=40)
+        asked = Dataset("a", lambda p: [], grain, "day", start=today).partitions(end=today)
+        assert asked[-1].end > before
+    assert Dataset("a", lambda p: [], partition_column="day", start=today).partitions() == []
+    assert Dataset("a", lambda p: [], partition_column="day", start=today + timedelta(days=9)).partitions() == []
+
+
+def test_a_grain_may_be_a_text_and_is_refused_when_it_is_none() -> None:
+    monthly = Dataset("a", lambda p: [], grain="month", partition_column="m", start=date(2024, 1, 1))  # type: ignore[arg-type]
+    assert [p.key for p in monthly.partitions(end=date(2024, 2, 1))] == ["2024-01", "2024-02"]
+    with pytest.raises(BadInput, match="'monthly' is not a grain"):
+        Dataset("a", lambda p: [], grain="monthly", partition_column="m")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match=r"end is datetime\.datetime.*, not a day"):
+        Dataset("a", lambda p: [], partition_column="m", end=datetime(2024, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"columns": {"Order ID": "text"}}, "'Order ID' is not a column name"),
+        ({"columns": {"v": "string"}}, "'string' is not a column type"),
+        ({"columns": {"v": "decimal(39,2)"}}, "is not a column type"),
+        ({"columns": {"v": "decimal(5,6)"}}, "is not a column type"),
+        ({"columns": {"v": 5}}, "is not a column type"),
+        ({"new_columns": "x"}, "new_columns='x' is not known"),
+        ({"rename": {"a": "B c"}}, "cannot become 'B c'"),
+        ({"timezone": "Mars/Olympus"}, "is not a time zone"),
+    ],
+)
+def test_what_a_contract_cannot_say_is_refused_where_it_is_written(more: Any, says: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        Contract(**more)
+    assert says in caught.value.message
+    assert caught.value.fix
+
+
+def test_a_primary_key_that_the_contract_does_not_know_is_refused() -> None:
+    with pytest.raises(BadInput, match="the primary key's nope is not in the contract"):
+        Dataset("a", lambda p: [], partition_column="day", primary_key=("nope",), contract=Contract({"id": "bigint"}))
+    Dataset("a", lambda p: [], partition_column="day", primary_key=("day", "id"), contract=Contract({"id": "bigint"}))
+
+
+NAMES = {
+    "id": "id",
+    "class_": "class_",
+    "_dlt_id": "_dlt_id",
+    "ID": "id",
+    "orderId": "order_id",
+    "Order ID": "order_id",
+    "größe": "größe",
+    "日期": "日期",
+    "Amount €": "amount",
+    "a-b.c": "a_b_c",
+    "2x": "_2x",
+    "€": "",
+    "": "",
+    " a ": "a",
+    "HTTPServer": "httpserver",
+    "utm_source": "utm_source",
+    "हिन्दी": "हिन्दी",
+    "a__b": "a__b",
+}
+
+
+@pytest.mark.parametrize("source", NAMES)
+def test_a_sources_name_becomes_a_column(source: str) -> None:
+    assert column_name(source) == NAMES[source]
+
+
+@settings(deadline=None)
+@given(st.text(max_size=20))
+def test_a_columns_name_stays_as_it_is(source: str) -> None:
+    column = column_name(source)
+    assert column_name(column) == column
+    assert '"' not in column
+    assert " " not in column

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.errors import BadInput
+from flows.errors import BadInput, redacted
 from flows.settings import load_settings
 
 
@@ -63,3 +63,37 @@ def test_secrets_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert settings.redact("the password is hunter2") == "the password is ***"
     # A worker that extracts has the keys of the storage, and no password of a database.
     assert settings.worker_environment()["LAKE_CATALOG_PASSWORD"] == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://u:hunter2@db/x", "postgresql://u:***@db/x"),
+        ("cannot reach 's3://key:hunter2@host/b'", "cannot reach 's3://key:***@host/b'"),
+        ("redis://:hunter2@h:6379", "redis://:***@h:6379"),
+        ("https://u:p@hunter2@h/x and http://h:80/a@b", "https://u:***@h/x and http://h:80/a@b"),
+        ("host=h password=hunter2 user=u", "host=h password=*** user=u"),
+        ("PGPASSWORD='hunter 2'; next", "PGPASSWORD=***; next"),
+        ("AWS_SECRET_ACCESS_KEY=hunter2", "AWS_SECRET_ACCESS_KEY=***"),
+        ("AWS_SECRET_ACCESS_KEY: hunter2", "AWS_SECRET_ACCESS_KEY: ***"),
+        ("aws_access_key_id = hunter2, region = x", "aws_access_key_id = ***, region = x"),
+        ("GET https://h/x?api_key=hunter2&page=2", "GET https://h/x?api_key=***&page=2"),
+        ("?X-Amz-Credential=hunter2%2Fus&X-Amz-Signature=hunter2", "?X-Amz-Credential=***&X-Amz-Signature=***"),
+        ('{"client_secret": "hunter2", "n": 1}', '{"client_secret": ***, "n": 1}'),
+        ("{'Authorization': 'Bearer hunter2'}", "{'Authorization': 'Bearer ***'}"),
+        ("authorization: Basic aHVudGVyMg==", "authorization: Basic ***"),
+        ("sent Bearer hunter2.hunter2", "sent Bearer ***"),
+        (
+            "CREATE SECRET (TYPE s3, KEY_ID 'hunter2', SECRET 'hunter2')",
+            "CREATE SECRET (TYPE s3, KEY_ID '***', SECRET '***')",
+        ),
+        # What only speaks of secrets stays.
+        ("password authentication failed for user u", "password authentication failed for user u"),
+        ("column 'token': invalid value 'x'", "column 'token': invalid value 'x'"),
+        ("http://127.0.0.1:9000/lake/a=b@c", "http://127.0.0.1:9000/lake/a=b@c"),
+        ("the primary_key=id is not unique", "the primary_key=id is not unique"),
+    ],
+)
+def test_what_looks_like_a_secret_is_not_shown(text: str, shown: str) -> None:
+    assert redacted(text) == shown
+    assert redacted(shown) == shown

@@ -1,0 +1,189 @@
+"""Repair: statistics in the catalog that are not those of the files are computed again, in one fenced commit.
+
+DuckLake changes statistics only along with data, so this writes into the catalog's own tables:
+
+    BEGIN
+      read        the latest snapshot, the statistics, the footers of all files
+      fence       INSERT the next snapshot: its id is the primary key for which every commit of DuckLake competes
+      update      the rows that lie
+    COMMIT
+
+A commit of DuckLake that has the same number in mind fails on the key. It then reads the snapshots that came in between
+and the statistics again; a table that this one names as altered it no longer writes to at all, so what it has read of
+the old statistics goes nowhere. The new snapshot has another ``next_file_id``, by which DuckLake keeps statistics: so
+connections that are open read them again.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from flows.errors import CatalogError, CommitConflict
+from flows.lake import statistics
+from flows.lake.connect import connected, literal
+from flows.lake.statistics import META
+from flows.points import reached
+from flows.settings import Settings
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+RETRIES = 5
+"""Transactions begun after another writer was first, within one hold of the gate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One value of the catalog that was put right.
+
+    Args:
+        table: Schema and name.
+        subject: The column, the file, or both.
+        before: What stood there.
+        after: What stands there now.
+    """
+
+    table: str
+    subject: str
+    before: str
+    after: str
+
+
+def repair(settings: Settings) -> list[Change]:
+    """Put right the statistics that `lake verify` finds wrong. Call it within the gate.
+
+    Args:
+        settings: Where the lake is.
+
+    Returns:
+        What was changed; empty when nothing had to be.
+
+    Raises:
+        NotInitialised: there is no lake yet.
+        CommitConflict: other writers were first, every time.
+        CatalogError: the catalog or a file cannot be read, or the catalog not be written.
+    """
+    conflicts = Retrying(
+        retry=retry_if_exception_type(CommitConflict),
+        stop=stop_after_attempt(RETRIES),
+        wait=wait_random_exponential(0.05, max=1.0),
+        reraise=True,
+    )
+    changes: list[Change] = conflicts(_once, settings, str(uuid.uuid4()))
+    return changes
+
+
+def _once(settings: Settings, mark: str) -> list[Change]:
+    """One transaction. What became of one that failed is read from the snapshots."""
+    import duckdb
+
+    snapshot: int | None = None
+    changes: list[Change] = []
+    try:
+        with connected(settings) as con:
+            con.execute("BEGIN")
+            snapshot = _latest(con)
+            statements, tables, changes = _plan(con, settings)
+            if not changes:
+                con.execute("ROLLBACK")
+                return []
+            _fence(con, snapshot, tables, mark)
+            reached("after the fence")
+            for statement, values in statements:
+                con.execute(statement, values)
+            reached("before COMMIT")
+            con.execute("COMMIT")
+            reached("after COMMIT")
+    except duckdb.Error as error:
+        text = settings.redact(" ".join(str(error).split())[:400])
+        if snapshot is not None:
+            with connected(settings, read_only=True) as con:
+                if _is_there(con, mark):
+                    return changes
+                if _latest(con) != snapshot:
+                    raise CommitConflict(f"Another writer changed the lake first: {text}", "lake repair") from error
+        raise CatalogError(f"The statistics could not be repaired: {text}", "lake verify") from error
+    return changes
+
+
+def _latest(con: DuckDBPyConnection) -> int:
+    return int(con.execute(f"SELECT max(snapshot_id) FROM {META}.ducklake_snapshot").fetchall()[0][0])
+
+
+def _is_there(con: DuckDBPyConnection, mark: str) -> bool:
+    """Whether a snapshot carries this mark: its COMMIT came through, though the answer did not."""
+    found = con.execute(
+        f"SELECT commit_extra_info FROM {META}.ducklake_snapshot_changes WHERE commit_message = 'repair'"
+    ).fetchall()
+    return any(json.loads(info or "{}").get("repair") == mark for (info,) in found)
+
+
+def _fence(con: DuckDBPyConnection, snapshot: int, tables: Sequence[int], mark: str) -> None:
+    """Add the snapshot after the one that was read, which names the tables as altered."""
+    con.execute(
+        f"""INSERT INTO {META}.ducklake_snapshot
+            SELECT snapshot_id + 1, now(), schema_version, next_catalog_id, next_file_id + 1
+            FROM {META}.ducklake_snapshot WHERE snapshot_id = {snapshot}"""
+    )
+    altered = ",".join(f"altered_table:{table}" for table in tables)
+    con.execute(
+        f"INSERT INTO {META}.ducklake_snapshot_changes VALUES "
+        f"({snapshot + 1}, {literal(altered)}, 'ducklake-flows', 'repair', {literal(json.dumps({'repair': mark}))})"
+    )
+
+
+def _plan(con: DuckDBPyConnection, settings: Settings) -> tuple[list[tuple[str, list[Any]]], list[int], list[Change]]:
+    """What is to be done: statements with their values, ids of the tables, and the same in words. Reads only."""
+    statements: list[tuple[str, list[Any]]] = []
+    changes: list[Change] = []
+    tables: set[int] = set()
+    statistics.load(con)
+    for file in statistics.wrong_files(con, settings, every=True):
+        stated, where = "ducklake_data_file", f"data_file_id = {file.file_id}"
+        if file.column_id is not None:
+            stated, where = "ducklake_file_column_stats", f"{where} AND column_id = {file.column_id}"
+        assigned, values = ", ".join(f"{name} = ?" for name in file.right), list(file.right.values())
+        statements.append((f"UPDATE {META}.{stated} SET {assigned} WHERE {where}", values))
+        # The tables' statistics are computed from what the files' will be.
+        read = "live_file" if file.column_id is None else "live_statistics"
+        con.execute(f"UPDATE {read} SET {assigned} WHERE {where}", values)
+        tables.add(file.table_id)
+        subject = f"{file.path} {file.column}".rstrip()
+        changes.append(Change(file.table, subject, _text(file.said), _text(file.right)))
+    for table in statistics.wrong_rows(con):
+        statements.append(
+            (
+                f"UPDATE {META}.ducklake_table_stats SET record_count = {table.right}, "
+                f"next_row_id = greatest(next_row_id, {table.right}) WHERE table_id = {table.table_id}",
+                [],
+            )
+        )
+        tables.add(table.table_id)
+        changes.append(Change(table.table, "", f"{table.said:,} rows", f"{table.right:,} rows"))
+    for column in statistics.wrong_columns(con):
+        where = f"table_id = {column.table_id} AND column_id = {column.column_id}"
+        said, right = column.said, column.right
+        if column.valued and right.low is None and right.high is None:
+            # Without a row DuckLake keeps no statistics of the column from now on, and reads it.
+            statements.append((f"DELETE FROM {META}.ducklake_table_column_stats WHERE {where}", []))
+        else:
+            statements.append(
+                (
+                    f"UPDATE {META}.ducklake_table_column_stats "
+                    f"SET min_value = ?, max_value = ?, contains_null = ?, contains_nan = ? WHERE {where}",
+                    [right.low, right.high, right.nulls, right.nan],
+                )
+            )
+        tables.add(column.table_id)
+        changes.append(Change(column.table, column.column, said.text(), right.text()))
+    return statements, sorted(tables), changes
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -1,0 +1,87 @@
+"""The maintain flow beside what else runs: it does what it can, and says what it left."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import duckdb
+import pytest
+
+from flows import gate, show
+from flows import maintain as module
+from flows.errors import BadInput, CommitConflict, RunFailed
+from flows.lake.connect import connect
+from flows.lake.maintain import steps
+from flows.maintain import maintain
+from tests.conftest import Lake
+from tests.projects import load
+
+
+def by_step(summary: dict[str, Any]) -> dict[str, int]:
+    return {s["step"]: s["done"] for s in summary["steps"] if s["found"]}
+
+
+def test_what_a_running_transform_stands_in_the_way_of_is_left_and_said(
+    gated_lake: Lake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It waited for the transforms' limit for 15 minutes and then did nothing at all."""
+    load(gated_lake, "2024-01-01")
+    with gate.hold(gate.TRANSFORM):
+        summary = maintain()
+    assert by_step(summary)["flush"] == 1
+    assert summary["left"] == ["SQLMesh's janitor: a transform is running."]
+    show.maintained(summary)
+    assert "Left to the next run: SQLMesh's janitor" in capsys.readouterr().out
+
+
+def test_a_step_that_conflicts_or_a_janitor_that_fails_does_not_end_the_others(
+    gated_lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both tables are to be merged, and another writer changes one of them meanwhile, without the gate."""
+    lake = gated_lake
+    con = connect(lake.settings)
+    con.execute("CREATE SCHEMA bronze")
+    for table in ("one", "two"):
+        con.execute(f"CREATE TABLE bronze.{table} (n BIGINT)")
+        for n in range(3):
+            con.execute(f"INSERT INTO bronze.{table} VALUES ({n})")
+    real = module.steps
+
+    def overtaken(*arguments: Any) -> Any:
+        for step in real(*arguments):
+            if step.subject == "bronze.one":
+                monkeypatch.setattr("flows.lake.maintain.reached", lambda _: con.execute("DELETE FROM bronze.one"))
+            yield step
+            monkeypatch.setattr("flows.lake.maintain.reached", lambda _: None)
+
+    def broken(*_: Any) -> None:
+        raise RunFailed("SQLMesh's janitor failed: no")
+
+    monkeypatch.setattr(module, "steps", overtaken)
+    monkeypatch.setattr(module.builder, "run", broken)
+    with pytest.raises(RunFailed, match="janitor failed") as caught:
+        maintain()
+    con.close()
+    (left,) = caught.value.summary["left"]
+    assert left.startswith("merge bronze.one: Another writer changed the lake first")
+    assert lake.column("SELECT count(*) FROM bronze.one") == [0]
+    assert lake.column("SELECT count(*) FROM ducklake_list_files('lake', 'two', schema => 'bronze')") == [1]
+
+
+def test_a_commit_that_ducklake_refuses_is_a_conflict(lake: Lake) -> None:
+    con = connect(lake.settings)
+    load(lake, "2024-01-01")
+    flush = next(s for s in steps(lake.settings, timedelta(days=30)) if s.name == "flush")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flows.lake.maintain.reached", lambda _: con.execute("UPDATE ops.fence SET token = token + 1"))
+        with pytest.raises(CommitConflict) as caught:
+            flush.run()
+    con.close()
+    assert isinstance(caught.value.__cause__, duckdb.TransactionException)
+
+
+def test_a_negative_retention_is_refused(gated_lake: Lake) -> None:
+    """O10: all history would have been forgotten."""
+    with pytest.raises(BadInput, match="-1 days"):
+        maintain(retention_days=-1)

@@ -1,0 +1,57 @@
+"""Small SQLMesh projects: a few models over the tests' datasets, built in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.build import run
+from flows.build.adapter import LakeAdapter
+from flows.lake.builds import read_todo, record
+from flows.settings import PROJECT
+from tests.conftest import Lake
+
+
+def load(lake: Lake, *days: str, value: float = 1) -> None:
+    for day in days:
+        lake.land(f"readings/{day}.jsonl", [{"id": 1, "value": value}])
+    assert len(lake.load("readings", *days).receipts) == len(days)
+
+
+def model(name: str, query: str, column: str, *lines: str) -> str:
+    kind = f"kind INCREMENTAL_BY_TIME_RANGE (time_column {column}, batch_size 1000)"
+    return f"MODEL ({', '.join([f'name {name}', kind, *lines])});\n{query}"
+
+
+READINGS = "SELECT id, value, day FROM raw.readings WHERE day BETWEEN @start_date AND @end_date"
+PUBLISHED = "signals (published(dataset := 'readings'))"
+
+
+class Project:
+    """A SQLMesh project with the models of one test, built in this process without a gate."""
+
+    def __init__(self, folder: Path, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.lake = folder, lake
+        shutil.copytree(PROJECT, folder, ignore=shutil.ignore_patterns("models", "audits", "tests", "__pycache__"))
+        (folder / "models").mkdir()
+        monkeypatch.setattr(run, "PROJECT", folder)
+        monkeypatch.setattr(LakeAdapter, "gate", contextlib.nullcontext)
+
+    def write(self, path: str, text: str) -> None:
+        (self.folder / path).parent.mkdir(exist_ok=True)
+        (self.folder / path).write_text(text)
+
+    def build(self) -> list[dict[str, Any]]:
+        """What a transform does. Returns the intervals built."""
+        events: list[dict[str, Any]] = []
+        if todo := read_todo(self.lake.settings, "prod", self.folder):
+            run.build(todo.environment, todo.changed_keys, todo.replan, events.append)
+            record(self.lake.settings, todo, "test")
+        return [e for e in events if e["event"] == "model"]
+
+    def built(self, name: str) -> list[tuple[str, str]]:
+        return [(e["start"], e["end"]) for e in self.build() if e["model"] == name]

@@ -1,0 +1,371 @@
+"""What commands do with datasets, sources and services that are not as they should be (issue 17, parts 3 and 4)."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import KilledWorker
+from rich.console import Console
+
+from flows import show
+from flows.cli import _plain, app
+from flows.datasets import all_datasets, broken_datasets, get_datasets
+from flows.datasets.model import Contract, Dataset, Grain, Partition
+from flows.errors import BadInput, CatalogError, LakeError, SourceError, StorageError
+from flows.ingest import _cause
+from flows.lake.connect import connected
+from flows.lake.query import query
+from flows.lake.schema import bootstrap
+from flows.lake.verify import verify
+from flows.plan import Mode, Planned, State, make_plan, plan_each, strays
+from flows.settings import Settings, load_settings
+from flows.storage import check, open_storage
+from tests.conftest import Lake, Services
+from tests.faults.proxy import Proxy
+
+Define = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def define(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Define:
+    """Writes a file of LAKE_DATASETS, a folder that has no other."""
+    folder = tmp_path / "datasets"
+    folder.mkdir()
+    monkeypatch.setenv("LAKE_DATASETS", str(folder))
+    # Not this machine's: neither its .env nor a lake that may lie there.
+    monkeypatch.chdir(tmp_path)
+
+    def write(name: str, text: str) -> Path:
+        path = folder / f"{name}.py"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def good(key: str, more: str = "") -> str:
+    return (
+        "from datetime import date\nfrom flows.datasets.model import Dataset\n"
+        f'DATASET = Dataset("{key}", lambda partition: [{{"n": 1}}], partition_column="day", '
+        f"start=date(2024, 1, 1), end=date(2024, 1, 2){more})\n"
+    )
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """What a terminal of 80 columns has shown since it was last asked."""
+    monkeypatch.setenv("COLUMNS", "80")
+    return lambda: capsys.readouterr().out
+
+
+@dataclass(frozen=True)
+class Said:
+    """A source that says what it was told to."""
+
+    found: Mapping[str, str]
+    stray: tuple[str, ...] = ()
+    error: Exception | None = None
+
+    def versions(self, partitions: Sequence[Partition]) -> Mapping[str, str]:
+        if self.error:
+            raise self.error
+        return self.found
+
+    def unmatched(self, partitions: Sequence[Partition]) -> list[str]:
+        assert [p.key for p in partitions] == ["2024-01-01", "2024-01-02"], "the dataset's own range"
+        return list(self.stray)
+
+    def read(self, partition: Partition, contract: Contract) -> list[Any]:
+        return [{"n": 1}]
+
+
+def two_days(key: str, source: Said, **more: Any) -> Dataset:
+    return Dataset(key, source, partition_column="day", start=date(2024, 1, 1), end=date(2024, 1, 2), **more)
+
+
+# --- Datasets without a start, sources that cannot be listed ---
+
+
+def test_a_dataset_without_a_start_ends_no_others_plan(lake: Lake) -> None:
+    planned, left_out = plan_each(lake.settings, list(all_datasets().values()))
+    assert {"readings", "flights", "airlines"} <= {p.dataset for p in planned}
+    assert {(out.dataset, out.is_fault) for out in left_out} == {(k, False) for k in ("deadly", "hourly", "monthly")}
+    assert left_out[0].error.message == "deadly has no start of its own."
+    with pytest.raises(BadInput, match="hourly has no start"):
+        make_plan(lake.settings, get_datasets(["readings", "hourly"]))
+    named, left_out = plan_each(lake.settings, get_datasets(["hourly"]), date(2024, 1, 1), date(2024, 1, 1), named=True)
+    assert (len(named), left_out) == (24, [])
+
+
+def test_status_shows_what_the_ledger_has_of_a_dataset_without_a_start(lake: Lake) -> None:
+    lake.land("hourly/2024-01-01T05/a.csv", "name,count\nx,1\n")
+    lake.load("hourly", "2024-01-01T05")
+    planned, left_out = plan_each(lake.settings, get_datasets(["hourly", "monthly"]), named=True, recorded=True)
+    assert [(p.dataset, p.partition, p.state) for p in planned] == [("hourly", "2024-01-01T05", State.published)]
+    assert left_out == []
+
+
+def test_a_source_that_cannot_say_what_it_has_is_its_datasets_error(lake: Lake) -> None:
+    bad = two_days("bad", Said({}, error=RuntimeError("no route to postgresql://u:hunter2@db/x")))
+    planned, (out,) = plan_each(lake.settings, [bad, two_days("fine", Said({"2024-01-01": "v"}))])
+    assert [(p.partition, p.state) for p in planned] == [
+        ("2024-01-01", State.missing),
+        ("2024-01-02", State.no_source),
+    ]
+    assert (out.dataset, out.is_fault) == ("bad", True)
+    assert out.error.message == (
+        "The source of bad cannot say what it has: RuntimeError: no route to postgresql://u:***@db/x"
+    )
+    with pytest.raises(SourceError, match="The source of bad"):
+        make_plan(lake.settings, [bad])
+
+
+@pytest.mark.short("sqlite+folder", "postgres+s3")
+def test_a_landing_zone_that_is_not_there_is_one_error(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = get_datasets(["airlines", "readings", "weather"])
+    assert {p.state for p in make_plan(lake.settings, datasets)} == {State.no_source}, "an empty one is fine"
+    local = not lake.settings.landing.startswith("s3://")
+    monkeypatch.setenv("LAKE_LANDING", str(lake.settings.home / "nowhere") if local else "s3://nowhere/landing")
+    for chosen in (datasets, datasets[:1], datasets[1:2]):
+        with pytest.raises(
+            StorageError, match="landing zone is not there" if local else "There is no bucket 'nowhere'"
+        ):
+            plan_each(load_settings(), chosen)
+
+
+def test_a_link_that_leads_back_is_its_datasets_error(lake: Lake) -> None:
+    lake.land("weather/2013-01-01.jsonl", [{"origin": "EWR"}])
+    landing = Path(lake.settings.landing)
+    (landing / "elsewhere" / "below").mkdir(parents=True)
+    (landing / "elsewhere" / "below" / "2024-01-01.jsonl").write_text("{}\n")
+    (landing / "readings").symlink_to(landing / "elsewhere" / "below")
+    datasets = get_datasets(["readings", "weather"])
+    assert [f.path for f in open_storage(lake.settings.landing, lake.settings).list("readings")] == [
+        str(landing / "readings" / "2024-01-01.jsonl")
+    ]
+    for link, target in (("self", "self"), ("up", "."), ("across", landing / "elsewhere")):
+        loop = landing / "readings" / link
+        loop.symlink_to(target)
+        (landing / "elsewhere" / "back").unlink(missing_ok=True)
+        (landing / "elsewhere" / "back").symlink_to(landing / "readings")
+        planned, (out,) = plan_each(lake.settings, datasets)
+        assert {p.dataset for p in planned} == {"weather"}
+        assert out.dataset == "readings"
+        assert str(landing / "readings") in out.error.message
+        assert "S3" not in str(out.error)
+        loop.unlink()
+
+
+# --- Dataset files that cannot be loaded ---
+
+BROKEN = {
+    "syntax": ("x = (\n", "line 1 cannot be loaded: SyntaxError"),
+    "imports": ("\nimport nowhere.at_all\n", "line 2 cannot be loaded: ModuleNotFoundError: No module named 'nowhere'"),
+    "raises": ("def f():\n    1 / 0\n\n\nf()\n", "line 2 cannot be loaded: ZeroDivisionError"),
+    "leaves": ("raise SystemExit(3)\n", "line 1 cannot be loaded: SystemExit: 3"),
+    "other": ("DATASET = {'key': 'other'}\n", "cannot be loaded: DATASET is dict, not a Dataset"),
+    "grained": (good("grained", ', grain="monthly"'), "line 3 cannot be loaded: grained: 'monthly' is not a grain"),
+    "started": (good("started").replace("date(2024, 1, 1)", "'2024-01-01'"), "start is '2024-01-01', not a day"),
+    "leaks": ("raise ValueError('postgresql://u:hunter2@db/x')\n", "ValueError: postgresql://u:***@db/x"),
+}
+
+
+def test_a_broken_dataset_file_is_one_error_with_its_line_and_breaks_no_other(define: Define) -> None:
+    for name, (text, _) in BROKEN.items():
+        define(name, text)
+    define("fine", good("fine"))
+    define("helper", "HELP = 1\n")
+    one, two = define("one", good("twice")), define("two", good("twice"))
+    known = all_datasets()
+    assert "fine" in known
+    assert not known.keys() & {*BROKEN, "twice"}
+    found = broken_datasets()
+    assert found.keys() == {*BROKEN, "twice"}
+    for name, (_, says) in BROKEN.items():
+        assert f"datasets/{name}.py" in found[name].message
+        assert says in found[name].message
+        assert found[name].fix
+        with pytest.raises(BadInput) as caught:
+            get_datasets([name])
+        assert caught.value.message == found[name].message
+    assert found["twice"].message == f"Two files define the dataset twice: {one} and {two}."
+    with pytest.raises(BadInput, match="Unknown dataset: 'nowhere'") as caught:
+        get_datasets(["nowhere"])
+    assert "broken: grained, imports" in caught.value.fix
+
+
+def test_a_mended_dataset_file_is_loaded_again(define: Define) -> None:
+    define("again", "1 / 0\n")
+    assert "again" in broken_datasets()
+    define("again", good("again"))
+    assert "again" in all_datasets()
+
+
+# --- What fails, and what it is called ---
+
+
+def test_only_a_dead_worker_is_called_dead() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.parquet")
+    assert _cause(full) == "No space left on device: x.parquet"
+    assert _cause(BadInput("Bad settings: LAKE_HOME", "x")) == "Bad settings: LAKE_HOME"
+    assert _cause(ModuleNotFoundError("No module named 'flows'")) == "ModuleNotFoundError: No module named 'flows'"
+    assert _cause(RuntimeError("Error during deserialization")) == "RuntimeError: Error during deserialization"
+    assert _cause(ValueError("password=hunter2")) == "ValueError: password=***"
+    assert _cause(KilledWorker("a", None, 0)) == "its worker died: KilledWorker"  # type: ignore[no-untyped-call]
+
+
+# --- Services that are down ---
+
+
+def test_a_catalog_that_is_down_is_named_by_every_command(services: Services, tmp_path: Path) -> None:
+    environment = services.environment("postgres+s3", tmp_path)
+    given = {name.removeprefix("LAKE_").lower(): value for name, value in environment.items()}
+    with Proxy(services.postgres.port) as postgres:
+        given["catalog"] = given["catalog"].replace(f"port={services.postgres.port}", f"port={postgres.port}")
+        settings = Settings(_env_file=None, **given)  # type: ignore[arg-type]
+        check(settings, create=True)
+        bootstrap(settings, get_datasets(["airlines"]))
+        commands: dict[str, Callable[[], Any]] = {
+            "sql": lambda: query(settings, "FROM raw.airlines"),
+            "verify": lambda: list(verify(settings)),
+            "plan": lambda: plan_each(settings, get_datasets(["flights", "airlines"])),
+        }
+        within = connected(settings, read_only=True)
+        with pytest.raises(CatalogError, match="The Postgres catalog cannot be opened"), within as con:
+            postgres.__exit__()
+            con.execute("FROM __ducklake_metadata_lake.ducklake_snapshot").fetchall()
+        for name, command in commands.items():
+            with pytest.raises(
+                CatalogError, match="The Postgres catalog cannot be opened .*Connection refused"
+            ) as down:
+                command()
+            assert down.value.fix, name
+
+
+def test_an_object_store_that_is_down_is_named_by_every_command(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {"LAKE_S3_KEY_ID": "k", "LAKE_S3_SECRET": "s", "LAKE_S3_ENDPOINT": "127.0.0.1:1"}
+    for name, value in {**keys, "LAKE_S3_USE_SSL": "false", "LAKE_LANDING": "s3://lake/landing"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StorageError, match=r"S3 at 127\.0\.0\.1:1 does not answer") as down:
+        plan_each(load_settings(), get_datasets(["readings", "airlines"]))
+    assert down.value.fix.startswith("start it")
+
+
+# --- Plans ---
+
+
+def test_a_failed_partition_whose_file_is_gone_still_shows_its_failure(lake: Lake) -> None:
+    lake.land("readings/2024-01-01.jsonl", "")
+    lake.load("readings", "2024-01-01")
+    Path(lake.settings.landing, "readings/2024-01-01.jsonl").unlink()
+    (planned, *_) = make_plan(lake.settings, get_datasets(["readings"]), mode=[Mode.failed, Mode.all])
+    assert (planned.state, planned.runs) == (State.failed, False)
+    assert "is empty" in planned.why
+    assert planned.why.endswith("; the source has nothing for it now")
+
+
+def test_modes_are_added_up(lake: Lake) -> None:
+    lake.land("readings/2024-01-01.jsonl", [{"n": 1}])
+    lake.land("readings/2024-01-02.jsonl", "")
+    lake.load("readings", "2024-01-01", "2024-01-02")
+    lake.land("readings/2024-01-01.jsonl", [{"n": 1}, {"n": 2}])
+    lake.land("readings/2024-01-03.jsonl", [{"n": 1}])
+
+    def chosen(*modes: Mode) -> list[str]:
+        return [p.partition[-1] for p in make_plan(lake.settings, get_datasets(["readings"]), mode=modes) if p.runs]
+
+    assert chosen(Mode.missing, Mode.failed, Mode.stale) == ["1", "2", "3"]
+    assert chosen(Mode.stale, Mode.missing) == ["1", "3"]
+    assert chosen(Mode.missing_failed) == chosen(Mode.missing, Mode.failed) == ["2", "3"]
+
+
+def test_files_that_are_no_partitions_are_mentioned(lake: Lake, shown: Callable[[], str]) -> None:
+    datasets = [two_days("tidy", Said({})), two_days("messy", Said({}, ("a/2024-1-2.csv", "b", "c", "[d]")))]
+    assert strays(datasets) == {"messy": ["a/2024-1-2.csv", "b", "c", "[d]"]}
+    assert strays([Dataset("a", lambda p: [], partition_column="day")]) == {}
+    show.plan(make_plan(lake.settings, datasets), strays(datasets))
+    assert "messy: 4 files are no partition's: a/2024-1-2.csv, b, c and 1 more" in shown()
+
+
+def planned(*states: State, grain: Grain = Grain.hour) -> list[Planned]:
+    days = Dataset("hourly", Said({}), grain, "at", start=date(2023, 1, 1)).partitions(end=date(2023, 12, 31))
+    return [
+        Planned("hourly", p.key, states[n] if n < len(states) else states[-1], False, "", None)
+        for n, p in enumerate(days)
+    ]
+
+
+def test_a_mark_for_several_partitions_is_not_green_for_one_of_them(shown: Callable[[], str]) -> None:
+    show.grid(planned(State.published, State.no_source))
+    lines = shown().splitlines()
+    assert lines[1].split() == ["2023-01", "▣" + "·" * 30]
+    assert lines[-1].split("  ") == ["▣ published in part", "· no source", ""]
+    show.grid(planned(*[State.published] * 24, State.published, State.missing))
+    assert "2023-01    ■□□□" in shown()
+
+
+# --- What the terminal shows ---
+
+
+def test_a_text_with_markup_is_shown_as_it_is(shown: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = "[/] [red]x[/red] :smile: [bold"
+    monkeypatch.setenv("COLUMNS", "200")
+    entries = [Planned("readings", odd, State.no_source, False, "", None)]
+    show.plan(entries, {"readings": [odd]})
+    show.answer(["a", odd], [(1, odd)])
+    show.rows([{"a": odd}], odd)
+    summary = {"published": 0, "unchanged": 0, "no_source": [odd], "left_out": [{"dataset": "a", "error": odd}]}
+    show.ingested(summary)
+    assert shown().count(odd) == 8
+    assert Console(file=io.StringIO()).render_str("[red]x").plain == "x", "Rich's own default"
+
+
+def test_query_results_are_shown_whole(shown: Callable[[], str]) -> None:
+    show.answer(["year", "zip", "missing"], [(2024, 8001, None)])
+    assert shown().splitlines()[1].split() == ["2024", "8001", "NULL"]
+    wide = {f"column_{n}": "value " * 4 + str(n) for n in range(30)}
+    show.answer(list(wide), [tuple(wide.values()), tuple(wide.values())])
+    lines = shown().splitlines()
+    assert lines[0] == "row 1"
+    assert lines[1] == "column_0   value value value value 0"
+    assert len(lines) == 62
+    show.answer(["text"], [("x" * 300,)])
+    assert "x" * 300 in shown()
+    show.csv(["a", "b"], [(2024, 'say "so"'), (None, "x\ny")], out := io.StringIO())
+    assert out.getvalue() == 'a,b\n2024,"say ""so"""\n,"x\ny"\n'
+
+
+def test_the_command_gives_csv_and_names_what_it_refuses(
+    lake: Lake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(*arguments: str) -> str:
+        app(list(arguments), standalone_mode=False)
+        return capsys.readouterr().out
+
+    assert command("sql", "SELECT 2024 AS year, NULL AS b, 'x,y' AS c", "--csv") == 'year,b,c\n2024,,"x,y"\n'
+    with pytest.raises(BadInput, match="--mode 'missing,often' is not a mode"):
+        command("plan", "--mode", "missing,often")
+    with pytest.raises(BadInput, match="writes no file unless it is told to") as refused:
+        command("sql", "COPY (SELECT 1) TO 'x.csv'")
+    assert refused.value.fix.startswith("lake sql --allow-export")
+    assert command("sql", "COPY (SELECT 1 AS n) TO 'x.csv'", "--allow-export")
+    assert (tmp_path / "x.csv").read_text() == "n\n1\n"
+
+
+def test_json_holds_what_json_has_no_word_for() -> None:
+    value = {"x": [float("nan"), float("-inf")], "m": {date(2024, 1, 1): 1}, "n": None, "i": 2024}
+    assert _plain(value) == {"x": ["nan", "-inf"], "m": {"2024-01-01": 1}, "n": None, "i": 2024}
+
+
+def test_the_errors_of_a_plan_say_what_to_do(lake: Lake) -> None:
+    for out in plan_each(lake.settings, list(all_datasets().values()))[1]:
+        assert isinstance(out.error, LakeError)
+        assert out.error.fix

@@ -1,0 +1,412 @@
+"""Files as people have them: each case once lost or changed something without a word, or was refused for nothing."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows.datasets.files import Files
+from flows.datasets.model import Grain, parse_partition
+from flows.errors import BadInput
+from tests.cases import DAYS, Case, case
+from tests.conftest import Lake
+
+CSV = {"id": "bigint", "v": "text"}
+
+
+def files(lake: Lake, kind: Any = "csv", contract: Any = None, key: str = "things", **more: Any) -> Case:
+    """A dataset of one file a day; options of the source, and of the contract."""
+    mine = {name: more.pop(name) for name in ("rename", "timezone", "new_columns") if name in more}
+    end = more.pop("end", "")
+    return case(lake, key, Files(f"{key}/{{partition}}.{kind}{end}", kind, **more), contract, **mine)
+
+
+def land(things: Case, *contents: str | bytes, end: str = "") -> list[str]:
+    """One file a day, published day by day; the error of each."""
+    said = []
+    for day, content in zip(DAYS, contents, strict=False):
+        source: Any = things.dataset.source
+        things.lake.land(source.pattern.replace("{partition}", day), content)
+        result = things.load(day)
+        said.append(result.failures[0].error if result.failures else "")
+    return said
+
+
+def error_of(things: Case, content: str | bytes) -> str:
+    (error,) = land(things, content)
+    assert error
+    assert things.columns == {} or things.lake.column(f"SELECT count(*) FROM {things.dataset.table}") == [0]
+    return error
+
+
+def parquet(table: pa.Table, **more: Any) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, **more)
+    return sink.getvalue()
+
+
+def test_a_quote_that_is_never_closed_is_refused_with_its_line(lake: Lake) -> None:
+    """Two rows were swallowed."""
+    assert "things/2024-01-01.csv: line 2: a quote is not closed" in error_of(
+        files(lake, contract=CSV), 'id,v\n1,"a\n2,b\n3,c\n'
+    )
+
+
+@pytest.mark.parametrize("text", ["1e400", "12345678901234567890.12", "1e-400"])
+def test_a_number_that_no_double_holds_is_refused(lake: Lake, text: str) -> None:
+    """It became inf, or lost digits."""
+    assert f"line 3: column v: '{text}' cannot be double" in error_of(
+        files(lake, contract={"v": "double"}), f"v\n1.5\n{text}\n"
+    )
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_long_numbers_are_exact_or_text(lake: Lake, kind: str) -> None:
+    """They were doubles, and two ids were equal: duckdb#22750."""
+    numbers = ["12345678901234567890", "12345678901234567891", "9223372036854775808", "18446744073709551615"]
+    decimals = ["12345678901234567890.12", "0.10", "-1.5", "2"]
+    lines = [f"{a},{b}" for a, b in zip(numbers, decimals, strict=True)]
+    content = "a,b\n" + "\n".join(lines) + "\n"
+    if kind == "jsonl":
+        content = "".join(f'{{"a": {n}, "b": 12345678901234567890.12}}\n' for n in numbers)
+    things = files(lake, kind)
+    assert land(things, content) == [""]
+    assert things.values("a", "rowid") == [int(n) for n in numbers]
+    wanted = [Decimal(d) for d in decimals] if kind == "csv" else [Decimal(decimals[0])] * 4
+    assert things.values("b", "rowid") == wanted
+
+
+def test_ids_with_leading_zeros_are_text_on_every_day(lake: Lake) -> None:
+    """00501 became 501, and the day of K1A 0B1 was refused: duckdb#10218."""
+    things = files(lake)
+    assert land(things, "zip\n00501\n", "zip\nK1A 0B1\n", "zip\n10001\n") == ["", "", ""]
+    assert things.values("zip") == ["00501", "K1A 0B1", "10001"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("id,v\n1,é\n".encode("latin-1"), "line 2: it is not UTF-8"),
+        ("id,v\n1,é\n".encode("utf-16"), "is UTF-16, not text"),
+        (b"id;v\n1;a\n", "separated by ';'"),
+        (b"id\tv\n1\ta\n", "separated by '\\t'"),
+        (b"PK\x03\x04id,v\n1,a\n", "is a zip archive"),
+        (gzip.compress(b"id,v\n1,a\n", mtime=0), "is gzip"),
+        (b"id,v\n1,a\nid,v\n2,b\n", "its header stands in it again"),
+        (b"id,v\n1,a\n2,b", "truncated"),
+        (b"", "is empty (0 bytes)"),
+        (b"\n\n", "its first line is blank"),
+        (b"id,v\n1,a,b\n", "line 2: it has 3 columns instead of 2"),
+        (b"id,id\n1,2\n", "names a column twice: 'id'"),
+        (b",v\n0,a\n", "of which no column can be named"),
+    ],
+)
+def test_what_is_no_such_file_is_refused(lake: Lake, content: bytes, says: str) -> None:
+    """Without a contract these were bytes, one column, no rows, or rows of text."""
+    assert says in error_of(files(lake), content)
+
+
+def test_a_dialect_is_said_in_the_dataset(lake: Lake) -> None:
+    things = files(
+        lake, delimiter=";", quote="'", escape="\\", encoding="latin-1", decimal=",", comment="#", skip=1, nulls=("-",)
+    )
+    content = "exported today\n# a note\nid;Größe;Name\n1;2,50;'O\\'Hara; Ltd.'\n# another\n2;-;é\n"
+    assert land(things, content.encode("latin-1")) == [""]
+    assert lake.sql("SELECT id, größe, name FROM raw.things ORDER BY id") == [
+        {"id": 1, "größe": 2.5, "name": "O'Hara; Ltd."},
+        {"id": 2, "größe": None, "name": "é"},
+    ]
+
+
+@pytest.mark.parametrize("end", [".gz", ".zst"])
+def test_compressed_files_are_read_and_their_end_is_checked(lake: Lake, end: str) -> None:
+    """A .csv.gz that was cut in its last line was published."""
+
+    def packed(text: str) -> bytes:
+        if end == ".gz":
+            return gzip.compress(text.encode())
+        found: bytes = pa.compress(text.encode(), "zstd", asbytes=True)
+        return found
+
+    things = files(lake, end=end)
+    assert land(things, packed("id,v\n1,a\n")) == [""]
+    assert things.values() == ["a"]
+    cut = files(lake, key="cut", end=end)
+    assert "truncated" in error_of(cut, packed("id,v\n1,a\n2,b"))
+    assert "cut" in error_of(files(lake, key="half", end=end), packed("id,v\n" + "1,a\n" * 9999)[:-20]).replace(
+        "Truncated", "cut"
+    )
+
+
+@pytest.mark.parametrize("name", ["things/{partition}.CSV", "things/{partition}.txt"])
+def test_every_name_of_a_csv_file_has_its_end_checked(lake: Lake, name: str) -> None:
+    things = case(lake, source=Files(name, "csv"))
+    assert "truncated" in error_of(things, "id,v\n1,a\n2,b")
+
+
+def test_line_breaks_in_values_of_a_large_file_are_read(lake: Lake) -> None:
+    """Over 8 MiB, half of such files were refused: pandas#59009."""
+    things = files(lake)
+    assert land(things, "id,v,more\n" + "".join(f'{n},"a\nb",{"x" * 40}\n' for n in range(180_001))) == [""]
+    assert lake.sql("SELECT count(*) AS n, count(DISTINCT id) AS ids, min(v) AS v FROM raw.things") == [
+        {"n": 180_001, "ids": 180_001, "v": "a\nb"}
+    ]
+
+
+def test_a_quoted_line_break_at_the_end_of_a_block_is_kept(lake: Lake) -> None:
+    """Its first byte was the block's last, and it lost the other: apache/arrow#51368."""
+    start = 'id,v\n1,"'
+    content = start + "x" * ((8 << 20) - len(start) - 1) + '\r\nB"\n'
+    things = files(lake, contract=CSV)
+    assert land(things, content) == [""]
+    assert lake.column("SELECT right(v, 4) FROM raw.things") == ["x\r\nB"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_column_that_is_null_for_long_and_a_long_row_are_read(lake: Lake, kind: str) -> None:
+    """A value that first came after 8 MiB, and a row larger than that, were refused: duckdb#7448."""
+    pad = "x" * 1000
+    rows: list[dict[str, Any]] = [{"id": n, "late": None, "pad": pad} for n in range(9_000)]
+    rows += [{"id": 9_000, "late": 1.5, "pad": "y" * (9 << 20), "key": 1}]
+    if kind == "jsonl":
+        content = "".join(json.dumps(row) + "\n" for row in rows)
+    else:
+        content = pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
+    things = files(lake, kind)
+    assert land(things, content) == [""]
+    assert lake.sql(
+        "SELECT count(*) AS n, sum(late) AS late, sum(key) AS key, max(length(pad)) AS pad FROM raw.things"
+    ) == [{"n": 9_001, "late": 1.5, "key": 1, "pad": 9 << 20}]
+
+
+def test_a_blank_line_of_a_single_column_is_a_null(lake: Lake) -> None:
+    things = files(lake)
+    assert land(things, "v\na\n\nb\n") == [""]
+    assert things.values(order="rowid") == ["a", None, "b"]
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(lake: Lake) -> None:
+    """Rows of the old and of the new one were published, and not taken up again."""
+    things = files(lake)
+    things.lake.land(f"things/{DAYS[0]}.csv", "v\n1\n")
+    source: Any = things.dataset.source
+    read = source.read(parse_partition(DAYS[0], Grain.day), things.dataset.contract, {})
+    assert next(read).num_rows == 1
+    things.lake.land(f"things/{DAYS[0]}.csv", "v\n1\n2\n")
+    with pytest.raises(Exception, match="changed while it was read"):
+        next(read)
+
+
+def test_nested_json_is_the_same_from_a_file_and_from_a_function(lake: Lake) -> None:
+    """It was STRUCT(TIMESTAMP, DOUBLE) from the one and text from the other."""
+    value = {"o": {"d": "2024-01-05", "n": 12345678901234567890}}
+    file, function = files(lake, "jsonl"), case(lake, "function")
+    assert land(file, json.dumps(value) + "\n") + function.each([value]) == ["", ""]
+    assert file.values("o") == function.values("o") == ['{"d":"2024-01-05","n":12345678901234567890}']
+    assert file.types() == function.types() == {"o": "JSON"}
+
+
+def test_json_takes_every_type_of_a_contract(lake: Lake) -> None:
+    """date, time and json were refused always; binary was four letters from a file and two bytes from a function."""
+    contract = {
+        "d": "date",
+        "t": "time",
+        "j": "json",
+        "n": "decimal(10,2)",
+        "b": "binary",
+        "at": "timestamp",
+        "f": "double",
+        "i": "bigint",
+        "s": "text",
+    }
+    row = {"d": "2024-01-05", "t": "10:00:00", "j": {"a": [1]}, "n": 1.50, "b": "AAE=", "at": "2024-01-05T10:00:00Z"}
+    row |= {"f": 2, "i": 3, "s": "x"}
+    file, function = files(lake, "jsonl", contract), case(lake, "function", contract=contract)
+    assert land(file, json.dumps(row) + "\n") + function.each([row]) == ["", ""]
+    for things in (file, function):
+        found = lake.sql(f"SELECT * EXCLUDE day FROM {things.dataset.table}")[0]
+        at = found.pop("at")
+        assert at.astimezone(UTC) == datetime(2024, 1, 5, 10, tzinfo=UTC)
+        assert found == {
+            "d": date(2024, 1, 5),
+            "t": found["t"],
+            "j": '{"a":[1]}',
+            "n": Decimal("1.50"),
+            "b": b"\x00\x01",
+            "f": 2.0,
+            "i": 3,
+            "s": "x",
+        }
+        assert str(found["t"]) == "10:00:00"
+
+
+def test_times_without_a_zone_in_csv_need_one_in_the_contract(lake: Lake) -> None:
+    """They were refused with Arrow's advice, and no setting helped."""
+    content = "at\n2024-01-05T10:00:00\n2024-01-05 10:00:00+01:00\n"
+    contract = {"at": "timestamp"}
+    assert "line 2: column at" in error_of(files(lake, contract=contract), content)
+    things = files(lake, contract=contract, key="zoned", timezone="Europe/Berlin")
+    assert land(things, content) == [""]
+    assert [at.astimezone(UTC).hour for at in things.values("at", "rowid")] == [9, 9]
+    plain = files(lake, key="plain")
+    assert land(plain, "at\n2024-01-05T10:00:00\n") == [""]
+    assert plain.types() == {"at": "TIMESTAMP"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("jsonl", '{"day": "2024-01-01", "v": 1}\n', '{"day": "2024-01-01T10:00:00", "v": 1}\n'),
+        ("csv", "day,v\n2024-01-01 00:00:00,1\n", "day,v\n2024-01-01 10:00:00,1\n"),
+        (
+            "parquet",
+            parquet(pa.table({"day": ["2024-01-01"], "v": [1]})),
+            parquet(pa.table({"day": ["monday"], "v": [1]})),
+        ),
+    ],
+)
+def test_a_file_with_its_own_partition_column_is_cast_where_that_is_exact(
+    lake: Lake, kind: str, good: str | bytes, bad: str | bytes
+) -> None:
+    """`verify` was broken for good by the first day, and the second was refused."""
+    things = files(lake, kind)
+    other = (
+        good.replace("01-01", "01-02")
+        if isinstance(good, str)
+        else parquet(pa.table({"day": ["2024-01-02"], "v": [1]}))
+    )
+    assert land(things, good, other) == ["", ""]
+    assert things.values("day", "day") == [date(2024, 1, 1), date(2024, 1, 2)]
+    assert lake.errors() == []
+    assert "day" in error_of(files(lake, kind, key="bad"), bad)
+
+
+def test_header_names_become_columns_under_a_contract(lake: Lake) -> None:
+    """`Order ID` was a wrong header, and in JSON a column of nulls."""
+    contract = {"order_id": "bigint", "größe": "double", "total": "double"}
+    for kind, content in (
+        ("csv", "Order ID,größe,Amount €\n1,2.5,3\n"),
+        ("jsonl", '{"orderId": 1, "größe": 2.5, "Amount €": 3}\n'),
+    ):
+        things = files(lake, kind, contract, key=f"of_{kind}", rename={"Amount €": "total"}, new_columns="freeze")
+        assert land(things, content) == [""]
+        assert lake.sql(f"SELECT order_id, größe, total FROM {things.dataset.table}") == [
+            {"order_id": 1, "größe": 2.5, "total": 3.0}
+        ]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'{"v": "\xff"}\n', "line 1 is not UTF-8"),
+        (b'{"v": 1}\n{"v": \n', "line 2 is not JSON"),
+        (b'{"v": 1, "v": 2}\n', "line 1 has the key 'v' twice"),
+        (b'{"v": 1}\n[2]\n', "line 2 is not a JSON object"),
+        (b"[1]\n", "element 1 is not a JSON object"),
+    ],
+)
+def test_bad_json_is_refused_with_its_line(lake: Lake, content: bytes, says: str) -> None:
+    """Invalid UTF-8 was "the audits do not fit the rows", and of two equal keys the last one won."""
+    assert says in error_of(files(lake, "jsonl"), content)
+
+
+def test_a_json_array_is_read_and_an_empty_day_if_the_dataset_says_so(lake: Lake) -> None:
+    things = files(lake, "json", empty=True)
+    assert land(things, '[{"v": 1},\n {"v": 2}]', "", "\n \n") == ["", "", ""]
+    assert things.values() == [1, 2]
+    assert "is empty" in error_of(files(lake, "json", key="strict"), "")
+
+
+def test_the_files_of_a_partition_are_brought_to_one_type(lake: Lake) -> None:
+    """ "Schema at index 1 was different", and no file named."""
+    things = case(lake, source=Files("things/{partition}/*.parquet", "parquet"))
+    for name, array in {
+        "a": pa.array([1], pa.int32()),
+        "b": pa.array([1 << 40], pa.int64()),
+        "c": pa.array([5], pa.int8()),
+    }.items():
+        lake.land(
+            f"things/{DAYS[0]}/{name}.parquet", parquet(pa.table({"v": array, "at": pa.array([1], pa.timestamp("ms"))}))
+        )
+    lake.land(
+        f"things/{DAYS[0]}/d.parquet", parquet(pa.table({"at": pa.array([1000], pa.timestamp("ns")), "w": [1.5]}))
+    )
+    assert not things.load(DAYS[0]).failures
+    assert things.values(order="v") == [1, 5, 1 << 40, None]
+    assert things.types() == {"v": "BIGINT", "at": "TIMESTAMP", "w": "DOUBLE"}
+    assert lake.errors() == []
+
+
+def test_parquet_by_pandas_is_read_as_it_was_written(lake: Lake) -> None:
+    sink = io.BytesIO()
+    pd.DataFrame({"v": [1.5, None], "s": pd.Categorical(["a", "b"])}).to_parquet(sink)
+    things = files(lake, "parquet")
+    assert land(things, sink.getvalue()) == [""]
+    assert things.values("v", "rowid") == [1.5, None]
+
+
+PATTERNS = {
+    "things/{partition}*.csv": "things/2024-01-05_a.csv",
+    "things/{partition}-*.csv": "things/2024-01-05-x.csv",
+    "*{partition}*": "x-2024-01-05.csv",
+    "things/year=%Y/month=%m/day=%d/*.csv": "things/year=2024/month=01/day=05/a.csv",
+    "things/%Y%m%d.csv": "things/20240105.csv",
+    "%Y/%m/{partition}.csv": "2024/01/2024-01-05.csv",
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_pattern_finds_its_files(lake: Lake, pattern: str) -> None:
+    """It was "no source" for ever."""
+    things = case(lake, source=Files(pattern, "csv"))
+    lake.land(PATTERNS[pattern], "v\n1\n")
+    lake.land("other/2024-01-06.csv", "v\n2\n")
+    days = [parse_partition(f"2024-01-0{n}", Grain.day) for n in (4, 5)]
+    assert list(things.dataset.versions(days)) == ["2024-01-05"]
+    assert not things.load("2024-01-05").failures
+    assert things.values() == [1]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kind", "more", "says"),
+    [
+        ("a/**/{partition}.csv", "csv", {}, r"'\*\*' is not part of a pattern"),
+        ("a/{partition}?.csv", "csv", {}, "'?' is not part"),
+        ("a/%j.csv", "csv", {}, "% stands before"),
+        ("a/{day}.csv", "csv", {}, "'{day}' stands for nothing"),
+        ("a/all.csv", "csv", {}, "does not say which day"),
+        ("a/%Y-%m.csv", "csv", {}, "does not say which day"),
+        ("a/{partition}.tsv", "tsv", {}, "not a file format"),
+        ("a/{partition}.csv", "csv", {"encoding": "klingon"}, "not an encoding"),
+        ("a/{partition}.csv", "csv", {"delimiter": ""}, "not a delimiter"),
+        ("a/{partition}.csv", "csv", {"nulls": "NA"}, "a tuple of texts"),
+    ],
+)
+def test_what_a_pattern_cannot_be_is_refused_where_it_is_written(
+    lake: Lake, pattern: str, kind: Any, more: Any, says: str
+) -> None:
+    """The same file was every day's, or none was ever found."""
+    import re
+
+    with pytest.raises(BadInput, match=re.escape(says.replace("\\", ""))):
+        case(lake, source=Files(pattern, kind, **more))
+
+
+def test_hidden_files_are_never_data(lake: Lake) -> None:
+    things = case(lake, source=Files("things/{partition}/*", "csv"))
+    for name in ("a.csv", "_SUCCESS", ".b.csv.partial"):
+        lake.land(f"things/{DAYS[0]}/{name}", "v\n1\n")
+    lake.land("things/2024-1-2/a.csv", "v\n1\n")
+    assert not things.load(DAYS[0]).failures
+    assert things.values() == [1]
+    source: Any = things.dataset.source
+    assert source.unmatched([parse_partition(DAYS[0], Grain.day)]) == ["things/2024-1-2/a.csv"]

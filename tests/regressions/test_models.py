@@ -1,0 +1,294 @@
+"""Models that were built too early, too late, from too little, or with other values than the raw tables have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows.build.ready import ready
+from flows.datasets import get_dataset
+from flows.datasets.model import Grain, partition_at
+from flows.errors import RunFailed
+from flows.lake.builds import project_digest
+from flows.lake.connect import connect, connected
+from flows.lake.ledger import append
+from tests.conftest import Lake
+from tests.projects import PUBLISHED, READINGS, Project, load, model
+
+
+@pytest.fixture
+def project(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    return Project(tmp_path / "project", lake, monkeypatch)
+
+
+def load_hours(lake: Lake, day: str, *hours: int, count: int = 1) -> None:
+    keys = [f"{day}T{hour:02}" for hour in hours]
+    for key in keys:
+        lake.land(f"hourly/{key}/a.csv", f"name,count\nx,{count}\n")
+    assert len(lake.load("hourly", *keys).receipts) == len(keys)
+
+
+# Ready
+
+
+def test_a_day_over_hourly_data_waits_for_every_hour(lake: Lake, project: Project) -> None:
+    """D7: hour 00 alone was enough, and 23 hours without it never were."""
+    hours = "FROM raw.hourly WHERE hour_at BETWEEN @start_dt AND @end_dt"
+    signal = "signals (published(dataset := 'hourly'))"
+    project.write(
+        "models/daily.sql",
+        model("silver.daily", f"SELECT hour_at::DATE AS day, sum(count) AS n {hours} GROUP BY ALL", "day", signal),
+    )
+    project.write(
+        "models/by_hour.sql",
+        model("silver.by_hour", f"SELECT hour_at, count {hours}", "hour_at", "cron '@hourly'", signal),
+    )
+    load_hours(lake, "2024-01-05", *range(1, 24))
+    load_hours(lake, "2024-01-06", 0, 5)
+    built = project.build()
+    # Two hours of a day are told apart in what a run shows.
+    assert {(e["model"], e["start"], e["end"]) for e in built} == {
+        ("silver.by_hour", "2024-01-05T01", "2024-01-06T00"),
+        ("silver.by_hour", "2024-01-06T05", "2024-01-06T05"),
+    }
+    load_hours(lake, "2024-01-05", 0)
+    assert project.built("silver.daily") == [("2024-01-05", "2024-01-05")]
+    # One hour again: its day again.
+    load_hours(lake, "2024-01-05", 7, count=10)
+    assert project.built("silver.daily") == [("2024-01-05", "2024-01-05")]
+    assert lake.sql("SELECT day, n::BIGINT AS n FROM silver.daily") == [{"day": date(2024, 1, 5), "n": 33}]
+
+
+def test_months_and_days_of_each_other_are_built_from_whole_partitions(
+    lake: Lake, project: Project, tmp_path: Path
+) -> None:
+    """A month over daily data waits for its last day; a day over monthly data has one partition."""
+    project.write(
+        "models/months.sql",
+        model(
+            "silver.months",
+            "SELECT date_trunc('month', day)::DATE AS month_from, sum(value) AS total FROM raw.readings "
+            "WHERE day BETWEEN @start_date AND @end_date GROUP BY ALL",
+            "month_from",
+            "cron '@monthly'",
+            PUBLISHED,
+        ),
+    )
+    project.write(
+        "models/days.sql",
+        model(
+            "silver.days",
+            "SELECT d::DATE AS day, m.total FROM raw.monthly AS m "
+            "JOIN generate_series(@start_date::TIMESTAMP, @end_date::TIMESTAMP, INTERVAL 1 DAY) AS s(d) "
+            "ON date_trunc('month', d)::DATE = m.month_from",
+            "day",
+            "signals (published(dataset := 'monthly'))",
+        ),
+    )
+    days = [f"2024-01-{day:02}" for day in range(1, 32)]
+    load(lake, *days[:-1])
+    table = pa.table({"name": ["x"], "total": [2.5]})
+    pq.write_table(table, tmp_path / "month.parquet")
+    lake.land("monthly/2024-02.parquet", (tmp_path / "month.parquet").read_bytes())
+    lake.load("monthly", "2024-02")
+    built = {(e["model"], e["start"], e["end"]) for e in project.build()}
+    assert built == {("silver.days", "2024-02-01", "2024-02-29")}
+    load(lake, days[-1])
+    assert project.built("silver.months") == [("2024-01-01", "2024-01-31")]
+    load(lake, days[4], value=10)
+    assert project.built("silver.months") == [("2024-01-01", "2024-01-31")]
+    assert lake.column("SELECT total::BIGINT FROM silver.months") == [40]
+    assert lake.column("SELECT count(*) FROM silver.days WHERE total = 2.5") == [29]
+
+
+UNITS: dict[str, Callable[[datetime], datetime]] = {
+    "hour": lambda start: start + timedelta(hours=1),
+    "day": lambda start: start + timedelta(days=1),
+    "month": lambda start: (start + timedelta(days=32)).replace(day=1),
+}
+
+
+@pytest.mark.parametrize("grain", [Grain.hour, Grain.day, Grain.month, Grain.full])
+def test_ready_is_every_partition_that_overlaps_and_can_be(
+    lake: Lake, grain: Grain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every grain under every interval, against counting hours; with and without the dataset's own bounds."""
+    from dataclasses import replace
+
+    from flows.build import ready as module
+
+    first, last = datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 4, 1, tzinfo=UTC)
+    hours = [first + timedelta(hours=n) for n in range(int((last - first) / timedelta(hours=1)))]
+    gaps = {first + timedelta(days=n, hours=n % 24) for n in (0, 3, 10, 58)}
+    missing = {partition_at(hour, grain).key for hour in gaps} if grain is not Grain.full else set()
+    published = sorted({partition_at(hour, grain).key for hour in hours} - missing)
+    with connected(lake.settings) as con:
+        row = {"dataset": "x", "state": "published", "attempt_id": "a", "recorded_at": first, "token": 1}
+        append(con, "ledger", [{**row, "partition": key} for key in published])
+        # A failure leaves what was published published; a partition that only ever failed was not.
+        append(con, "ledger", [{**row, "partition": key, "state": "failed", "token": 2} for key in published[:3]])
+        append(con, "ledger", [{**row, "partition": key, "state": "failed"} for key in missing])
+        for bounds in ((None, None), (date(2024, 1, 5), date(2024, 2, 20))):
+            dataset = replace(
+                get_dataset("airlines" if grain is Grain.full else "readings"),
+                grain=grain,
+                start=bounds[0],
+                end=bounds[1],
+            )
+            monkeypatch.setattr(module, "get_dataset", lambda _, d=dataset: d)
+            inside = [h for h in hours if (bounds[0] or h.date()) <= h.date() <= (bounds[1] or h.date())]
+            for unit, step in UNITS.items():
+                batch, start = [], first
+                while start < last:
+                    batch.append((start, step(start)))
+                    start = step(start)
+                expected = []
+                for start, end in batch:
+                    there = [h for h in hours if start <= h < end]
+                    counted = [h for h in there if h in inside] or there
+                    if {partition_at(h, grain).key for h in counted} <= set(published):
+                        expected.append((start, end))
+                assert ready(batch, con, "x") == expected, (grain, unit, bounds)
+
+
+# Where models begin
+
+
+def test_a_model_without_start_reaches_as_far_back_as_the_data(lake: Lake, project: Project) -> None:
+    """D6: what lay before 2013 was missing without a word; so was what a refreshed reference changed there."""
+    query = (
+        "SELECT r.id, r.value, r.day, a.name FROM raw.readings AS r LEFT JOIN bronze.airlines AS a "
+        "ON a.carrier = 'UA' WHERE r.day BETWEEN @start_date AND @end_date"
+    )
+    project.write("models/readings.sql", model("silver.readings", query, "day", PUBLISHED))
+    project.write(
+        "models/airlines.sql", "MODEL (name bronze.airlines, kind VIEW); SELECT carrier, name FROM raw.airlines"
+    )
+    lake.land("airlines.csv", "carrier,name\nUA,United\n")
+    lake.load("airlines", "full")
+    load(lake, "2009-03-05", "2024-01-02")
+    assert project.built("silver.readings") == [("2009-03-05", "2009-03-05"), ("2024-01-02", "2024-01-02")]
+    # Data that arrives later and is earlier than all before.
+    load(lake, "1999-12-31")
+    assert project.built("silver.readings") == [("1999-12-31", "1999-12-31")]
+    lake.land("airlines.csv", "carrier,name\nUA,Renamed\n")
+    lake.load("airlines", "full")
+    assert [start for start, _ in project.built("silver.readings")] == ["1999-12-31", "2009-03-05", "2024-01-02"]
+    assert lake.sql("SELECT DISTINCT name, count(*) AS n FROM silver.readings GROUP BY ALL") == [
+        {"name": "Renamed", "n": 3}
+    ]
+
+
+# Values and columns
+
+
+def widen(lake: Lake, column: str, data_type: str) -> None:
+    """A raw column of another type, as evolution by a rewrite leaves it."""
+    con = connect(lake.settings)
+    con.execute("BEGIN")
+    con.execute(f"CREATE TABLE raw.other AS SELECT * REPLACE ({column}::{data_type} AS {column}) FROM raw.readings")
+    con.execute("DROP TABLE raw.readings")
+    con.execute("ALTER TABLE raw.other RENAME TO readings")
+    con.execute("ALTER TABLE raw.readings SET PARTITIONED BY (day)")
+    con.execute("COMMIT")
+    con.close()
+
+
+def test_a_raw_column_of_another_type_rebuilds_the_models_instead_of_rounding(lake: Lake, project: Project) -> None:
+    project.write("models/readings.sql", model("silver.readings", READINGS, "day", PUBLISHED))
+    project.write("models/gold.sql", model("gold.readings", READINGS.replace("raw.", "silver."), "day"))
+    load(lake, "2024-01-01", value=9007199254740993)
+    load(lake, "2024-01-02", value=2)
+    project.build()
+    widen(lake, "value", "DECIMAL(38,3)")
+    con = connect(lake.settings)
+    con.execute("UPDATE raw.readings SET value = 2.5 WHERE day = '2024-01-02'")
+    con.execute("UPDATE ops.ledger SET attempt_id = 'other' WHERE partition = '2024-01-02'")
+    con.close()
+    project.build()
+    for table in ("silver.readings", "gold.readings"):
+        assert lake.column(f"SELECT value::VARCHAR FROM {table} ORDER BY day") == ["9007199254740993.000", "2.500"]
+
+
+def test_a_value_that_a_models_column_cannot_hold_is_refused_by_name(lake: Lake, project: Project) -> None:
+    """DuckDB casts 2.5 to 2 when it is inserted into a BIGINT."""
+    project.write(
+        "models/readings.sql",
+        model("silver.readings", READINGS, "day", PUBLISHED, "columns (id INT, value INT, day DATE)"),
+    )
+    project.write(
+        "models/full.sql",
+        "MODEL (name silver.whole, kind FULL, columns (id INT, value FLOAT)); SELECT id, value FROM raw.readings",
+    )
+    load(lake, "2024-01-01", value=2.5)
+    with pytest.raises(RunFailed, match=r"column value: 2\.5 \(DOUBLE\) cannot be stored exactly as INT"):
+        project.build()
+    load(lake, "2024-01-01", value=3.0)
+    project.build()
+    assert lake.sql("SELECT value FROM silver.readings") == [{"value": 3}]
+    assert lake.sql("SELECT value FROM silver.whole") == [{"value": 3.0}]
+    load(lake, "2024-01-01", value=0.1)
+    with pytest.raises(RunFailed, match=r"silver\.whole.*column value: 0\.1 \(DOUBLE\) cannot be stored exactly"):
+        project.build()
+
+
+def test_an_added_column_rebuilds_no_model_and_a_changed_description_hides_no_changed_day(
+    lake: Lake, project: Project
+) -> None:
+    """A model with another description takes over the intervals of the one before it: the outdated ones, too."""
+    project.write("models/readings.sql", model("silver.readings", READINGS, "day", PUBLISHED))
+    star = READINGS.replace("id, value, day", "*")
+    project.write("models/star.sql", model("silver.star", star, "day", PUBLISHED))
+    project.write("models/codes.sql", "MODEL (name silver.codes, kind SEED (path '../seeds/codes.csv'));")
+    project.write("seeds/codes.csv", "code\n1\n")
+    # An external model whose columns nobody knew: an older release left such ones in SQLMesh's state.
+    project.write("external_models.yaml", "- name: lake.raw.entries\n")
+    load(lake, "2024-01-01", "2024-01-02")
+    project.build()
+    project.write("models/readings.sql", model("silver.readings", READINGS, "day", PUBLISHED, "description 'other'"))
+    project.write("seeds/codes.csv", "code\n1\n2\n")
+    load(lake, "2024-01-01", value=7)
+    lake.land("readings/2024-01-03.jsonl", [{"id": 1, "value": 1, "unit": "m"}])
+    lake.load("readings", "2024-01-03")
+    lake.land("entries/2024-10-13.json", [{"id": 1}])
+    lake.load("entries", "2024-10-13")
+    assert sorted(project.built("silver.readings")) == [("2024-01-01", "2024-01-01"), ("2024-01-03", "2024-01-03")]
+    assert lake.column("SELECT value FROM silver.readings ORDER BY day") == [7, 1, 1]
+    found = lake.sql("SELECT value, unit FROM silver.star ORDER BY day")
+    assert [tuple(row.values()) for row in found] == [(7, None), (1, None), (1, "m")]
+    assert lake.column("SELECT code FROM silver.codes ORDER BY 1") == [1, 2]
+
+
+# What is planned
+
+
+@pytest.mark.parametrize(
+    ("path", "counts"),
+    [
+        ("models/a.sql", True),
+        ("seeds/a.csv", True),
+        ("external_models.yml", True),
+        ("schema/external_models.yaml", True),
+        ("macros/a.py", True),
+        ("config.yml", True),
+        ("tests/test_a.yaml", False),
+        ("logs/sqlmesh.log", False),
+        ("signals/__pycache__/a.pyc", False),
+        (".cache/a", False),
+        ("models/.a.sql.swp", False),
+    ],
+)
+def test_every_file_that_can_change_what_is_built_is_planned(tmp_path: Path, path: str, counts: bool) -> None:
+    """P10: a changed seed or .yml was not."""
+    before = project_digest(tmp_path)
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).write_text("1")
+    made = project_digest(tmp_path)
+    (tmp_path / path).write_text("2")
+    changed = project_digest(tmp_path)
+    assert (before != made, made != changed) == (counts, counts)

@@ -1,0 +1,245 @@
+"""What became of each partition of a group: as the ledger says, whatever was lost, late or damaged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit
+
+import duckdb
+import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from flows import gate
+from flows.datasets.model import parse_partition
+from flows.errors import PublishedInBetween
+from flows.lake.connect import connect
+from flows.lake.faults import Forbidden, UnknownOutcome, explain
+from flows.lake.ledger import latest
+from flows.lake.publish import Publisher
+from flows.lake.rollback import stage_previous
+from flows.stage.layout import new_attempt
+from flows.stage.receipt import Failure
+from tests.cases import DAYS, Case, case
+from tests.conftest import Lake
+from tests.faults.conftest import free_the_gate, held
+from tests.faults.proxy import Proxy
+from tests.lake.test_publish import CONFLICT, LOST, _Faulty
+from tests.regressions.staged import check_reads, damaged, staged
+
+ONE, TWO, THREE, FOUR = DAYS
+
+
+def number(case: Case, day: str, value: int) -> Any:
+    return staged(case, day, f"SELECT {value}::BIGINT AS v")
+
+
+@pytest.mark.parametrize("committed", [True, False], ids=["committed", "not committed"])
+def test_a_lost_answer_is_rebuilt_from_the_ledger_state_by_state(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    """A failure vanished, and a rejected partition was reported as published. The first reconnect fails, too."""
+    things = case(lake)
+    things.publish([number(things, FOUR, 4)])
+    group = [
+        number(things, ONE, 1),
+        staged(things, TWO, "SELECT 'A7' AS v"),
+        Failure("things", THREE, new_attempt(), "failed", "the source is down"),
+        number(things, FOUR, 4),
+    ]
+    publisher = Publisher(lake.settings, [things.dataset], "test")
+    publisher._con = _Faulty(publisher._connection(), "COMMIT", 1, LOST, committed)  # type: ignore[assignment]
+    refused = iter([True])
+
+    def reconnect(*given: Any) -> Any:
+        if next(refused, False):
+            raise UnknownOutcome("The Postgres catalog cannot be opened", "start it")
+        return connect(*given)
+
+    monkeypatch.setattr("flows.lake.publish.connect", reconnect)
+    result = publisher.publish(group)
+    publisher.close()
+    with connect(lake.settings, read_only=True) as con:
+        entries = {key: entry.state for (_, key), entry in latest(con, "things").items()}
+        newest = con.execute("SELECT max(snapshot_id) FROM lake.snapshots()").fetchall()[0][0]
+    assert entries == {ONE: "published", TWO: "rejected", THREE: "failed", FOUR: "published"}
+    assert [r.partition for r in result.receipts] == [ONE]
+    assert [(f.partition, f.state) for f in result.failures] == [(TWO, "rejected"), (THREE, "failed")]
+    assert [r.partition for r in result.unchanged] == [FOUR]
+    assert result.snapshot_id == newest
+    check_reads(things, "v", [1, 4])
+
+
+def test_a_dataset_named_conflicts_whose_file_is_gone_is_one_failure(lake: Lake) -> None:
+    """Its name made "another writer changed the lake first" of a missing file."""
+    things = case(lake, "conflicts")
+    group = [number(things, day, 1) for day in DAYS]
+    lake.data.fs.delete_file(lake.data.path(group[1].files[0]))
+    result = things.publish([*group])
+    assert [r.partition for r in result.receipts] == [ONE, THREE, FOUR]
+    assert [(f.partition, f.state) for f in result.failures] == [(TWO, "failed")]
+    check_reads(things, "v", [1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("error", "meaning"),
+    [
+        (duckdb.TransactionException(CONFLICT), "CommitConflict"),
+        (
+            duckdb.TransactionException(
+                "TransactionContext Error: Failed to commit: Failed to commit DuckLake transaction.\n"
+                "Failed to flush changes into DuckLake: database is locked"
+            ),
+            "CommitConflict",
+        ),
+        (duckdb.TransactionException(LOST), "UnknownOutcome"),
+        (duckdb.Error('Failed to execute query "ROLLBACK": '), "UnknownOutcome"),
+        (
+            duckdb.BinderException(
+                'Binder Error: Failed to query most recent snapshot for DuckLake: Failed to prepare query "SELECT 1\n'
+                '\t\t FROM "public".ducklake_snapshot": server closed the connection unexpectedly\n\tThis probably'
+            ),
+            "UnknownOutcome",
+        ),
+        (
+            duckdb.IOException(
+                "IO Error: Failed to add data files to DuckLake: Could not connect to server error for HTTP HEAD to "
+                "'http://127.0.0.1:1/lake/raw/connection/a.parquet'"
+            ),
+            "UnknownOutcome",
+        ),
+        (duckdb.Error('Failed to execute query "UPDATE x": ERROR:  permission denied for table x'), "Forbidden"),
+        (
+            duckdb.IOException(
+                'IO Error: Failed to add data files to DuckLake: No files found that match the pattern "/data/'
+                'database is locked/raw/conflicts/connection=FATAL: /server closed the connection unexpectedly.parquet"'
+            ),
+            "None",
+        ),
+        (duckdb.InvalidInputException('Invalid Input Error: Column "permission denied for " is missing'), "None"),
+    ],
+)
+def test_an_error_is_told_by_what_duckdb_says_and_not_by_names_in_it(
+    lake: Lake, error: duckdb.Error, meaning: str
+) -> None:
+    found = explain(error, lake.settings, committing=False)
+    assert (type(found).__name__ if found else "None") == meaning
+    assert isinstance(explain(error, lake.settings, committing=True), UnknownOutcome | Forbidden) or meaning[0] == "C"
+
+
+def test_an_attempt_that_was_extracted_earlier_never_replaces_a_later_one(lake: Lake) -> None:
+    things = case(lake)
+    early, later = number(things, ONE, 1), number(things, ONE, 2)
+    assert things.publish([later]).receipts
+    result = things.publish([early])
+    assert (result.older, result.receipts, result.unchanged, result.failures) == ([early], [], [], [])
+    assert result.snapshot_id is None
+    check_reads(things, "v", [2])
+    # Also where the rows that are there were confirmed by a later attempt than the one that published them.
+    confirmed = replace(number(things, ONE, 2), source_version="v2")
+    between = replace(number(things, ONE, 3), attempt_id=later.attempt_id[:-1] + "~")
+    assert things.publish([confirmed]).unchanged
+    assert things.publish([between]).older == [between]
+    check_reads(things, "v", [2])
+
+
+def test_what_a_run_planned_after_the_published_attempt_is_not_older_on_a_slow_clock(lake: Lake) -> None:
+    things = case(lake)
+    slow = number(things, ONE, 2)
+    published = number(things, ONE, 1)
+    things.publish([published])
+    planned = {("things", ONE): published.attempt_id}
+    publisher = Publisher(lake.settings, [things.dataset], "test", planned=planned)
+    assert publisher.publish([slow]).receipts == [slow]
+    publisher.close()
+    check_reads(things, "v", [2])
+
+
+def test_a_rollback_is_refused_when_another_attempt_was_published_in_between(lake: Lake) -> None:
+    things = case(lake)
+    for value in (1, 2):
+        things.publish([number(things, ONE, value)])
+    receipt = stage_previous(lake.settings, things.dataset, parse_partition(ONE, things.dataset.grain))
+    things.publish([number(things, ONE, 3)])
+    rows = lake.column("SELECT count(*) FROM ops.ledger")
+    with pytest.raises(PublishedInBetween, match="published in between"):
+        things.publish([receipt])
+    assert lake.column("SELECT count(*) FROM ops.ledger") == rows
+    check_reads(things, "v", [3])
+    again = stage_previous(lake.settings, things.dataset, parse_partition(ONE, things.dataset.grain))
+    assert things.publish([again]).receipts == things.publish([again]).receipts == [again]
+    check_reads(things, "v", [2])
+
+
+def test_rows_that_were_deleted_by_hand_are_published_again_when_rechecked(lake: Lake) -> None:
+    things = case(lake)
+    things.publish([number(things, day, 1) for day in (ONE, TWO)])
+    with connect(lake.settings) as con:
+        con.execute(f"DELETE FROM raw.things WHERE day = '{ONE}'")
+    again = [number(things, day, 1) for day in (ONE, TWO)]
+    assert len(things.publish([*again]).unchanged) == 2
+    assert damaged(things) == [ONE]
+    publisher = Publisher(lake.settings, [things.dataset], "test", recheck=True)
+    result = publisher.publish(again)
+    assert ([r.partition for r in result.receipts], [r.partition for r in result.unchanged]) == ([ONE], [TWO])
+    check_reads(things, "v", [1, 1])
+    last = publisher.publish([number(things, day, 1) for day in (ONE, TWO)])
+    assert (len(last.unchanged), last.snapshot_id) == (2, None)
+    publisher.close()
+
+
+def test_a_table_that_was_emptied_follows_its_contract_and_is_filled_again(lake: Lake) -> None:
+    """What docs/operations.md says of a contract whose types change: `lake init`, then `lake backfill --mode all`."""
+    from flows.datasets.model import Contract
+    from flows.lake.schema import bootstrap
+
+    things = case(lake, contract={"v": "bigint"})
+    things.publish([number(things, ONE, 1)])
+    things.dataset = replace(things.dataset, contract=Contract({"v": "text"}))
+    with connect(lake.settings) as con:
+        con.execute("DELETE FROM raw.things")
+    bootstrap(lake.settings, [things.dataset])
+    publisher = Publisher(lake.settings, [things.dataset], "test", recheck=True)
+    assert publisher.publish([staged(things, ONE, "SELECT '1' AS v")]).receipts
+    publisher.close()
+    assert things.types() == {"v": "VARCHAR"}
+    check_reads(things, "v", ["1"])
+
+
+def test_a_staged_file_and_its_folders_are_on_the_disk_before_it_is_named(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    from pathlib import Path
+
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    receipt = number(case(lake), ONE, 1)
+    if lake.data.is_local:
+        folder = Path(lake.data.path(receipt.files[0])).parent
+        assert Path(synced[0]).parent == folder
+        assert {str(folder), str(folder.parent), str(folder.parent.parent)} <= set(synced[1:])
+
+
+@pytest.mark.parametrize("verdict", ["500", "cut"])
+def test_a_slot_that_cannot_be_given_back_ends_no_run(
+    gated_lake: Lake, caplog: pytest.LogCaptureFixture, verdict: str
+) -> None:
+    """The run was published, and ended in a traceback, without its event. The lease runs out by itself."""
+    port = urlsplit(PREFECT_API_URL.value()).port
+    assert port
+    with Proxy(port) as proxy:
+        through = PREFECT_API_URL.value().replace(f":{port}/", f":{proxy.port}/")
+        proxy.fault = lambda data: verdict if b"decrement-with-lease" in data else "pass"
+        with temporary_settings({PREFECT_API_URL: through, PREFECT_CLIENT_MAX_RETRIES: 1}), gate.hold():
+            assert held() == 1
+        assert proxy.count
+    assert "was not given back" in caplog.text
+    free_the_gate()
+    assert held() == 0

@@ -1,0 +1,202 @@
+"""What a function yields is stored as it is, or refused with its column: each case once went wrong without a word."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from tests.cases import DAYS, case
+from tests.conftest import Lake
+
+
+def test_nan_and_infinity_are_values(lake: Lake) -> None:
+    """They became null, and a column of nothing else vanished."""
+    things = case(lake)
+    assert things.each([{"v": 1.5}, {"v": math.nan}, {"v": math.inf}], [{"v": math.inf}]) == ["", ""]
+    assert str(things.values()) == "[1.5, nan, inf, inf]"
+    assert lake.column("SELECT max(v) FROM raw.things WHERE NOT isnan(v)") == [math.inf]
+    declared = case(lake, "declared", contract={"v": "double"})
+    assert declared.each([{"v": math.nan}, {"v": -math.inf}]) == [""]
+    assert str(declared.values()) == "[nan, -inf]"
+    assert lake.errors() == []
+
+
+def test_an_integer_among_doubles_is_one_of_them(lake: Lake) -> None:
+    """The double went into a second column, v__v_double, and was null in the first."""
+    things = case(lake)
+    assert things.each([{"v": 1}, {"v": 1.5}]) == [""]
+    assert things.values() == [1.0, 1.5]
+    assert things.types() == {"v": "DOUBLE"}
+
+
+@pytest.mark.parametrize(
+    ("first", "other"), [(1, "x"), (1, {"a": 1}), (True, 5), (True, 0.5), (True, "no"), ("a", ["b"]), (1.5, 1 << 60)]
+)
+def test_values_of_two_kinds_are_refused_with_the_line_for_the_contract(lake: Lake, first: Any, other: Any) -> None:
+    """The second went into a column of its own, or was stored as true; within a day and on another (duckdb#25786)."""
+    within = case(lake, "within").refused([{"v": first}, {"v": other}])
+    assert "row 2: column v" in within or "column v" in within
+    later = case(lake, "later").refused([{"v": first}], [{"v": other}])
+    assert "column v" in later
+    assert '"v": "' in later, later
+    assert lake.errors() == []
+
+
+@pytest.mark.parametrize(
+    "names", [("ID", "id"), ("Order ID", "order_id"), ("na!e", "na%e"), ("größe", "Größe"), ("a b", "a-b")]
+)
+def test_two_names_that_would_be_one_column_are_refused(lake: Lake, names: tuple[str, str]) -> None:
+    """One of them was lost: dlt-hub/dlt#423."""
+    one, other = names
+    error = case(lake).refused([{one: 1, other: 2}])
+    assert repr(one) in error
+    assert repr(other) in error
+
+
+def test_names_in_any_script_are_columns(lake: Lake) -> None:
+    things = case(lake)
+    assert things.each([{"日期": 1, "金额": 2, "数量": 3, "größe": 4, "Amount €": 5, "class_": 6, "_dlt_id": "x"}]) == [
+        ""
+    ]
+    assert things.values("日期") + things.values("金额") + things.values("größe") == [1, 2, 4]
+    assert things.types().keys() == {"日期", "金额", "数量", "größe", "amount", "class_", "_dlt_id"}
+    assert lake.errors() == []
+
+
+def test_names_may_be_chosen_in_the_contract(lake: Lake) -> None:
+    things = case(lake, rename={"ID": "upper_id", "": "row"})
+    assert things.each([{"ID": 1, "id": 2, "": 3}]) == [""]
+    assert (things.values("upper_id"), things.values("id"), things.values("row")) == ([1], [2], [3])
+    assert "of which no column can be named" in case(lake, "other").refused([{"": 1}])
+
+
+@pytest.mark.parametrize("name", ["_dlt_id", "_dlt_load_id", "_lake_partition", "filename", "class_", "lake partition"])
+def test_no_name_is_the_pipelines_own(lake: Lake, name: str) -> None:
+    """dlt's own names disappeared, the mark's killed the worker, and `filename` broke `lake verify` for good."""
+    things = case(lake, contract={name: "text"} if name == "class_" else None)
+    column = name.replace(" ", "_")
+    for key in DAYS[:2]:
+        things.given[key] = [{name: "kept", "v": 1}]
+    assert not things.load(*DAYS[:2]).failures
+    assert things.values(column) == ["kept", "kept"]
+    assert lake.errors() == []
+
+
+def test_a_column_that_comes_late_in_a_large_partition_is_read(lake: Lake) -> None:
+    """dlt began a second file, and every partition of the chunk was refused, or a ValueError ended the chunk."""
+    things = case(lake)
+    for key in DAYS[:2]:
+        things.given[key] = [*({"id": n} for n in range(12_000)), *({"id": n, "late": n} for n in range(12_000))]
+    assert not things.load(*DAYS[:2]).failures
+    assert lake.sql("SELECT count(*) AS n, count(late) AS late, sum(late)::BIGINT AS total FROM raw.things") == [
+        {"n": 48_000, "late": 24_000, "total": 2 * sum(range(12_000))}
+    ]
+    assert lake.errors() == []
+
+
+def test_integers_beyond_64_bits_are_exact(lake: Lake) -> None:
+    """They were rounded to a double: two ids became equal (duckdb#22750)."""
+    things = case(lake)
+    ids = [12345678901234567890, 12345678901234567891, 1 << 63, (1 << 64) - 1]
+    assert things.each([{"v": i} for i in ids]) == [""]
+    assert things.values() == ids
+    assert case(lake, "most").refused([{"v": 10**40}]).startswith("row 1: column v")
+
+
+def test_a_frozen_contract_leaves_out_or_refuses_what_it_does_not_know(lake: Lake) -> None:
+    rows = [{"a": 1, "b": 2}]
+    discarding = case(lake, "discarding", contract={"a": "bigint"}, new_columns="discard_value")
+    assert discarding.each(rows) == [""]
+    assert discarding.types() == {"a": "BIGINT"}
+    assert "column b: is not in the contract" in case(
+        lake, "frozen", contract={"a": "bigint"}, new_columns="freeze"
+    ).refused(rows)
+
+
+def test_two_thousand_columns_are_read(lake: Lake) -> None:
+    """DuckDB: max expression depth."""
+    things = case(lake)
+    assert things.each([{f"c{n}": n for n in range(2_000)}]) == [""]
+    assert things.values("c1999") == [1999]
+    assert lake.errors() == []
+
+
+def test_a_moment_under_a_date_is_refused(lake: Lake) -> None:
+    """The time was cut off."""
+    things = case(lake, contract={"v": "date"})
+    assert things.each([{"v": datetime(2024, 1, 5)}]) == [""]
+    assert "cannot be date" in case(lake, "other", contract={"v": "date"}).refused([{"v": datetime(2024, 1, 5, 10)}])
+
+
+def test_moments_without_a_zone_stay_without_one(lake: Lake) -> None:
+    """They were taken for UTC."""
+    things = case(lake)
+    assert things.each([{"v": datetime(2024, 1, 5, 10)}]) == [""]
+    assert things.types() == {"v": "TIMESTAMP"}
+    assert "no zone" in case(lake, "utc", contract={"v": "timestamp"}).refused([{"v": datetime(2024, 1, 5, 10)}])
+    zoned = case(lake, "zoned", contract={"v": "timestamp"}, timezone="America/New_York")
+    assert zoned.each([{"v": datetime(2024, 1, 5, 10)}, {"v": datetime(2024, 1, 5, 10, tzinfo=UTC)}]) == [""]
+    assert [v.astimezone(UTC).hour for v in zoned.values(order="rowid")] == [15, 10]
+    twice = case(lake, "twice", contract={"v": "timestamp"}, timezone="America/New_York")
+    assert "twice, or never" in twice.refused([{"v": datetime(2024, 11, 3, 1, 30)}])
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (time(1, tzinfo=UTC), "no zone"),
+        (timedelta(1), "length of time"),
+        (Decimal("NaN"), "finite"),
+        (object(), "no column type"),
+        ({"a": math.nan}, "NaN"),
+        ({"a": b"x"}, "bytes"),
+        ({1: 2}, "no text"),
+        ("\ud800", "surrogates"),
+    ],
+)
+def test_what_has_no_exact_place_is_refused(lake: Lake, value: Any, why: str) -> None:
+    error = case(lake).refused(
+        [{"v": 1 if isinstance(value, object) and type(value) is object else value}, {"v": value}]
+    )
+    assert "column v" in error
+    assert why in error or "before it is" in error
+
+
+def test_nested_values_are_json_and_exact(lake: Lake) -> None:
+    things = case(lake)
+    nested = {"d": date(2024, 1, 5), "n": 12345678901234567890, "x": Decimal("0.10000000000000000001"), "é": [1, None]}
+    assert things.each([{"v": nested}], [{"v": ["x"]}], [{"v": []}]) == ["", "", ""]
+    assert things.types() == {"v": "JSON"}
+    assert things.values() == [
+        '{"d":"2024-01-05","n":12345678901234567890,"x":0.10000000000000000001,"é":[1,null]}',
+        '["x"]',
+        "[]",
+    ]
+
+
+def test_a_declared_column_takes_values_of_several_kinds(lake: Lake) -> None:
+    things = case(lake, contract={"t": "text", "n": "decimal(10,2)", "j": "json", "b": "binary"})
+    rows = [
+        {"t": 1, "n": 1, "j": {"a": 1}, "b": "AAE="},
+        {"t": "x", "n": Decimal("2.50"), "j": 5, "b": b"\x00\x01"},
+        {"t": None, "n": 0.25, "j": '"text"', "b": None},
+    ]
+    assert things.each(rows) == [""]
+    assert things.values("t", "rowid") == ["1", "x", None]
+    assert things.values("n", "rowid") == [Decimal("1.00"), Decimal("2.50"), Decimal("0.25")]
+    assert things.values("j", "rowid") == ['{"a":1}', "5", '"text"']
+    assert things.values("b", "rowid") == [b"\x00\x01", b"\x00\x01", None]
+    for bad in ({"n": 0.125}, {"j": "not json"}, {"b": "not base64!"}, {"n": 10**9}):
+        assert f"column {next(iter(bad))}" in case(lake, "bad", contract=things.dataset.contract.columns).refused([bad])
+
+
+def test_the_columns_of_a_table_are_kept_when_a_day_has_no_value_in_them(lake: Lake) -> None:
+    things = case(lake)
+    assert things.each([{"v": None, "w": 1}], [{"v": 1.5, "w": 1}], [{"w": 2}], [{"v": None}]) == [""] * 4
+    assert things.values() == [None, 1.5, None, None]
+    assert things.values("w") == [1, 1, 2, None]
+    assert lake.errors() == []

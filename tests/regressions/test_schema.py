@@ -1,0 +1,225 @@
+"""Raw tables whose columns are not the next partition's: widened exactly, or the partition is refused by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from flows.datasets.model import Contract
+from flows.lake.rollback import stage_previous
+from flows.lake.schema import bootstrap
+from tests.cases import DAYS, Case, case
+from tests.conftest import Lake
+from tests.regressions.staged import check_reads, damaged, publish, staged
+
+ONE, TWO, THREE, FOUR = DAYS
+
+
+def values(sql_type: str, *found: Any) -> str:
+    """A query that gives values of one type as the column ``v``."""
+    rows = ", ".join("(NULL)" if value is None else f"('{value}')" for value in found)
+    return f"SELECT CAST(v AS {sql_type}) AS v FROM (VALUES {rows}) AS t(v)"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "table"),
+    [
+        (("INTEGER", 1000, 2000, None), ("BIGINT", 5, 5_000_000_000), "BIGINT"),
+        (("FLOAT", 100, 2.5), ("DOUBLE", 9, 0.1), "DOUBLE"),
+        (("BIGINT", 1000, 3), ("DOUBLE", 2.5, 9), "DOUBLE"),
+        (("DOUBLE", 2.5, 1000), ("BIGINT", 3, 9), "DOUBLE"),
+        (("DECIMAL(10,2)", Decimal("1.25"), 1000), ("DECIMAL(18,4)", Decimal("12.3456"), 9), "DECIMAL(18,4)"),
+        (("BIGINT", 1000, 3), ("DECIMAL(10,2)", Decimal("1.25"), 9), "DECIMAL(21,2)"),
+        (("UBIGINT", 2**64 - 1), ("TINYINT", -5, 9), "DECIMAL(20,0)"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else given[0],
+)
+def test_ducklake_1308_a_widened_column_is_found_by_every_operator(
+    lake: Lake, first: tuple[Any, ...], second: tuple[Any, ...], table: str
+) -> None:
+    """https://github.com/duckdb/ducklake/issues/1308: 1000 was no longer found, and ORDER BY gave other numbers."""
+    things = case(lake)
+    days = [(ONE, values(*first)), (TWO, values(*second)), (THREE, values(*first)), (FOUR, values(first[0], 7))]
+    assert publish(things, *days) == [""] * 4
+    assert things.types() == {"v": table}
+    check_reads(things, "v", [*first[1:], *second[1:], *first[1:], 7])
+
+
+def test_columns_in_another_order_and_case_are_the_same_columns(lake: Lake) -> None:
+    things = case(lake)
+    said = publish(
+        things,
+        (ONE, "SELECT 1000::INTEGER AS v, 'a' AS note"),
+        (TWO, "SELECT 'b' AS NOTE, 5::BIGINT AS V"),
+        (THREE, "SELECT 'c' AS note, 7::SMALLINT AS v, 1 AS more"),
+    )
+    assert said == ["", "", ""]
+    assert things.types() == {"v": "BIGINT", "note": "VARCHAR", "more": "INTEGER"}
+    check_reads(things, "v", [1000, 5, 7])
+    check_reads(things, "note", ["a", "b", "c"])
+    check_reads(things, "more", [None, None, 1])
+
+
+def test_two_columns_that_differ_in_case_only_are_refused_by_both_names(lake: Lake) -> None:
+    things = case(lake)
+    receipt = staged(things, ONE, "SELECT 1 AS a")
+    both = replace(receipt, columns={**receipt.columns, "A": "BIGINT"})
+    assert [f.error for f in things.publish([both]).failures] == [
+        "columns a and A differ in case only: a table cannot hold both"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "third"),
+    [
+        ("{'a': 1}", "{'b': 'x', 'a': 5000000000}", "{'a': 2}"),
+        ("['x']", "[]::VARCHAR[]", "NULL::VARCHAR[]"),
+        ("[{'a': 1}]", "[{'a': 1.5::DOUBLE, 'b': ['x']}]", "[{'a': 2}, NULL]"),
+        ("MAP {'k': 1}", "MAP {'k': 1.5::DOUBLE}", "MAP {'l': 2}"),
+    ],
+    ids=["a struct gains a field", "an empty list", "a struct in a list", "a map"],
+)
+def test_dlt_2788_nested_values_may_gain_what_they_lack(lake: Lake, first: str, second: str, third: str) -> None:
+    things = case(lake)
+    assert publish(things, *((d, f"SELECT {q} AS v") for d, q in zip(DAYS, (first, second, third), strict=False))) == [
+        "",
+        "",
+        "",
+    ]
+    kind = things.types()["v"]
+    rows = ", ".join(f"(CAST({query} AS {kind}))" for query in (first, second, third))
+    wanted = lake.column(f"SELECT v FROM (VALUES {rows}) AS t(v)")
+    assert things.values() == wanted
+    assert damaged(things) == []
+
+
+def test_an_integer_that_a_double_cannot_hold_is_refused_by_value(lake: Lake) -> None:
+    things = case(lake)
+    large = 2**53 + 1
+    assert publish(things, (ONE, values("BIGINT", 1, large))) == [""]
+    (said,) = publish(things, (TWO, values("DOUBLE", 1.5)))
+    assert f"{large} (BIGINT), which DOUBLE cannot hold exactly" in said
+    assert '"v": "bigint"' in said
+    assert things.types() == {"v": "BIGINT"}
+
+    others = case(lake, "others")
+    assert publish(others, (ONE, values("DOUBLE", 1.5)), (TWO, values("BIGINT", 3))) == ["", ""]
+    (said,) = publish(others, (THREE, values("BIGINT", 1, large)))
+    assert f"column v holds {large} (BIGINT), which DOUBLE in raw.others cannot hold exactly: 1 row" in said
+    check_reads(others, "v", [1.5, 3.0])
+
+
+def test_what_no_type_holds_is_refused_with_both_types_and_the_line_to_declare(lake: Lake) -> None:
+    things = case(lake)
+    assert publish(things, (ONE, values("BIGINT", 1))) == [""]
+    (said,) = publish(things, (TWO, values("VARCHAR", "A7")))
+    assert said.startswith(
+        "column v is VARCHAR in this partition, but BIGINT in raw.things; declare it in the contract"
+    )
+    assert '"v": "text"' in said
+    (said,) = publish(things, (TWO, "SELECT {'a': 1} AS v"))
+    assert '"v": "json"' in said
+    check_reads(things, "v", [1])
+
+
+def test_one_group_of_several_types_makes_the_table_that_holds_them(lake: Lake) -> None:
+    things = case(lake)
+    group = [
+        staged(things, day, values(*given))
+        for day, given in zip(DAYS, (("INTEGER", 1000), ("DOUBLE", 2.5), ("VARCHAR", "x"), ("BIGINT", 3)), strict=True)
+    ]
+    result = things.publish([*group])
+    assert [(f.partition, f.state) for f in result.failures] == [(THREE, "rejected")]
+    assert things.types() == {"v": "DOUBLE"}
+    check_reads(things, "v", [1000.0, 2.5, 3.0])
+
+
+def test_a_widened_table_can_be_rolled_back_and_read_as_it_was(lake: Lake) -> None:
+    """The rows before have another fingerprint in the wider type, which the ledger knows."""
+    things = case(lake)
+    publish(things, (ONE, values("BIGINT", 1, 2)), (TWO, values("BIGINT", 7)))
+    before = lake.column("SELECT max(snapshot_id) FROM lake.snapshots()")[0]
+    assert publish(things, (ONE, values("DOUBLE", 2.5))) == [""]
+    assert lake.sql(f"SELECT v, typeof(v) AS t FROM raw.things AT (VERSION => {before}) ORDER BY v")[0] == {
+        "v": 1,
+        "t": "BIGINT",
+    }
+    check_reads(things, "v", [2.5, 7.0])
+    receipt = stage_previous(lake.settings, things.dataset, things.dataset.partitions(*_day(ONE))[0])
+    assert things.publish([receipt]).receipts
+    check_reads(things, "v", [1.0, 2.0, 7.0])
+    # The same rows in the narrower type are the rows that are there.
+    assert len(things.publish([staged(things, TWO, values("BIGINT", 7))]).unchanged) == 1
+
+
+def _day(key: str) -> Any:
+    from datetime import date
+
+    return date.fromisoformat(key), date.fromisoformat(key)
+
+
+def test_a_table_that_was_damaged_before_is_not_called_right_by_widening_it(lake: Lake) -> None:
+    from flows.lake.connect import connect
+
+    things = case(lake)
+    publish(things, (ONE, values("BIGINT", 1, 2)))
+    with connect(lake.settings) as con:
+        con.execute("UPDATE raw.things SET v = 3 WHERE v = 2")
+    assert publish(things, (TWO, values("DOUBLE", 2.5))) == [""]
+    assert damaged(things) == [ONE]
+
+
+def test_a_frozen_contract_that_gains_a_column_gains_it_in_the_table(lake: Lake) -> None:
+    things = case(lake, contract={"v": "bigint"}, new_columns="freeze")
+    things.publish([staged(things, ONE, values("BIGINT", 1))])
+    (said,) = publish(things, (TWO, "SELECT 2::BIGINT AS v, 'x' AS w"))
+    assert said == "column w is not in the contract"
+    _declare(things, {"v": "bigint", "w": "text"}, new_columns="freeze")
+    assert publish(things, (TWO, "SELECT 2::BIGINT AS v, 'x' AS w")) == [""]
+    check_reads(things, "w", [None, "x"])
+
+
+def _declare(things: Case, contract: dict[str, str], **more: Any) -> None:
+    things.dataset = replace(things.dataset, contract=Contract(contract, **more))
+
+
+@pytest.mark.parametrize("init", [True, False], ids=["lake init", "publish"])
+def test_an_empty_table_follows_a_contract_whose_types_change(lake: Lake, init: bool) -> None:
+    things = case(lake, contract={"v": "bigint"})
+    bootstrap(lake.settings, [things.dataset])
+    _declare(things, {"v": "text"})
+    if init:
+        assert bootstrap(lake.settings, [things.dataset]) == ["raw.things, by its new contract"]
+        assert bootstrap(lake.settings, [things.dataset]) == []
+    assert publish(things, (ONE, values("VARCHAR", "A7"))) == [""]
+    assert things.types() == {"v": "VARCHAR"}
+    check_reads(things, "v", ["A7"])
+
+
+def test_a_filled_table_follows_a_contract_where_that_is_exact_and_says_what_to_do_where_not(lake: Lake) -> None:
+    things = case(lake, contract={"v": "bigint"})
+    things.publish([staged(things, ONE, values("BIGINT", 1000))])
+    _declare(things, {"v": "double"})
+    assert publish(things, (TWO, values("DOUBLE", 2.5))) == [""]
+    check_reads(things, "v", [1000.0, 2.5])
+    _declare(things, {"v": "text"})
+    (said,) = publish(things, (THREE, values("VARCHAR", "A7")))
+    assert said.startswith("column v is VARCHAR by the contract, but DOUBLE in raw.things, which has rows")
+    assert "docs/operations.md" in said
+
+
+def test_a_folder_above_the_lake_that_looks_like_a_partition_of_a_column(
+    lake: Lake, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.settings import load_settings
+
+    monkeypatch.setenv("LAKE_HOME", str(tmp_path / "name=zzz" / "day=2020-01-01" / "home"))
+    settings = load_settings()
+    bootstrap(settings, [])
+    things = case(Lake(settings))
+    assert publish(things, (ONE, "SELECT 'a' AS name"), (TWO, "SELECT 'b' AS name")) == ["", ""]
+    check_reads(things, "name", ["a", "b"])
+    assert things.lake.column("SELECT count(*) FROM raw.things WHERE day = '2024-01-02'") == [1]

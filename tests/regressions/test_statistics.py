@@ -1,0 +1,140 @@
+"""Statistics by which DuckLake answers wrongly: how they arise; verify finds them, repair puts them right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows.lake.connect import connect
+from flows.lake.repair import repair
+from flows.lake.verify import Finding, verify
+from tests.conftest import Lake
+
+TABLE = "raw.by_hand"
+
+
+class ByHand:
+    """A raw table into which files are registered without the product, and an open connection to it."""
+
+    def __init__(self, lake: Lake, folder: Path) -> None:
+        self.lake, self.folder, self.number = lake, folder, 0
+        self.con = connect(lake.settings)
+
+    def sql(self, statement: str) -> list[Any]:
+        return [row[0] for row in self.con.execute(statement).fetchall()]
+
+    def register(self, column: Sequence[Any], data_type: pa.DataType) -> None:
+        self.number += 1
+        file = self.folder / f"{self.number}.parquet"
+        pq.write_table(pa.table({"c": pa.array(column, data_type)}), file)
+        path = f"raw/by_hand/{self.number}.parquet"
+        self.lake.data.put(file, path)
+        self.con.execute(
+            f"CALL ducklake_add_data_files('lake', 'by_hand', '{self.lake.data.url}{path}', schema => 'raw')"
+        )
+
+    def found(self, severity: str = "error") -> list[Finding]:
+        return [f for f in verify(self.lake.settings) if f.severity == severity and f.subject == TABLE]
+
+
+@pytest.fixture
+def table(lake: Lake, tmp_path: Path) -> ByHand:
+    by_hand = ByHand(lake, tmp_path)
+    yield by_hand  # type: ignore[misc]
+    by_hand.con.close()
+
+
+def test_ducklake_1308_a_widened_column_and_its_file_in_one_transaction_break_answers(table: ByHand) -> None:
+    """Of an upstream fault: the first assertions fail once DuckLake keeps the statistics of a column that is widened.
+
+    Then a change of schema need no longer be a commit by itself.
+    """
+    table.con.execute(f"CREATE TABLE {TABLE} (c INTEGER)")
+    table.register([1000, 2000], pa.int32())
+    table.con.execute("BEGIN")
+    table.con.execute(f"ALTER TABLE {TABLE} ALTER COLUMN c SET DATA TYPE BIGINT")
+    table.register([5, 6], pa.int64())
+    table.con.execute("COMMIT")
+    assert [f.check for f in table.found("note")] == ["statistics"]
+    table.register([9], pa.int64())
+    assert table.sql(f"SELECT count(*) FROM {TABLE} WHERE c = 1000") == [0]
+    assert table.sql(f"SELECT max(c) FROM {TABLE}") == [9]
+    assert len(table.found()) == 2  # min and max
+
+    assert len(repair(table.lake.settings)) == 1
+    assert table.found() == table.found("note") == []
+    table.register([1], pa.int64())
+    for sql in (table.sql, table.lake.column):
+        assert sql(f"SELECT count(*) FROM {TABLE} WHERE c = 1000") == [1]
+        assert sql(f"SELECT c FROM {TABLE} ORDER BY c") == [1, 5, 6, 9, 1000, 2000]
+        assert sorted(sql(f"SELECT c FROM {TABLE} GROUP BY c")) == [1, 5, 6, 9, 1000, 2000]
+        assert sql(f"SELECT max(c) - min(c) FROM {TABLE}") == [1999]
+    assert table.found() == []
+
+
+def test_ducklake_1308_a_file_of_long_texts_without_bounds_breaks_answers_of_the_next(table: ByHand) -> None:
+    """Of an upstream fault: Arrow writes no bounds of texts over 4 KiB; DuckLake takes that for a column of nulls."""
+    table.con.execute(f"CREATE TABLE {TABLE} (c VARCHAR)")
+    table.register(["a" * 5000, "z" * 5000], pa.string())
+    assert [f.check for f in table.found("note")] == ["statistics"]
+    assert table.found() == []
+    table.register(["m"], pa.string())
+    assert table.sql(f"SELECT count(*) FROM {TABLE} WHERE c > 'y'") == [0]
+    assert len(table.found()) == 2
+
+    assert len(repair(table.lake.settings)) == 1
+    assert table.found() == table.found("note") == []
+    table.register(["n"], pa.string())
+    for sql in (table.sql, table.lake.column):
+        assert sql(f"SELECT count(*) FROM {TABLE} WHERE c > 'y'") == [1]
+        assert sql(f"SELECT c[1] FROM {TABLE} ORDER BY c") == ["a", "m", "n", "z"]
+    assert table.found() == []
+
+
+def test_a_float_file_in_a_double_column_is_not_found_by_its_own_largest_value(table: ByHand) -> None:
+    """Of an upstream fault: the text of a float, 0.2, stands for a double that is larger, 0.20000000298023224."""
+    table.con.execute(f"CREATE TABLE {TABLE} (c DOUBLE)")
+    table.register([5.5], pa.float64())
+    table.register([0.1, 0.2], pa.float32())
+    assert table.sql(f"SELECT count(*) FROM {TABLE} WHERE c = 0.2::FLOAT::DOUBLE") == [0]
+    assert len(table.found()) == 2
+
+    changed = repair(table.lake.settings)
+    assert [c.after for c in changed] == ["min_value 0.10000000149011612, max_value 0.20000000298023224"]
+    for sql in (table.sql, table.lake.column):
+        assert sql(f"SELECT count(*) FROM {TABLE} WHERE c = 0.2::FLOAT::DOUBLE") == [1]
+    assert table.found() == []
+
+
+def test_a_column_named_filename_does_not_break_verify(lake: Lake) -> None:
+    rows = [{"filename": "a", "filename0": "b", "v": 1, "n": 2, "rows": 3, "path": "p"}]
+    for day in ("2024-01-01", "2024-01-02"):
+        lake.land(f"readings/{day}.jsonl", rows)
+    assert len(lake.load("readings", "2024-01-01", "2024-01-02").receipts) == 2
+    assert list(verify(lake.settings)) == []
+
+
+@pytest.mark.parametrize("value", ["2024-01-01", "2024-01-01 00:00:00"])
+def test_a_partition_column_that_is_text_in_the_file_is_compared_as_a_day(
+    lake: Lake, tmp_path: Path, value: str
+) -> None:
+    con = connect(lake.settings)
+    con.execute("CREATE TABLE raw.readings (id BIGINT, day DATE)")
+    con.execute("ALTER TABLE raw.readings SET PARTITIONED BY (day)")
+    pq.write_table(pa.table({"id": [1], "day": [value]}), tmp_path / "rows.parquet")
+    for day in ("2024-01-01", "2024-01-02"):
+        path = f"raw/readings/day={day}/rows.parquet"
+        lake.data.put(tmp_path / "rows.parquet", path)
+        con.execute(
+            f"CALL ducklake_add_data_files('lake', 'readings', '{lake.data.url}{path}', schema => 'raw', "
+            "hive_partitioning => true)"
+        )
+    con.close()
+    wrong = [f.message for f in verify(lake.settings) if f.check == "partition column"]
+    assert len(wrong) == 1
+    assert "day=2024-01-02" in wrong[0]

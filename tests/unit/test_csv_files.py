@@ -1,0 +1,100 @@
+"""CSV: the quick way for files without quotes reads what DuckDB reads, and what a column's texts are like."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flows.datasets import csv_files
+from flows.datasets.csv_files import Dialect, Facts, line_of, look
+from flows.errors import SourceError
+
+NAMES = {"a": "a", "b": "b"}
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=6) | st.sampled_from(
+    ["", "NA", "0x10", " 1", "1 ", "nan", "é", "\t", "\\", "-", "a\u2028b"]
+)
+
+
+def both(path: Path, dialect: Dialect, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    found: list[Any] = []
+    for small in (csv_files.SMALL, 0):
+        with monkeypatch.context() as patched:
+            patched.setattr(csv_files, "SMALL", small)
+            try:
+                tables = list(csv_files.read(path, dialect, NAMES, path.stat().st_size))
+                found.append([row for table in tables for row in table.to_pylist()])
+            except SourceError as error:
+                found.append(error.message)
+    return found
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(
+    rows=st.lists(st.tuples(TEXTS, TEXTS), max_size=5),
+    end=st.sampled_from(["\n", "\r\n"]),
+    dialect=st.sampled_from([Dialect(), Dialect(delimiter=";", nulls=("NA", "")), Dialect(delimiter="\t", nulls=())]),
+)
+def test_both_readers_read_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[tuple[str, str]], end: str, dialect: Dialect
+) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=dialect.delimiter, lineterminator=end, quoting=csv.QUOTE_MINIMAL)
+    writer.writerows([("a", "b"), *rows])
+    path = tmp_path / "a.csv"
+    path.write_bytes(text.getvalue().encode())
+    quick, slow = both(path, dialect, monkeypatch)
+    assert quick == slow
+    if isinstance(slow, list):
+        # Python's own reader knows no nulls, and drops nothing but blank lines.
+        given = [
+            tuple(None if v in dialect.nulls else v for v in row)
+            for row in csv.reader(io.StringIO(text.getvalue(), newline=""), delimiter=dialect.delimiter)
+        ]
+        assert [tuple(None if v == "" and "" in dialect.nulls else v for v in row.values()) for row in slow] == given[
+            1:
+        ]
+
+
+@pytest.mark.parametrize(
+    ("texts", "data_type"),
+    [
+        (["1", "-2", "0"], pa.int64()),
+        (["007", "1"], pa.string()),
+        (["-0"], pa.float64()),
+        (["9223372036854775808", "1"], pa.decimal128(38, 0)),
+        (["1.5", "2", "1e5", "-0.0"], pa.float64()),
+        (["0.1", "12345678901234567890.12"], pa.decimal128(38, 2)),
+        (["0.30000000000000004"], pa.float64()),
+        (["1e400"], pa.string()),
+        (["1e-400"], pa.string()),
+        (["nan"], pa.string()),
+        (["true", "False"], pa.bool_()),
+        (["2024-01-05"], pa.date32()),
+        (["2024-02-30"], pa.string()),
+        (["2024-01-05T10:00:00", "2024-01-05 10:00"], pa.timestamp("us")),
+        (["2024-01-05T10:00:00Z", "2024-01-05T10:00:00+01:00"], pa.timestamp("us", tz="UTC")),
+        (["2024-01-05T10:00:00Z", "2024-01-05T10:00:00"], pa.string()),
+        (["", ""], pa.null()),
+        (["x", ""], pa.string()),
+    ],
+)
+def test_a_columns_type_is_what_all_of_its_texts_are(tmp_path: Path, texts: list[str], data_type: pa.DataType) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("a,b\n" + "".join(f"{text},x\n" for text in texts))
+    facts = Facts()
+    look(path, Dialect(), {0: facts}, ["a", "b"], path.stat().st_size)
+    assert facts.type_of() == data_type
+
+
+def test_the_line_of_a_record_counts_comments_and_line_breaks(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('skipped\n# note\na,b\n1,"x\ny"\n# note\n\n2,z\n')
+    dialect = Dialect(comment="#", skip=1)
+    assert [line_of(path, dialect, record, 2) for record in (0, 1)] == [5, 8]
