@@ -114,12 +114,13 @@ def _together(states: set[str]) -> str:
 
 def ingested(summary: Mapping[str, Any]) -> None:
     """What a backfill did."""
-    if not summary["published"] and not summary["unchanged"]:
+    if not summary["published"] and not summary["unchanged"] and not summary["older"]:
         console.print("Nothing to do: every partition with a source is published.")
     else:
         console.print(
             f"Published {summary['published']} partitions, {summary['rows']:,} rows, in {summary['commits']} commits"
             + (f"; {summary['unchanged']} unchanged" if summary["unchanged"] else "")
+            + (f"; {summary['older']} older than what is published" if summary["older"] else "")
             + f"; {summary['seconds']['total']:.1f} s."
         )
     if absent := summary["no_source"]:

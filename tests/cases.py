@@ -8,9 +8,12 @@ from typing import Any
 
 from flows.datasets.model import Contract, Dataset, Grain, parse_partition
 from flows.extract.chunk import extract
+from flows.lake import ledger
 from flows.lake.connect import connected
+from flows.lake.evolve import Contents, contents
 from flows.lake.publish import Published, Publisher
 from flows.lake.schema import table_columns
+from flows.stage.inspect import fingerprint_text
 from flows.stage.receipt import Failure, Outcome
 from tests.conftest import Lake
 
@@ -56,6 +59,25 @@ class Case:
         assert not any(before), before
         assert last
         return last
+
+    def damaged(self) -> list[str]:
+        """The partitions whose rows are not what the ledger says, by count and content: what `lake verify` looks for.
+
+        `verify` itself knows only datasets that have a file.
+        """
+        with connected(self.lake.settings, read_only=True) as con:
+            here = contents(con, self.dataset, table_columns(con)[self.dataset.table])
+            entries = ledger.latest(con, self.dataset.key)
+        nothing = Contents(0, fingerprint_text(0, 0))
+        return [
+            partition
+            for (_, partition), entry in entries.items()
+            if entry.attempt_id and here.get(partition, nothing) != Contents(entry.rows, entry.fingerprint)
+        ]
+
+    def errors(self) -> list[str]:
+        """What is wrong with the lake, and with this dataset in it."""
+        return self.lake.errors() + self.damaged()
 
     @property
     def columns(self) -> dict[str, str]:

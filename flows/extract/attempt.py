@@ -40,6 +40,7 @@ class Attempt:
         given: How many values of each column, and rows, the source gave.
         natural: The DuckDB type that holds each column's values.
         files: The staged rows, in local Parquet files.
+        paths: Where they are staged, below the data path.
         staged: How many values of each column, and rows, are in these.
     """
 
@@ -47,6 +48,7 @@ class Attempt:
     source_version: str
     id: str = field(default_factory=new_attempt)
     files: list[Path] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     seen: Inspection | None = None
     error: Exception | None = None
     given: Counter[str] = field(default_factory=Counter)
@@ -60,8 +62,9 @@ class Attempt:
         return sum(self.profile.values())
 
     def begin(self) -> None:
-        """Forget what came of it before."""
-        self.error, self.seen, self.files = None, None, []
+        """Begin to read: attempts are in the order of this, and what came of it before is forgotten."""
+        self.id = new_attempt()
+        self.error, self.seen, self.files, self.paths = None, None, [], []
         self.given, self.natural = Counter(), {}
 
     def take(self, table: pa.Table, dataset: Dataset) -> pa.Table:
@@ -128,8 +131,26 @@ class Attempt:
                     f"column {name} is {here} in this partition, but {there} in {dataset.table}; "
                     f"{_declare(name, here, there)}"
                 )
+        for name, here in self.natural.items():
+            if name not in wanted and NULL in here and here != NULL:
+                raise Rejected(
+                    f"column {name} holds nothing but empty lists or nulls in a {here}, which has no type yet; "
+                    f"declare it in the contract: {contract_line(name, 'JSON')}"
+                )
         # A column that has no value yet has no type: it is added with its first one.
-        return wanted | {n: t for n, t in self.natural.items() if n not in wanted and NULL not in t}
+        return wanted | {n: t for n, t in self.natural.items() if n not in wanted and t != NULL}
+
+
+def with_neighbours(table: Mapping[str, str], attempts: Sequence[Attempt]) -> dict[str, str]:
+    """A table's columns, and those of which an attempt has only empty lists while another one has elements."""
+    known = dict(table)
+    for name in {n for a in attempts for n, t in a.natural.items() if n not in table and NULL in t and t != NULL}:
+        joined: str | None = NULL
+        for attempt in attempts:
+            joined = joined and _joined(joined, attempt.natural.get(name, NULL))
+        if joined and NULL not in joined:
+            known[name] = joined
+    return known
 
 
 def _is_kept(name: str, contract: Contract) -> bool:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from flows.datasets.model import Dataset
 from flows.datasets.values import Unfit, fit
 from flows.errors import LakeError, Rejected
-from flows.extract.attempt import ROWS, Attempt, as_arrow
+from flows.extract.attempt import ROWS, Attempt, as_arrow, with_neighbours
 from flows.extract.dlt_run import Shape
 from flows.stage.inspect import MARK, inspect
 from flows.stage.lattice import contract_line
@@ -41,10 +41,11 @@ def split(
         Rejected: an audit does not fit the columns.
     """
     targets: dict[int, dict[str, str]] = {}
+    known = with_neighbours(table, [attempt for attempt in attempts if attempt.error is None])
     for number, attempt in enumerate(attempts):
         if attempt.error is None:
             try:
-                targets[number] = attempt.target(dataset, table)
+                targets[number] = attempt.target(dataset, known)
             except LakeError as error:
                 attempt.error = error
     schemas = {number: as_arrow(types) for number, types in targets.items()}

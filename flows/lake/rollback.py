@@ -57,7 +57,9 @@ def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -
         staged = staged_path(dataset, partition, attempt, 0)
         size = file.stat().st_size
         if seen.rows:
-            open_storage(settings.data_path, settings).put(file, staged)
+            stage = open_storage(settings.data_path, settings)
+            stage.put(file, staged)
+            stage.sync([staged])
     return Receipt(
         dataset=dataset.key,
         partition=partition.key,

@@ -52,7 +52,7 @@ TYPES = {
     "timestamp_s": "TIMESTAMP_S",
     "timestamp_ms": "TIMESTAMP_MS",
     "timestamp_ns": "TIMESTAMP_NS",
-    "timestamptz": "TIMESTAMPTZ",
+    "timestamptz": "TIMESTAMP WITH TIME ZONE",
     "uuid": "UUID",
     "varchar": "VARCHAR",
     "json": "VARCHAR",

@@ -309,10 +309,10 @@ def _answers(
 
 
 def _questions(name: str, kind: str, bounds: Sequence[str | None]) -> Iterator[_Question]:
-    """What to ask of a column whose smallest and largest values are given."""
+    """What to ask of a column whose smallest and largest values are given; a text may not do for a query."""
     column = quoted(name)
     for value in dict.fromkeys(bounds):
-        if value is not None:
+        if value is not None and len(value) < 1000 and "\0" not in value:
             yield _Question(name, f"= {value[:60]}", f"{column} = {literal(value)}::{kind}")
     yield _Question(name, "IS NULL", f"{column} IS NULL")
     yield _Question(

@@ -192,6 +192,8 @@ def test_plan_status_and_verify_speak_json(year: tuple[Command, str]) -> None:
     assert sum(p["rows"] for p in status) == 336_776
     assert year[0].json("verify") == []
     assert "The lake is right." in year[0]("verify")
+    assert year[0].json("repair") == {"changes": []}
+    assert "Nothing to repair." in year[0]("repair")
 
 
 @pytest.mark.parametrize("command", ["plan", "status"])

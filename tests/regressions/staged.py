@@ -10,11 +10,8 @@ from typing import Any
 import duckdb
 
 from flows.datasets.model import parse_partition
-from flows.lake import ledger
 from flows.lake.connect import connected
-from flows.lake.evolve import Contents, contents
-from flows.lake.schema import table_columns
-from flows.stage.inspect import fingerprint_text, inspect
+from flows.stage.inspect import inspect
 from flows.stage.layout import new_attempt, staged_path
 from flows.stage.receipt import Receipt
 from tests.cases import Case
@@ -43,19 +40,6 @@ def publish(case: Case, *days: tuple[str, str]) -> list[str]:
     return said
 
 
-def damaged(case: Case) -> list[str]:
-    """The partitions whose rows are not what the ledger says, by count and content: what `lake verify` looks for."""
-    with connected(case.lake.settings, read_only=True) as con:
-        here = contents(con, case.dataset, table_columns(con)[case.dataset.table])
-        entries = ledger.latest(con, case.dataset.key)
-    nothing = Contents(0, fingerprint_text(0, 0))
-    return [
-        partition
-        for (_, partition), entry in entries.items()
-        if entry.attempt_id and here.get(partition, nothing) != Contents(entry.rows, entry.fingerprint)
-    ]
-
-
 def check_reads(case: Case, column: str, expected: list[Any]) -> None:
     """Every operator that may use a table's statistics finds these values in a column of scalars."""
     table, there = case.dataset.table, [value for value in expected if value is not None]
@@ -79,4 +63,4 @@ def check_reads(case: Case, column: str, expected: list[Any]) -> None:
             ):
                 query = f"SELECT count(*) FROM {table} WHERE {column} {operator} CAST('{value}' AS {kind})"
                 assert found(query) == [(wanted,)], (operator, value)
-    assert damaged(case) == []
+    assert case.damaged() == []

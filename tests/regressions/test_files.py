@@ -286,7 +286,7 @@ def test_a_file_with_its_own_partition_column_is_cast_where_that_is_exact(
     )
     assert land(things, good, other) == ["", ""]
     assert things.values("day", "day") == [date(2024, 1, 1), date(2024, 1, 2)]
-    assert lake.errors() == []
+    assert things.errors() == []
     assert "day" in error_of(files(lake, kind, key="bad"), bad)
 
 
@@ -343,7 +343,7 @@ def test_the_files_of_a_partition_are_brought_to_one_type(lake: Lake) -> None:
     assert not things.load(DAYS[0]).failures
     assert things.values(order="v") == [1, 5, 1 << 40, None]
     assert things.types() == {"v": "BIGINT", "at": "TIMESTAMP", "w": "DOUBLE"}
-    assert lake.errors() == []
+    assert things.errors() == []
 
 
 def test_parquet_by_pandas_is_read_as_it_was_written(lake: Lake) -> None:

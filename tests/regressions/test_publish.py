@@ -20,12 +20,13 @@ from flows.lake.publish import Publisher
 from flows.lake.rollback import stage_previous
 from flows.stage.layout import new_attempt
 from flows.stage.receipt import Failure
+from flows.storage import open_storage
 from tests.cases import DAYS, Case, case
-from tests.conftest import Lake
+from tests.conftest import Lake, receipts
 from tests.faults.conftest import free_the_gate, held
 from tests.faults.proxy import Proxy
 from tests.lake.test_publish import CONFLICT, LOST, _Faulty
-from tests.regressions.staged import check_reads, damaged, staged
+from tests.regressions.staged import check_reads, staged
 
 ONE, TWO, THREE, FOUR = DAYS
 
@@ -178,7 +179,7 @@ def test_rows_that_were_deleted_by_hand_are_published_again_when_rechecked(lake:
         con.execute(f"DELETE FROM raw.things WHERE day = '{ONE}'")
     again = [number(things, day, 1) for day in (ONE, TWO)]
     assert len(things.publish([*again]).unchanged) == 2
-    assert damaged(things) == [ONE]
+    assert things.damaged() == [ONE]
     publisher = Publisher(lake.settings, [things.dataset], "test", recheck=True)
     result = publisher.publish(again)
     assert ([r.partition for r in result.receipts], [r.partition for r in result.unchanged]) == ([ONE], [TWO])
@@ -220,11 +221,12 @@ def test_a_staged_file_and_its_folders_are_on_the_disk_before_it_is_named(
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noted)
-    receipt = number(case(lake), ONE, 1)
+    things = case(lake)
+    things.given[ONE] = [{"v": 1}]
+    (receipt,) = receipts(things.extract(ONE))
     if lake.data.is_local:
-        folder = Path(lake.data.path(receipt.files[0])).parent
-        assert Path(synced[0]).parent == folder
-        assert {str(folder), str(folder.parent), str(folder.parent.parent)} <= set(synced[1:])
+        file = Path(lake.data.path(receipt.files[0]))
+        assert {str(file), *map(str, file.parents[:4])} <= set(synced)
 
 
 @pytest.mark.parametrize("verdict", ["500", "cut"])
@@ -243,3 +245,12 @@ def test_a_slot_that_cannot_be_given_back_ends_no_run(
     assert "was not given back" in caplog.text
     free_the_gate()
     assert held() == 0
+
+
+@pytest.mark.parametrize("lake", ["sqlite+folder", "postgres+s3"], indirect=True)
+def test_a_file_that_is_found_is_the_file_that_is_listed(lake: Lake) -> None:
+    """Its time was another one on S3, so that a partition was stale whenever it was planned alone."""
+    lake.land("things/a.jsonl", "{}")
+    landing = open_storage(lake.settings.landing, lake.settings)
+    assert [landing.find("things/a.jsonl")] == landing.list("things")
+    assert landing.find("things/b.jsonl") is None

@@ -22,7 +22,7 @@ def test_nan_and_infinity_are_values(lake: Lake) -> None:
     declared = case(lake, "declared", contract={"v": "double"})
     assert declared.each([{"v": math.nan}, {"v": -math.inf}]) == [""]
     assert str(declared.values()) == "[nan, -inf]"
-    assert lake.errors() == []
+    assert things.errors() == []
 
 
 def test_an_integer_among_doubles_is_one_of_them(lake: Lake) -> None:
@@ -64,7 +64,7 @@ def test_names_in_any_script_are_columns(lake: Lake) -> None:
     ]
     assert things.values("日期") + things.values("金额") + things.values("größe") == [1, 2, 4]
     assert things.types().keys() == {"日期", "金额", "数量", "größe", "amount", "class_", "_dlt_id"}
-    assert lake.errors() == []
+    assert things.errors() == []
 
 
 def test_names_may_be_chosen_in_the_contract(lake: Lake) -> None:
@@ -83,7 +83,7 @@ def test_no_name_is_the_pipelines_own(lake: Lake, name: str) -> None:
         things.given[key] = [{name: "kept", "v": 1}]
     assert not things.load(*DAYS[:2]).failures
     assert things.values(column) == ["kept", "kept"]
-    assert lake.errors() == []
+    assert things.errors() == []
 
 
 def test_a_column_that_comes_late_in_a_large_partition_is_read(lake: Lake) -> None:
@@ -95,7 +95,7 @@ def test_a_column_that_comes_late_in_a_large_partition_is_read(lake: Lake) -> No
     assert lake.sql("SELECT count(*) AS n, count(late) AS late, sum(late)::BIGINT AS total FROM raw.things") == [
         {"n": 48_000, "late": 24_000, "total": 2 * sum(range(12_000))}
     ]
-    assert lake.errors() == []
+    assert things.errors() == []
 
 
 def test_integers_beyond_64_bits_are_exact(lake: Lake) -> None:
@@ -122,7 +122,7 @@ def test_two_thousand_columns_are_read(lake: Lake) -> None:
     things = case(lake)
     assert things.each([{f"c{n}": n for n in range(2_000)}]) == [""]
     assert things.values("c1999") == [1999]
-    assert lake.errors() == []
+    assert things.errors() == []
 
 
 def test_a_moment_under_a_date_is_refused(lake: Lake) -> None:
@@ -199,4 +199,4 @@ def test_the_columns_of_a_table_are_kept_when_a_day_has_no_value_in_them(lake: L
     assert things.each([{"v": None, "w": 1}], [{"v": 1.5, "w": 1}], [{"w": 2}], [{"v": None}]) == [""] * 4
     assert things.values() == [None, 1.5, None, None]
     assert things.values("w") == [1, 1, 2, None]
-    assert lake.errors() == []
+    assert things.errors() == []

@@ -13,7 +13,7 @@ from flows.lake.rollback import stage_previous
 from flows.lake.schema import bootstrap
 from tests.cases import DAYS, Case, case
 from tests.conftest import Lake
-from tests.regressions.staged import check_reads, damaged, publish, staged
+from tests.regressions.staged import check_reads, publish, staged
 
 ONE, TWO, THREE, FOUR = DAYS
 
@@ -93,7 +93,7 @@ def test_dlt_2788_nested_values_may_gain_what_they_lack(lake: Lake, first: str, 
     rows = ", ".join(f"(CAST({query} AS {kind}))" for query in (first, second, third))
     wanted = lake.column(f"SELECT v FROM (VALUES {rows}) AS t(v)")
     assert things.values() == wanted
-    assert damaged(things) == []
+    assert things.damaged() == []
 
 
 def test_an_integer_that_a_double_cannot_hold_is_refused_by_value(lake: Lake) -> None:
@@ -169,7 +169,7 @@ def test_a_table_that_was_damaged_before_is_not_called_right_by_widening_it(lake
     with connect(lake.settings) as con:
         con.execute("UPDATE raw.things SET v = 3 WHERE v = 2")
     assert publish(things, (TWO, values("DOUBLE", 2.5))) == [""]
-    assert damaged(things) == [ONE]
+    assert things.damaged() == [ONE]
 
 
 def test_a_frozen_contract_that_gains_a_column_gains_it_in_the_table(lake: Lake) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from tests.cases import case
+from tests.cases import DAYS, case
 from tests.conftest import Lake
 
 TABLE = pa.table({"v": [1, 2]})
@@ -110,7 +110,7 @@ def test_arrow_types_are_stored_exactly(lake: Lake, array: pa.Array, stored: str
     read = lake.column("SELECT v FROM raw.things ORDER BY v IS NULL")
     assert read[1] is None
     assert lake.column("SELECT count(*) FROM raw.things WHERE v IS NULL") == [1]
-    assert lake.errors() == []
+    assert things.errors() == []
 
 
 @pytest.mark.parametrize(
@@ -126,3 +126,69 @@ def test_arrow_types_are_stored_exactly(lake: Lake, array: pa.Array, stored: str
 )
 def test_arrow_values_without_an_exact_place_are_refused(lake: Lake, array: pa.Array) -> None:
     assert "column v" in case(lake).refused(lambda: pa.table({"v": array}))
+
+
+DRIFT = {
+    "a double, then an integer": (pa.array([2.5]), pa.array([3]), "DOUBLE", [2.5, 3.0]),
+    "an integer, then a double": (pa.array([3]), pa.array([2.5]), "DOUBLE", [3.0, 2.5]),
+    "a wider integer": (pa.array([1], pa.int32()), pa.array([1 << 40]), "BIGINT", [1, 1 << 40]),
+    "a narrower integer": (pa.array([1 << 40]), pa.array([1], pa.int8()), "BIGINT", [1 << 40, 1]),
+    "a longer decimal": (
+        *(pa.array([Decimal("1.50")], pa.decimal128(10, 2)), pa.array([Decimal("2.25")], pa.decimal128(18, 2))),
+        *("DECIMAL(18,2)", [Decimal("1.50"), Decimal("2.25")]),
+    ),
+    "an integer, then a decimal": (
+        *(pa.array([3]), pa.array([Decimal("2.50")], pa.decimal128(18, 2))),
+        *("DECIMAL(21,2)", [Decimal("3.00"), Decimal("2.50")]),
+    ),
+    "a struct with a field more": (
+        *(pa.array([{"a": 1}]), pa.array([{"a": 2, "b": "x"}])),
+        *("STRUCT(a BIGINT, b VARCHAR)", [{"a": 1, "b": None}, {"a": 2, "b": "x"}]),
+    ),
+    "a struct with a field less": (
+        *(pa.array([{"a": 2, "b": "x"}]), pa.array([{"a": 1}])),
+        *("STRUCT(a BIGINT, b VARCHAR)", [{"a": 2, "b": "x"}, {"a": 1, "b": None}]),
+    ),
+    "an empty list": (pa.array([["x"]]), pa.array([[]], pa.list_(pa.null())), "VARCHAR[]", [["x"], []]),
+    "nothing, then text": (pa.nulls(1), pa.array(["x"]), "VARCHAR", [None, "x"]),
+    "text, then nothing": (pa.array(["x"]), pa.nulls(1), "VARCHAR", ["x", None]),
+}
+
+
+@pytest.mark.parametrize("drift", DRIFT)
+@pytest.mark.parametrize("together", [True, False])
+def test_later_partitions_may_bring_what_still_holds_every_value(lake: Lake, drift: str, together: bool) -> None:
+    """Every later day was refused for ever: dlt-hub/dlt#2788, dlt-hub/dlt#1592."""
+    first, later, data_type, values = DRIFT[drift]
+    things = case(lake)
+    for key, array in zip(DAYS, (first, later), strict=False):
+        things.given[key] = [pa.table({"id": [1], "v": array})]
+        if not together:
+            assert not things.load(key).failures
+    if together:
+        assert not things.load(*DAYS[:2]).failures
+    assert things.types() == {"id": "BIGINT", "v": data_type}
+    assert things.values(order="day") == values
+    assert things.errors() == []
+
+
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [(["A7"], [12]), ([12], ["A7"]), ([[1]], [["x"]]), ([(1 << 53) + 1], [2.5]), ([True], [1])],
+    ids=str,
+)
+def test_what_later_partitions_may_not_bring_names_both_types_and_the_contracts_line(
+    lake: Lake, first: list[Any], later: list[Any]
+) -> None:
+    things = case(lake)
+    error = things.refused(lambda: pa.table({"v": first, "w": [[1]]}), lambda: pa.table({"v": later, "w": [[1]]}))
+    assert "column v" in error
+    assert '"v": "' in error
+    assert things.values(order="day") == first
+    assert things.errors() == []
+
+
+def test_a_parquet_struct_is_json_where_the_contract_says_so(lake: Lake) -> None:
+    things = case(lake, contract={"v": "json"})
+    assert things.each(lambda: pa.table({"v": [{"a": 1, "b": [Decimal("1.50")]}, None]})) == [""]
+    assert things.values(order="v") == ['{"a":1,"b":[1.50]}', None]
