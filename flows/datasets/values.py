@@ -474,7 +474,9 @@ def json_text(value: Any) -> str:
 
 
 def _jsonable(value: Any) -> Any:
-    if value is None or isinstance(value, str | bool | int):
+    if value is None or is_missing(value):
+        return None
+    if isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
@@ -493,7 +495,15 @@ def _jsonable(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, UUID):
         return str(value)
+    if type(value).__module__.partition(".")[0] == "numpy":
+        return _jsonable(value.tolist())
     raise _Because(f"a {type(value).__name__} has no form in JSON")
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value is pandas' own of what is missing: NaT is a datetime otherwise."""
+    kind = type(value)
+    return kind.__module__.partition(".")[0] == "pandas" and kind.__name__ in ("NaTType", "NAType")
 
 
 def conform(

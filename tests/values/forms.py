@@ -255,7 +255,7 @@ def _without_nan(value: Any) -> Any:
 
 def is_json(kind: Kind) -> bool:
     """JSON has a way to write its values."""
-    return not any(word in kind.name for word in ("binary", "duration", "complex", "JSON text"))
+    return not any(word in kind.name for word in ("binary", "duration", "complex", "JSON text", "NaN"))
 
 
 def json_value(value: Any) -> tuple[str, Any]:

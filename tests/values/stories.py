@@ -65,7 +65,7 @@ def values_of(draw: st.DrawFn, kind: Kind, size: int) -> list[Any]:
 
 def _is_plain(kind: Kind, mode: str, forms: Sequence[Any]) -> bool:
     """Whether all values of a kind have to be taken: JSON has no NaN, and pandas makes integers with nulls doubles."""
-    if mode == "json" and "float" in kind.name:
+    if mode == "json" and "float" in kind.name or mode == "csv" and "NaN" in kind.name:
         return False
     in_pandas = any("pandas frame" == getattr(form, "name", "") or form == "pandas" for form in forms)
     return kind.plain and not (in_pandas and ("list" in kind.name or kind.name in ("int64", "uint64", "struct")))

@@ -16,7 +16,7 @@ from flows.lake.connect import connected
 from flows.lake.verify import verify
 from tests.conftest import Lake
 from tests.values.stories import DAYS, Story, plain_stories, stories
-from tests.values.world import Reader, Told, compare, is_named, read_alone, tell
+from tests.values.world import Reader, Told, compare, is_named, read, tell
 
 _CHECKS = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
 
@@ -42,7 +42,7 @@ def examples(request: pytest.FixtureRequest) -> Callable[[int, int], Any]:
 def check_read(told: Told) -> None:
     """Every partition by itself: its values, or an error that names a column."""
     for day in range(len(told.given)):
-        values, types, error = read_alone(told, day)
+        values, types, error = read(told.case.dataset, DAYS[day])
         if error:
             event("refused")
             note(error)
@@ -143,7 +143,7 @@ def test_plain_good_data_is_never_refused(
 ) -> None:
     def check(told: Told) -> None:
         for day in range(len(told.given)):
-            values, types, error = read_alone(told, day)
+            values, types, error = read(told.case.dataset, DAYS[day])
             assert error == ""
             assert compare(told, day, values, types) == []
 

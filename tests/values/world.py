@@ -103,10 +103,9 @@ def _tell(story: Story, lake: Lake, folder: Path, key: str) -> Told:
     return Told(story, Case(lake, Dataset(key, source, partition_column="day", contract=contract), items), given)
 
 
-def read_alone(told: Told, day: int) -> tuple[Given, dict[str, str], str]:
+def read(dataset: Dataset, key: str) -> tuple[Given, dict[str, str], str]:
     """Read one partition without a lake: its values by column, the columns' types, or the error."""
-    dataset = told.case.dataset
-    attempt = Attempt(parse_partition(DAYS[day], dataset.grain), "")
+    attempt = Attempt(parse_partition(key, dataset.grain), "")
     tables: list[pa.Table] = []
     try:
         for table in tables_of(items_of(dataset.read(attempt.partition, {})), dataset.contract):
