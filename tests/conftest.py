@@ -36,6 +36,7 @@ DATASETS = Path(__file__).parent / "datasets"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="the long forms of the fault tests")
     parser.addoption("--seed", type=int, help="replay one seed of a fault test")
+    parser.addoption("--write-docs", action="store_true", help="write the generated tables into docs/data.md")
     parser.addoption("--screenshots", action="store_true", help="write the screenshots into docs/images")
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 BATCH = 122_880
 """Rows read at once."""
+
+PIECE = 1 << 20
+"""Characters copied at once."""
 
 LONGEST = 64 << 20
 """Bytes of the longest line that is read."""
@@ -57,7 +61,7 @@ def header(path: Path, dialect: Dialect) -> list[str]:
     Raises:
         SourceError: there is none, or it names a column twice.
     """
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         try:
             for _ in range(dialect.skip):
                 next(file)
@@ -82,9 +86,50 @@ def header(path: Path, dialect: Dialect) -> list[str]:
     return names
 
 
+def with_plain_header(path: Path, dialect: Dialect, names: Sequence[str], copy: Path) -> tuple[Dialect, list[str]]:
+    """Copy a file with a header of one line, and blank lines where lines are skipped.
+
+    DuckDB 1.5.5 takes the first line break of a file, also one that is skipped or within quotes, for that of all its
+    lines. The lines keep their numbers.
+
+    Args:
+        path: A local file in UTF-8.
+        dialect: How it is written.
+        names: Its header.
+        copy: Where the copy is written.
+
+    Returns:
+        The copy's dialect and header.
+    """
+    before: list[str] = []
+    plain = [f"c{number}" for number in range(len(names))]
+    utf8: dict[str, str] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    with path.open(**utf8) as file, copy.open("w", **utf8) as target:
+        for line in file:
+            before.append(line)
+            if len(before) > dialect.skip and not (dialect.comment and line.startswith(dialect.comment)):
+                break
+        break_in_names = sum(len(re.findall("\r\n|\r|\n", name)) for name in names)
+        before += [next(file) for _ in range(break_in_names)]
+        end = before[-1][len(before[-1].rstrip("\r\n")) :]
+        target.write(end * (len(before) - 1) + dialect.delimiter.join(plain) + end)
+        shutil.copyfileobj(file, target, PIECE)
+    return replace(dialect, skip=len(before) - 1), plain
+
+
+_DELIMITER = "\ue000"
+"""Stands for a delimiter of several characters: it is of the range that means nothing in Unicode."""
+
+
 def _reader(lines: Iterator[str], dialect: Dialect) -> Iterator[list[str]]:
+    if len(dialect.delimiter) > 1:
+        # Python's reader knows delimiters of one character.
+        one = replace(dialect, delimiter=_DELIMITER)
+        for fields in _reader((line.replace(dialect.delimiter, _DELIMITER) for line in lines), one):
+            yield [field.replace(_DELIMITER, dialect.delimiter) for field in fields]
+        return
     doubled = dialect.escape == dialect.quote
-    return csv.reader(
+    yield from csv.reader(
         lines,
         delimiter=dialect.delimiter,
         quotechar=dialect.quote or None,
@@ -101,7 +146,7 @@ def read(
     """A file's rows, every value as text; null where the dialect says so.
 
     Args:
-        path: A local file in UTF-8.
+        path: A local file in UTF-8, without a byte order mark.
         dialect: How it is written.
         columns: The column of each of the header's names, in order.
         size: Bytes of the file.
@@ -120,13 +165,25 @@ def read(
         reader = (
             _connection().cursor().execute(f"FROM {_scan(path, dialect, len(columns), size)}").to_arrow_reader(BATCH)
         )
+        names: list[str] | None = list(columns)
         for batch in reader:
+            if names:
+                batch = _without_header(batch, names, dialect)
+                names = None
             _check_no_header(batch, list(columns))
             yield pa.table(batch.columns, names=list(columns.values()))
     except duckdb.Error as error:
         raise _named(error, dialect) from None
     except pa.ArrowException as error:  # DuckDB's own, when it comes in mid-stream
         raise _named(error, dialect) from None
+
+
+def _without_header(batch: pa.RecordBatch, names: Sequence[str], dialect: Dialect) -> pa.RecordBatch:
+    """The first rows of a file without its header, which DuckDB must have read as Python did."""
+    first = [column[0].as_py() for column in batch.columns]
+    if first != [None if name in dialect.nulls else name for name in names]:
+        raise SourceError("its header cannot be told from its rows", _FIX)
+    return batch.slice(1)
 
 
 def _unquoted(
@@ -186,7 +243,8 @@ def _scan(path: Path, dialect: Dialect, columns: int, size: int) -> str:
     options = {
         "columns": "{" + ", ".join(f"'c{number}': 'VARCHAR'" for number in range(columns)) + "}",
         "auto_detect": "false",
-        "header": "true",
+        # As DuckDB 1.5.5 skips a header, it loses every row where a line break in it is not like those after it.
+        "header": "false",
         "delim": _literal(dialect.delimiter),
         "quote": _literal(dialect.quote),
         "escape": _literal(dialect.escape),
@@ -294,7 +352,6 @@ KINDS = {
     "date": f"regexp_full_match($c, '{_DAY}') AND TRY_CAST($c AS DATE) IS NOT NULL",
     "local moment": f"regexp_full_match($c, '{_MOMENT}') AND TRY_CAST($c AS TIMESTAMP) IS NOT NULL",
     "moment": f"regexp_full_match($c, '{_MOMENT}{_ZONE}')",
-    # 15 digits are always exact; with more the double must be written just so.
     # 15 digits are always exact; more only where the double is written just so.
     "double": f"""regexp_full_match($c, '{_DOUBLE}') AND (TRY_CAST($c AS DOUBLE)::VARCHAR = $c
         OR length(ltrim(regexp_replace($c, '[eE].*|[.-]', '', 'g'), '0')) <= 15
@@ -308,7 +365,7 @@ def look(path: Path, dialect: Dialect, columns: Mapping[int, Facts], names: Sequ
     """Read a file once, and add what its texts are like to the facts of some of its columns.
 
     Args:
-        path: A local file in UTF-8.
+        path: A local file in UTF-8, without a byte order mark.
         dialect: How it is written.
         columns: The facts of each column of interest, by its number.
         names: The header's names.
@@ -334,7 +391,7 @@ def look(path: Path, dialect: Dialect, columns: Mapping[int, Facts], names: Sequ
         found = (
             _connection()
             .cursor()
-            .execute(f"SELECT {', '.join(selected)} FROM {_scan(path, dialect, len(names), size)}")
+            .execute(f"SELECT {', '.join(selected)} FROM (FROM {_scan(path, dialect, len(names), size)} OFFSET 1)")
             .fetchall()[0]
         )
     except duckdb.Error as error:
@@ -351,7 +408,7 @@ def line_of(path: Path, dialect: Dialect, record: int, columns: int) -> int:
 
     def lines() -> Iterator[str]:
         nonlocal read
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             for line in file:
                 read += 1
                 if read > dialect.skip and not (dialect.comment and line.startswith(dialect.comment)):

@@ -166,8 +166,7 @@ class Files:
         """CSV files: as text, then by the contract's types, or by what all of a column's texts are like."""
         from flows.datasets import csv_files
 
-        dialect = self._dialect()
-        local: list[tuple[str, Path, int, dict[str, str]]] = []
+        local: list[tuple[str, Path, int, dict[str, str], Dialect]] = []
         for info in files:
             name = landing.relative(info.path)
             with _in_file(name, self.format):
@@ -177,12 +176,18 @@ class Files:
                     continue
                 if self.ends_with_newline:
                     _check_end(path, size)
-                columns = _columns(csv_files.header(path, dialect), contract, known)
-                local.append((name, path, size, columns))
-        facts = self._look(local, dialect, contract, known)
+                dialect = self._dialect()
+                names = csv_files.header(path, dialect)
+                columns = _columns(names, contract, known)
+                if dialect.skip or any(set(name) & {"\r", "\n"} for name in names):
+                    copy = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="lake-file-")), "plain")
+                    dialect, names = csv_files.with_plain_header(path, dialect, names, copy)
+                    path, columns = copy, dict(zip(names, columns.values(), strict=True))
+                local.append((name, path, size, columns, dialect))
+        facts = self._look(local, contract, known)
         types = {column: found.type_of() for column, found in facts.items()}
         integers = {name for name, data_type in contract.columns.items() if data_type == "bigint"}
-        for name, path, size, columns in local:
+        for name, path, size, columns, dialect in local:
             with _in_file(name, self.format) as place:
                 place.find = partial(_line, path, dialect, len(columns))
                 for table in csv_files.read(path, dialect, columns, size, integers):
@@ -191,8 +196,7 @@ class Files:
 
     def _look(
         self,
-        local: Sequence[tuple[str, Path, int, dict[str, str]]],
-        dialect: Dialect,
+        local: Sequence[tuple[str, Path, int, dict[str, str], Dialect]],
         contract: Contract,
         known: Mapping[str, str],
     ) -> dict[str, Facts]:
@@ -200,7 +204,7 @@ class Files:
         from flows.datasets import csv_files
 
         facts: dict[str, Facts] = {}
-        for name, path, size, columns in local:
+        for name, path, size, columns, dialect in local:
             wanted = {
                 number: facts.setdefault(column, csv_files.Facts())
                 for number, column in enumerate(columns.values())
@@ -262,7 +266,7 @@ class Files:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from flows.datasets.values import conform
+        from flows.datasets.values import Unfit, conform
 
         for info in files:
             with _in_file(landing.relative(info.path), self.format) as place:
@@ -270,6 +274,11 @@ class Files:
                     continue
                 parquet = pq.ParquetFile(opened.enter_context(landing.fs.open_input_file(info.path)))
                 columns = _columns(parquet.schema_arrow.names, contract, known)
+                for number in range(len(parquet.schema)):
+                    leaf = parquet.schema.column(number)
+                    if leaf.converted_type == "INTERVAL":  # Arrow reads it as 12 bytes
+                        name = leaf.path.partition(".")[0]
+                        raise Unfit(columns.get(name, name), "the type INTERVAL cannot be stored")
                 for batch in parquet.iter_batches():
                     table = pa.table(batch.columns, names=list(columns.values()))
                     yield conform(table, contract, dict.fromkeys(known))
@@ -290,17 +299,22 @@ class Files:
         )
 
     def _plain(self, landing: Storage, info: File, opened: contextlib.ExitStack) -> Path:
-        """A local file with the text in UTF-8: the one that is there, or a temporary copy."""
+        """A local file with the text in UTF-8: the one that is there, or a temporary copy.
+
+        A copy has no byte order mark: DuckDB 1.5.5 takes a quote or a comment that follows one for text.
+        """
         kind = {"gz": "gzip", "zst": "zstd"}.get(info.path.rpartition(".")[2])
         is_utf8 = codecs.lookup(self.encoding).name == "utf-8"
-        _check_kind(landing, info, kind, is_utf8)
-        if landing.is_local and kind is None and is_utf8 and not set("*?[]") & set(info.path):
+        start = _check_kind(landing, info, kind, is_utf8)
+        plain = is_utf8 and kind is None and not start.startswith(codecs.BOM_UTF8)
+        if landing.is_local and plain and not set("*?[]") & set(info.path):
             return Path(info.path)
         copy = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="lake-file-")), "plain")
         with landing.fs.open_input_stream(info.path, compression=kind) as source, copy.open("wb") as target:
             decode = codecs.getincrementaldecoder(self.encoding)() if not is_utf8 else None
             while piece := source.read(PIECE):
-                target.write(decode.decode(piece).encode() if decode else piece)
+                text = decode.decode(piece).encode() if decode else piece
+                target.write(text if target.tell() else text.removeprefix(codecs.BOM_UTF8))
             if decode:
                 target.write(decode.decode(b"", final=True).encode())
         return copy
@@ -432,13 +446,14 @@ def _in_file(name: str, kind: str) -> Iterator[_Place]:
         ) from None
 
 
-def _check_kind(landing: Storage, info: File, compression: str | None, is_utf8: bool) -> None:
-    """Refuse what is another kind of file than its name and the dataset say, by its first bytes."""
+def _check_kind(landing: Storage, info: File, compression: str | None, is_utf8: bool) -> bytes:
+    """Refuse what is another kind of file than its name and the dataset say, by its first bytes. Returns them."""
     with landing.fs.open_input_file(info.path) as file:
         start = file.read(4)
     for magic, name in _MAGIC.items():
         if start.startswith(magic) and name != compression and not (name == "UTF-16" and not is_utf8):
             raise SourceError(f"is {name}, not text", _MAGIC_FIX.get(name, "have the source write it again"))
+    return bytes(start)
 
 
 _MAGIC = {

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from flows.datasets.model import Contract
 from flows.datasets.names import clash, clash_text, columns_of
-from flows.datasets.values import JSON, NAIVE_US, TIME_US, UTC_US, Unfit, contract_type, fit, json_text
+from flows.datasets.values import JSON, NAIVE_US, TIME_US, UTC_US, Unfit, contract_type, fit, is_missing, json_text
 
 BIG = 1 << 53
 """Up to here every integer is a double."""
@@ -89,7 +89,7 @@ def column_of(values: Sequence[Any], name: str, contract: Contract) -> pa.Chunke
     if declared and (len(kinds) > 1 or kinds == {datetime}):
         return _mixed(values, {_group(value) for value in values if value is not None}, name, contract)
     if len(kinds) == 1:
-        return _made(kinds.pop(), values, name)
+        return _made(kinds.pop(), values, name, contract)
     for known, make in _TOGETHER:
         if kinds <= known:
             return _guarded(make, values, name)
@@ -117,7 +117,7 @@ def _mixed(values: Sequence[Any], groups: set[tuple[type, bool]], name: str, con
     for group in groups:
         rows = [row for row, value in enumerate(values) if value is not None and _group(value) == group]
         try:
-            part = fit(_made(group[0], [values[row] for row in rows], name), target, name, contract.timezone)
+            part = fit(_made(group[0], [values[row] for row in rows], name, contract), target, name, contract.timezone)
         except Unfit as error:
             raise Unfit(name, error.why, None if error.row is None else rows[error.row]) from None
         parts.append(part)
@@ -133,7 +133,11 @@ def _mixed(values: Sequence[Any], groups: set[tuple[type, bool]], name: str, con
     return pa.chunked_array([found])
 
 
-def _made(kind: type, values: Sequence[Any], name: str) -> pa.ChunkedArray:
+def _made(kind: type, values: Sequence[Any], name: str, contract: Contract) -> pa.ChunkedArray:
+    if kind in (int, Decimal) and contract.columns.get(name) == "text":
+        # With any number of digits.
+        texts = [None if v is None else str(v) if kind is int else format(v, "f") for v in values]
+        return pa.chunked_array([pa.array(texts, pa.string())])
     return _guarded(_MAKERS[kind], values, name)
 
 
@@ -154,7 +158,7 @@ def _integers(values: Sequence[Any]) -> pa.Array:
     try:
         return pa.array(values, pa.int64())
     except OverflowError:
-        return pa.array([None if v is None else Decimal(v) for v in values], pa.decimal128(38, 0))
+        return _decimals(values)
 
 
 def _numbers(values: Sequence[Any]) -> pa.Array:
@@ -173,7 +177,8 @@ def _as_double(value: int) -> float:
 
 
 def _decimals(values: Sequence[Any]) -> pa.Array:
-    numbers = [None if v is None else Decimal(v) for v in values]
+    """Decimals, integers and, as they are written, doubles: JSON's numbers are doubles where these hold all digits."""
+    numbers = [None if v is None else Decimal(repr(v) if type(v) is float else v) for v in values]
     left = places = 0
     for number in numbers:
         if number is None:
@@ -223,7 +228,7 @@ _MAKERS: dict[type, Callable[[Sequence[Any]], pa.Array]] = {
 
 _TOGETHER: list[tuple[set[type], Callable[[Sequence[Any]], pa.Array]]] = [
     ({int, float}, _numbers),
-    ({int, Decimal}, _decimals),
+    ({int, float, Decimal}, _decimals),
     ({dict, list}, _json),
 ]
 
@@ -233,7 +238,7 @@ def _plain(value: Any, name: str, row: int) -> Any:
     kind = type(value)
     if value is None or kind in _MAKERS:
         return value
-    if kind.__module__.partition(".")[0] == "pandas" and kind.__name__ in ("NaTType", "NAType"):
+    if is_missing(value):
         return None
     if isinstance(value, timedelta):
         raise Unfit(name, f"{_short(value)} is a length of time, which is not stored: give it in seconds", row)

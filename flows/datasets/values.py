@@ -139,7 +139,7 @@ def fit(column: pa.ChunkedArray, target: pa.DataType, name: str, zone: str | Non
     """
     if column.type.equals(target):
         return column
-    if pa.types.is_null(column.type):
+    if pa.types.is_null(column.type) or (pa.types.is_null(target) and column.null_count == len(column)):
         return pa.chunked_array([pa.nulls(len(column), target)])
     if pa.types.is_dictionary(column.type) or pa.types.is_run_end_encoded(column.type):
         return fit(_decoded(column), target, name, zone)
@@ -363,7 +363,7 @@ def is_exact_double(text: str) -> bool:
     if number == 0:
         return True
     digits = len(number.as_tuple().digits)
-    return Decimal(f"{value:.{digits - 1}e}") == number
+    return number in (Decimal(repr(value)), Decimal(f"{value:.{digits - 1}e}"))
 
 
 def _decimal_to_double(value: Decimal) -> float:
@@ -446,7 +446,8 @@ def _in_zone(column: pa.ChunkedArray, zone: str) -> pa.ChunkedArray:
 def _to_json(column: pa.ChunkedArray) -> pa.ChunkedArray:
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     write = _checked_json if is_text else json_text
-    texts = [None if value is None else write(value) for value in column.to_pylist()]
+    values = column.to_pylist(maps_as_pydicts="strict")
+    texts = [None if value is None else write(value) for value in values]
     return pa.chunked_array([pa.ExtensionArray.from_storage(JSON, pa.array(texts, pa.string()))])
 
 
@@ -473,7 +474,9 @@ def json_text(value: Any) -> str:
 
 
 def _jsonable(value: Any) -> Any:
-    if value is None or isinstance(value, str | bool | int):
+    if value is None or is_missing(value):
+        return None
+    if isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
@@ -492,7 +495,15 @@ def _jsonable(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, UUID):
         return str(value)
+    if type(value).__module__.partition(".")[0] == "numpy":
+        return _jsonable(value.tolist())
     raise _Because(f"a {type(value).__name__} has no form in JSON")
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value is pandas' own of what is missing: NaT is a datetime otherwise."""
+    kind = type(value)
+    return kind.__module__.partition(".")[0] == "pandas" and kind.__name__ in ("NaTType", "NAType")
 
 
 def conform(
