@@ -103,8 +103,10 @@ def with_plain_header(path: Path, dialect: Dialect, names: Sequence[str], copy: 
     """
     before: list[str] = []
     plain = [f"c{number}" for number in range(len(names))]
-    utf8: dict[str, str] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-    with path.open(**utf8) as file, copy.open("w", **utf8) as target:
+    with (
+        path.open(encoding="utf-8", errors="surrogateescape", newline="") as file,
+        copy.open("w", encoding="utf-8", errors="surrogateescape", newline="") as target,
+    ):
         for line in file:
             before.append(line)
             if len(before) > dialect.skip and not (dialect.comment and line.startswith(dialect.comment)):

@@ -210,7 +210,7 @@ KINDS = [
     Kind("struct, one field more", _struct(a=SMALL, b=st.none() | TEXTS, c=DOUBLES),
          pa.struct([("a", pa.int64()), ("b", pa.string()), ("c", pa.float64())]), None, "struct", plain=False,
          sample=({"a": 1, "b": "x", "c": 0.5},)),
-    Kind("struct, other order", _struct(b=st.none() | TEXTS, a=SMALL), pa.struct([("b", pa.string()), ("a", pa.int32())]),
+    Kind("struct, other order", _struct(b=st.none() | TEXTS, a=SMALL), pa.struct([("b", pa.string()), ("a", pa.int32())]),  # noqa: E501
          "json", "struct", sample=({"b": "x", "a": 1},)),
     Kind("list of structs", st.lists(_struct(a=SMALL, d=st.none() | DATES), max_size=2),
          pa.list_(pa.struct([("a", pa.int32()), ("d", pa.date32())])), "json", "list of structs",

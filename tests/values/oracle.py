@@ -1,4 +1,4 @@
-"""The oracle: which values of a lake stand for a source's values, in plain Python. It uses nothing of what it judges."""
+"""The oracle: which values of a lake stand for a source's, in plain Python. It uses nothing of what it judges."""
 
 from __future__ import annotations
 

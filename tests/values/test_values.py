@@ -18,7 +18,12 @@ from tests.conftest import Lake
 from tests.values.stories import DAYS, Story, plain_stories, stories
 from tests.values.world import Reader, Told, compare, is_named, read, tell
 
-_CHECKS = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
+_CHECKS = (
+    HealthCheck.function_scoped_fixture,
+    HealthCheck.too_slow,
+    HealthCheck.filter_too_much,
+    HealthCheck.data_too_large,
+)
 
 
 @pytest.fixture
