@@ -23,7 +23,7 @@ from flows.storage import File, Storage, open_storage
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from flows.datasets.csv_files import Dialect, Facts
+    from flows.sources.csv_files import Dialect, Facts
 
 Format = Literal["csv", "json", "jsonl", "parquet"]
 
@@ -164,7 +164,7 @@ class Files:
         opened: contextlib.ExitStack,
     ) -> Iterator[pa.Table]:
         """CSV files: as text, then by the contract's types, or by what all of a column's texts are like."""
-        from flows.datasets import csv_files
+        from flows.sources import csv_files
 
         local: list[tuple[str, Path, int, dict[str, str], Dialect]] = []
         for info in files:
@@ -201,7 +201,7 @@ class Files:
         known: Mapping[str, str],
     ) -> dict[str, Facts]:
         """What the texts of undeclared columns are like, in all files together."""
-        from flows.datasets import csv_files
+        from flows.sources import csv_files
 
         facts: dict[str, Facts] = {}
         for name, path, size, columns, dialect in local:
@@ -221,7 +221,7 @@ class Files:
             return table
         import pyarrow.compute as pc
 
-        from flows.datasets.values import contract_type, is_number
+        from flows.sources.values import contract_type, is_number
 
         for number, name in enumerate(table.column_names):
             wanted = contract_type(contract.columns[name]) if name in contract.columns else types.get(name)
@@ -241,9 +241,9 @@ class Files:
         opened: contextlib.ExitStack,
     ) -> Iterator[pa.Table]:
         """JSON files, of lines or of one array each."""
-        from flows.datasets import json_files
-        from flows.datasets.rows import rows_to_table
-        from flows.datasets.values import conform
+        from flows.sources import json_files
+        from flows.sources.rows import rows_to_table
+        from flows.sources.values import conform
 
         for info in files:
             with _in_file(landing.relative(info.path), self.format) as place:
@@ -266,7 +266,7 @@ class Files:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from flows.datasets.values import Unfit, conform
+        from flows.sources.values import Unfit, conform
 
         for info in files:
             with _in_file(landing.relative(info.path), self.format) as place:
@@ -292,7 +292,7 @@ class Files:
         return size == 0
 
     def _dialect(self) -> Dialect:
-        from flows.datasets.csv_files import Dialect
+        from flows.sources.csv_files import Dialect
 
         return Dialect(
             self.delimiter, self.quote, self.escape, self.decimal, self.comment, self.skip, tuple(self.nulls)
@@ -404,7 +404,7 @@ def _state(info: File, landing: Storage) -> tuple[int, int]:
 
 
 def _line(path: Path, dialect: Dialect, columns: int, row: int) -> str:
-    from flows.datasets.csv_files import line_of
+    from flows.sources.csv_files import line_of
 
     return f"line {line_of(path, dialect, row, columns)}"
 
@@ -426,7 +426,7 @@ def _in_file(name: str, kind: str) -> Iterator[_Place]:
     """Name the file, and the place in it, in whatever goes wrong within the block."""
     import pyarrow as pa
 
-    from flows.datasets.values import Unfit
+    from flows.sources.values import Unfit
 
     place = _Place()
     try:
@@ -504,7 +504,7 @@ def _typed(table: pa.Table, contract: Contract, types: Mapping[str, pa.DataType]
     """A table of texts by the contract's types, and by those that were found for the other columns."""
     import pyarrow as pa
 
-    from flows.datasets.values import conform, fit
+    from flows.sources.values import conform, fit
 
     columns = {
         name: fit(table.column(name), types[name], name) if name in types else table.column(name)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from flows.datasets.model import Contract, Dataset, Grain, Partition
-from flows.datasets.values import NAIVE_US, Unfit, conform
 from flows.errors import Rejected
+from flows.sources.values import NAIVE_US, Unfit, conform
 from flows.stage.inspect import Inspection
 from flows.stage.lattice import contract_line, join
 from flows.stage.layout import new_attempt

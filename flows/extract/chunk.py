@@ -26,7 +26,6 @@ import pyarrow as pa
 
 from flows.datasets import get_dataset
 from flows.datasets.model import Dataset, parse_partition
-from flows.datasets.values import Unfit
 from flows.errors import LakeError, NoSource, Rejected, SourceError
 from flows.extract import dlt_run
 from flows.extract.attempt import Attempt, said, timed
@@ -35,6 +34,7 @@ from flows.extract.pace import Pace
 from flows.extract.split import split
 from flows.points import reached
 from flows.settings import Settings
+from flows.sources.values import Unfit
 from flows.stage.inspect import MARK
 from flows.stage.layout import staged_path
 from flows.stage.receipt import Failure, Outcome, Receipt

@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from flows.datasets.model import Contract
 from flows.datasets.names import clash, clash_text, columns_of
-from flows.datasets.rows import column_of, rows_to_table
-from flows.datasets.values import Unfit
 from flows.errors import SourceError
+from flows.sources.rows import column_of, rows_to_table
+from flows.sources.values import Unfit
 
 ROWS = 10_000
 """Python rows that are brought into columns at once."""

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flows.datasets.model import Dataset
-from flows.datasets.values import Unfit, fit
 from flows.errors import LakeError, Rejected
 from flows.extract.attempt import ROWS, Attempt, as_arrow, with_neighbours
 from flows.extract.dlt_run import Shape
+from flows.sources.values import Unfit, fit
 from flows.stage.inspect import MARK, inspect
 from flows.stage.lattice import contract_line
 

@@ -82,7 +82,7 @@ _DUCKDB = {arrow: duckdb for duckdb, arrow in _ARROW.items()}
 
 @cache
 def duckdb_type(data_type: pa.DataType) -> str:
-    """The DuckDB type of a column that is stored as this Arrow type; see `flows.datasets.values.storable`."""
+    """The DuckDB type of a column that is stored as this Arrow type; see `flows.sources.values.storable`."""
     import duckdb
     import pyarrow as pa
 

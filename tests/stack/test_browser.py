@@ -61,7 +61,7 @@ def test_a_run_by_a_click_with_its_form_its_graph_and_its_artifacts(running: Run
     page.goto(f"{running.stack.ui}/deployments/deployment/{deployment['id']}/run")
     for label in ("datasets", "start", "end", "mode", "workers", "environment"):
         page.get_by_text(f"{label} (Optional)").first.wait_for()
-    page.get_by_text("Which partitions: missing, failed, missing-failed, stale or all.").wait_for()
+    page.get_by_text("Which partitions: missing, failed, missing-failed, stale or all; or several of them.").wait_for()
     shoot("prefect-form")
     page.get_by_role("button", name="Submit").click()
 

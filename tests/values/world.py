@@ -15,10 +15,10 @@ from hypothesis import reject
 
 from flows.datasets.files import Files
 from flows.datasets.model import Contract, Dataset, parse_partition
-from flows.datasets.values import Unfit
 from flows.errors import LakeError
 from flows.extract.attempt import Attempt, said
 from flows.extract.items import items_of, tables_of
+from flows.sources.values import Unfit
 from flows.stage.types import duckdb_type
 from tests.cases import Case
 from tests.conftest import Lake

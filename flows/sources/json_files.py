@@ -9,8 +9,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from flows.datasets.values import is_exact_double
 from flows.errors import SourceError
+from flows.sources.values import is_exact_double
 
 BATCH = 10_000
 """Rows handed on at once."""

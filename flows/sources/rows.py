@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from flows.datasets.model import Contract
 from flows.datasets.names import clash, clash_text, columns_of
-from flows.datasets.values import JSON, NAIVE_US, TIME_US, UTC_US, Unfit, contract_type, fit, is_missing, json_text
+from flows.sources.values import JSON, NAIVE_US, TIME_US, UTC_US, Unfit, contract_type, fit, is_missing, json_text
 
 BIG = 1 << 53
 """Up to here every integer is a double."""

@@ -1,0 +1,1 @@
+"""Sources: how files and rows of any form become Arrow tables, exactly."""
