@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,8 +103,8 @@ def with_plain_header(path: Path, dialect: Dialect, names: Sequence[str], copy: 
     """
     before: list[str] = []
     plain = [f"c{number}" for number in range(len(names))]
-    utf8: dict[str, str] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-    with path.open(**utf8) as file, copy.open("w", **utf8) as target:
+    utf8 = partial(open, encoding="utf-8", errors="surrogateescape", newline="")
+    with utf8(path) as file, utf8(copy, "w") as target:
         for line in file:
             before.append(line)
             if len(before) > dialect.skip and not (dialect.comment and line.startswith(dialect.comment)):

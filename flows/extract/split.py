@@ -20,6 +20,7 @@ from flows.extract.attempt import ROWS, Attempt, as_arrow, with_neighbours
 from flows.extract.dlt_run import Shape
 from flows.stage.inspect import MARK, inspect
 from flows.stage.lattice import contract_line
+from flows.stage.statistics import complete
 
 BATCH = 122_880
 """Rows read and written at once: one row group of DuckDB's size."""
@@ -59,8 +60,10 @@ def split(
         for number, attempt in enumerate(attempts):
             if attempt.error is None:
                 _inspect(dataset, [attempt], [str(f) for f in attempt.files], {0: targets[number]})
-    for attempt in attempts:
+    for number, attempt in enumerate(attempts):
         if attempt.error is None:
+            is_json = [name for name, data_type in targets[number].items() if data_type == "JSON"]
+            attempt.files = [complete(file, is_json) for file in attempt.files]
             attempt.staged = _counted(attempt)
             attempt.error = _lost(attempt, attempt.staged)
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.values.kinds import Kind
-from tests.values.oracle import Cell, Malformed, Nano, Single, csv_rows
+from tests.values.oracle import Malformed, Nano, Single, csv_rows
 
 NUMBER = "row number"
 """The column that numbers a partition's rows; its values are 0, 1, 2 and so on."""
@@ -441,4 +441,3 @@ def _pandas_csv(names: list[str], cells: list[list[str | None]], dialect: Writte
     except (csv.Error, ValueError) as error:
         raise Unwritable(str(error)) from None
     return str(text)
-

@@ -16,15 +16,16 @@ from tests.values.oracle import column
 DAYS = ("2024-01-01", "2024-01-02", "2024-01-03")
 
 NAMES = (
-    *("alpha", "beta_2", "gamma", "Delta Col", "camelCase", "UPPER", "größe", "日期", "金额", "Amount €", "x-y", "a.b.c"),
-    *("select", "_dlt_id", "_dlt_load_id", "_lake_partition", "filename", "file_row_number", "rowid", "snapshot_id"),
+    *("alpha", "beta_2", "gamma", "Delta Col", "camelCase", "UPPER", "größe", "日期", "金额", "Amount €", "x-y"),
+    *("select", "_dlt_id", "_dlt_load_id", "_lake_partition", "filename", "file_row_number", "rowid", "%s"),
     *('quo"te', "it's", "1st", "_", "v__v_double", "class_", "trailing ", "e\u0301te\u0301", "n" * 90, "Ünïcode Näme"),
-    *("lake partition", "null", "true", "tab\there", "new\nline", "comma,name", "semi;colon", "İstanbul", "ΑΣ", "key"),
-    *("value", "element", "list", "item", "entries", "c0", "c1", "file_index", "data_file_id", "ǅungla", "day_", "%s"),
+    *("snapshot_id", "lake partition", "null", "true", "tab\there", "new\nline", "comma,name", "semi;colon", "ΑΣ"),
+    *("key", "a.b.c", "value", "element", "list", "item", "entries", "c0", "c1", "file_index", "data_file_id", "day_"),
+    *("ǅungla", "İstanbul"),
 )  # fmt: skip
 
-CONTRACT = ("text", "bigint", "double", "bool", "timestamp", "timestamp_ntz", "date", "time", "decimal", "binary", "json",
-            "decimal(10,2)", "decimal(38,0)", "decimal(20,0)")  # fmt: skip
+CONTRACT = ("text", "bigint", "double", "bool", "timestamp", "timestamp_ntz", "date", "time", "decimal", "binary",
+            "json", "decimal(10,2)", "decimal(38,0)", "decimal(20,0)")  # fmt: skip
 
 
 @dataclass
@@ -67,7 +68,7 @@ def _is_plain(kind: Kind, mode: str, forms: Sequence[Any]) -> bool:
     """Whether all values of a kind have to be taken: JSON has no NaN, and pandas makes integers with nulls doubles."""
     if mode == "json" and "float" in kind.name or mode == "csv" and "NaN" in kind.name:
         return False
-    in_pandas = any("pandas frame" == getattr(form, "name", "") or form == "pandas" for form in forms)
+    in_pandas = any(getattr(form, "name", "") == "pandas frame" or form == "pandas" for form in forms)
     return kind.plain and not (in_pandas and ("list" in kind.name or kind.name in ("int64", "uint64", "struct")))
 
 
@@ -86,7 +87,9 @@ def dialects(draw: st.DrawFn) -> Written:
     delimiter = draw(st.sampled_from([",", ",", ";", "\t", "|", "||", "\x01"]))
     writers = ["csv", "csv", "duckdb", "pandas"] if len(delimiter) == 1 else ["csv"]
     quote = draw(st.sampled_from(['"', '"', '"', '"', "'", ""]))
-    encoding = draw(st.sampled_from(["utf-8", "utf-8", "utf-8", "latin-1", "cp1252", "utf-16", "utf-8-sig", "shift_jis"]))
+    encoding = draw(
+        st.sampled_from(["utf-8", "utf-8", "utf-8", "latin-1", "cp1252", "utf-16", "utf-8-sig", "shift_jis"])
+    )
     return Written(
         writer=draw(st.sampled_from(writers)),
         delimiter=delimiter,

@@ -48,7 +48,18 @@ FORMS = {
 }
 
 LATTICE = (
-    *("INTEGER", "BIGINT", "UBIGINT", "DECIMAL(10,2)", "DECIMAL(38,0)", "FLOAT", "DOUBLE", "BOOLEAN", "VARCHAR", "JSON"),
+    *(
+        "INTEGER",
+        "BIGINT",
+        "UBIGINT",
+        "DECIMAL(10,2)",
+        "DECIMAL(38,0)",
+        "FLOAT",
+        "DOUBLE",
+        "BOOLEAN",
+        "VARCHAR",
+        "JSON",
+    ),
     *("DATE", "TIME", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE", "BLOB", "INTEGER[]", "BIGINT[]", "STRUCT(a INTEGER)"),
     *("STRUCT(a BIGINT, b VARCHAR)", "MAP(VARCHAR, INTEGER)", '"NULL"'),
 )
