@@ -22,7 +22,7 @@ def column_name(source: str) -> str:
     before = ""
     for char in unicodedata.normalize("NFC", source):
         kept = char == "_" or unicodedata.category(char)[0] in "LMN"
-        if kept and char.isupper() and (before.islower() or before.isdigit()):
+        if kept and char.isupper() and char != char.lower() and (before.islower() or before.isdigit()):
             words.append(" ")
         words.append(char.lower() if kept else " ")
         before = char

@@ -42,7 +42,6 @@ class Attempt:
         files: The staged rows, in local Parquet files.
         paths: Where they are staged, below the data path.
         staged: How many values of each column, and rows, are in these.
-        unbounded: The columns with values of which a file has no minimum and maximum.
     """
 
     partition: Partition
@@ -55,7 +54,6 @@ class Attempt:
     given: Counter[str] = field(default_factory=Counter)
     natural: dict[str, str] = field(default_factory=dict)
     staged: dict[str, int] = field(default_factory=dict)
-    unbounded: tuple[str, ...] = ()
     profile: dict[str, float] = field(default_factory=dict)
 
     @property

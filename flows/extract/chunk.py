@@ -264,7 +264,6 @@ def _outcome(dataset: Dataset, attempt: Attempt) -> Outcome:
         profile=attempt.profile,
         source_values=dict(attempt.given),
         values=attempt.staged,
-        unbounded=attempt.unbounded,
     )
 
 

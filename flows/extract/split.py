@@ -20,6 +20,7 @@ from flows.extract.dlt_run import Shape
 from flows.sources.values import Unfit, fit
 from flows.stage.inspect import MARK, inspect
 from flows.stage.lattice import contract_line
+from flows.stage.statistics import complete
 
 BATCH = 122_880
 """Rows read and written at once: one row group of DuckDB's size."""
@@ -59,9 +60,11 @@ def split(
         for number, attempt in enumerate(attempts):
             if attempt.error is None:
                 _inspect(dataset, [attempt], [str(f) for f in attempt.files], {0: targets[number]})
-    for attempt in attempts:
+    for number, attempt in enumerate(attempts):
         if attempt.error is None:
-            _count(attempt)
+            is_json = [name for name, data_type in targets[number].items() if data_type == "JSON"]
+            attempt.files = [complete(file, is_json) for file in attempt.files]
+            attempt.staged = _counted(attempt)
             attempt.error = _lost(attempt, attempt.staged)
 
 
@@ -149,20 +152,15 @@ def _lost(attempt: Attempt, staged: Mapping[str, int]) -> Rejected | None:
     return None
 
 
-def _count(attempt: Attempt) -> None:
-    """Count the rows of an attempt's files and the values of each column, as the files' footers tell them."""
+def _counted(attempt: Attempt) -> dict[str, int]:
+    """The rows of an attempt's files and the values of each column, as the files' footers tell them."""
     assert attempt.seen is not None  # noqa: S101 - it was just inspected
-    counts, unbounded = Counter({ROWS: 0, **attempt.seen.values}), set()
+    counts = Counter({ROWS: 0, **attempt.seen.values})
     for file in attempt.files:
         footer = pq.read_metadata(file)
         counts[ROWS] += footer.num_rows
         for group in map(footer.row_group, range(footer.num_row_groups)):
             for column in map(group.column, range(group.num_columns)):
-                name, found = column.path_in_schema, column.statistics
-                if name not in attempt.seen.columns or name in attempt.seen.values or found is None:
-                    continue
-                values = column.num_values - found.null_count
-                counts[name] += values
-                if values and not found.has_min_max:
-                    unbounded.add(name)
-    attempt.staged, attempt.unbounded = dict(counts), tuple(sorted(unbounded))
+                if column.path_in_schema not in attempt.seen.values and column.is_stats_set:
+                    counts[column.path_in_schema] += column.num_values - column.statistics.null_count
+    return dict(counts)

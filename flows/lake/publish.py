@@ -116,7 +116,6 @@ class Publisher:
         self._planned, self._recheck = planned or {}, recheck
         self._con: DuckDBPyConnection | None = None
         self._began = time.monotonic()
-        self._boundless: set[tuple[str, str]] = set()
         self._unanswered: int | None = None
         """The fence's token of a COMMIT whose answer was lost."""
 
@@ -209,7 +208,6 @@ class Publisher:
             con.execute("COMMIT")
             reached("after COMMIT")
             self._standing.committed(token, rows)
-            self._forget_bounds(result.receipts)
             result.snapshot_id = con.execute(f"SELECT id FROM {LAKE}.last_committed_snapshot()").fetchone()[0]  # type: ignore[index]
         except duckdb.Error as error:
             meaning = explain(error, self._settings, committing=token is not None)
@@ -225,20 +223,6 @@ class Publisher:
             self._abandon(con)
             raise
         return result
-
-    def _forget_bounds(self, receipts: Sequence[Receipt]) -> None:
-        """Have DuckLake keep no bounds of columns of which a file has none, once for each column.
-
-        DuckLake 1.5.5 takes such a file's column for one of nulls, and the bounds of the others for the table's:
-        https://github.com/duckdb/ducklake/issues/1308
-        """
-        new = {(f"raw.{receipt.dataset}", column) for receipt in receipts for column in receipt.unbounded}
-        if new - self._boundless:
-            self._boundless |= new
-            try:
-                repair(self._settings, {table for table, _ in new}, footers=False)
-            except LakeError as error:
-                log.warning("%s; then: lake repair", error.message)
 
     def _abandon(self, con: DuckDBPyConnection) -> None:
         """Roll back, and read the ledger again next time: this transaction may have read what was never committed."""

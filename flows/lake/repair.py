@@ -55,13 +55,12 @@ class Change:
     after: str
 
 
-def repair(settings: Settings, only: Set[str] | None = None, *, footers: bool = True) -> list[Change]:
+def repair(settings: Settings, only: Set[str] | None = None) -> list[Change]:
     """Put right the statistics that `lake verify` finds wrong. Call it within the gate.
 
     Args:
         settings: Where the lake is.
         only: Just these tables, by schema and name; None means all.
-        footers: Whether the files' statistics are held against their footers, too.
 
     Returns:
         What was changed; empty when nothing had to be.
@@ -77,11 +76,11 @@ def repair(settings: Settings, only: Set[str] | None = None, *, footers: bool = 
         wait=wait_random_exponential(0.05, max=1.0),
         reraise=True,
     )
-    changes: list[Change] = conflicts(_once, settings, str(uuid.uuid4()), only, footers)
+    changes: list[Change] = conflicts(_once, settings, str(uuid.uuid4()), only)
     return changes
 
 
-def _once(settings: Settings, mark: str, only: Set[str] | None, footers: bool) -> list[Change]:
+def _once(settings: Settings, mark: str, only: Set[str] | None) -> list[Change]:
     """One transaction. What became of one that failed is read from the snapshots."""
     import duckdb
 
@@ -91,7 +90,7 @@ def _once(settings: Settings, mark: str, only: Set[str] | None, footers: bool) -
         with connected(settings) as con:
             con.execute("BEGIN")
             snapshot = _latest(con)
-            statements, tables, changes = _plan(con, settings, only, footers)
+            statements, tables, changes = _plan(con, settings, only)
             if not changes:
                 con.execute("ROLLBACK")
                 return []
@@ -141,14 +140,14 @@ def _fence(con: DuckDBPyConnection, snapshot: int, tables: Sequence[int], mark: 
 
 
 def _plan(
-    con: DuckDBPyConnection, settings: Settings, only: Set[str] | None, footers: bool
+    con: DuckDBPyConnection, settings: Settings, only: Set[str] | None
 ) -> tuple[list[tuple[str, list[Any]]], list[int], list[Change]]:
     """What is to be done: statements with their values, ids of the tables, and the same in words. Reads only."""
     statements: list[tuple[str, list[Any]]] = []
     changes: list[Change] = []
     tables: set[int] = set()
     statistics.load(con, only)
-    for file in statistics.wrong_files(con, settings, every=True) if footers else ():
+    for file in statistics.wrong_files(con, settings, every=True):
         stated, where = "ducklake_data_file", f"data_file_id = {file.file_id}"
         if file.column_id is not None:
             stated, where = "ducklake_file_column_stats", f"{where} AND column_id = {file.column_id}"

@@ -10,7 +10,7 @@ import base64
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal, InvalidOperation
 from types import MappingProxyType
@@ -538,7 +538,43 @@ def conform(
             made[name] = stored(table.column(name), name)
         elif contract.new_columns == "freeze":
             raise Unfit(name, "is not in the contract")
+    for name, column in made.items():
+        _check_text(column, name)
     return pa.table(made) if made else table.select([])
+
+
+def _check_text(column: pa.ChunkedArray, name: str) -> None:
+    """Refuse a NUL in text: DuckLake 1.5.5 cuts its queries there, and keeps no statistics of a file that has one.
+
+    Then ``=`` is an error, or finds nothing where another file has statistics.
+    """
+    for text in _texts_in(column):
+        if pc.any(pc.match_substring(text, "\0")).as_py():
+            row = _first_bad(_without_nul, column) if text is column else None
+            raise Unfit(name, "text with a NUL character (\\0) is not stored", row)
+
+
+def _without_nul(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pc.any(pc.match_substring(column, "\0")).as_py():
+        raise pa.ArrowInvalid("NUL")
+    return column
+
+
+def _texts_in(column: pa.ChunkedArray) -> Iterator[pa.ChunkedArray]:
+    """The text in a column as it is stored, also within nested values."""
+    types = pa.types
+    if types.is_string(column.type):
+        yield column
+    elif types.is_struct(column.type):
+        for inner in column.flatten():
+            yield from _texts_in(inner)
+    elif types.is_map(column.type):
+        for chunk in column.chunks:
+            yield from _texts_in(pa.chunked_array([chunk.keys]))
+            yield from _texts_in(pa.chunked_array([chunk.items]))
+    elif types.is_list(column.type):
+        for chunk in column.chunks:
+            yield from _texts_in(pa.chunked_array([chunk.flatten()]))
 
 
 def is_number(data_type: pa.DataType) -> bool:

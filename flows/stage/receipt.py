@@ -28,7 +28,6 @@ class Receipt:
         profile: Seconds by stage, in order; the partition's share where many went through a stage together.
         source_values: How many values of each column the source gave that are not null, with its rows under "".
         values: How many are in the staged files.
-        unbounded: The columns with values of which a file has no minimum and maximum: long texts, say.
         supersedes: The attempt that a rollback takes back; it is refused when another one is published by then.
     """
 
@@ -48,7 +47,6 @@ class Receipt:
     profile: Mapping[str, float] = field(default_factory=dict)
     source_values: Mapping[str, int] = field(default_factory=dict)
     values: Mapping[str, int] = field(default_factory=dict)
-    unbounded: tuple[str, ...] = ()
     supersedes: str = ""
 
 

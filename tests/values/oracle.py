@@ -1,4 +1,4 @@
-"""The oracle: which values of a lake stand for a source's, in plain Python. It uses nothing of what it judges."""
+"""The oracle: which values of a lake stand for a source's values, in plain Python, apart from what it judges."""
 
 from __future__ import annotations
 
@@ -47,7 +47,12 @@ def column(name: str) -> str:
     spaced = "".join(c if c == "_" or unicodedata.category(c)[0] in "LMN" else " " for c in name)
     split = ""
     for index, char in enumerate(spaced):
-        is_start = index and char.isupper() and (spaced[index - 1].islower() or spaced[index - 1].isdigit())
+        is_start = (
+            index
+            and char.isupper()
+            and char != char.lower()
+            and (spaced[index - 1].islower() or spaced[index - 1].isdigit())
+        )
         split += (" " if is_start else "") + char
     found = "_".join(word.lower() if word.isascii() else "".join(c.lower() for c in word) for word in split.split())
     return "_" + found if found and found[0].isdigit() else found

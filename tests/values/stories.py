@@ -16,15 +16,16 @@ from tests.values.oracle import column
 DAYS = ("2024-01-01", "2024-01-02", "2024-01-03")
 
 NAMES = (
-    *("alpha", "beta_2", "gamma", "Delta Col", "camelCase", "UPPER", "größe", "日期", "金额", "Amount €", "x-y", "a.b.c"),  # noqa: E501
-    *("select", "_dlt_id", "_dlt_load_id", "_lake_partition", "filename", "file_row_number", "rowid", "snapshot_id"),
+    *("alpha", "beta_2", "gamma", "Delta Col", "camelCase", "UPPER", "größe", "日期", "金额", "Amount €", "x-y"),
+    *("select", "_dlt_id", "_dlt_load_id", "_lake_partition", "filename", "file_row_number", "rowid", "%s"),
     *('quo"te', "it's", "1st", "_", "v__v_double", "class_", "trailing ", "e\u0301te\u0301", "n" * 90, "Ünïcode Näme"),
-    *("lake partition", "null", "true", "tab\there", "new\nline", "comma,name", "semi;colon", "İstanbul", "ΑΣ", "key"),
-    *("value", "element", "list", "item", "entries", "c0", "c1", "file_index", "data_file_id", "ǅungla", "day_", "%s"),
+    *("snapshot_id", "lake partition", "null", "true", "tab\there", "new\nline", "comma,name", "semi;colon", "ΑΣ"),
+    *("key", "a.b.c", "value", "element", "list", "item", "entries", "c0", "c1", "file_index", "data_file_id", "day_"),
+    *("ǅungla", "İstanbul"),
 )  # fmt: skip
 
-CONTRACT = ("text", "bigint", "double", "bool", "timestamp", "timestamp_ntz", "date", "time", "decimal", "binary", "json",  # noqa: E501
-            "decimal(10,2)", "decimal(38,0)", "decimal(20,0)")  # fmt: skip
+CONTRACT = ("text", "bigint", "double", "bool", "timestamp", "timestamp_ntz", "date", "time", "decimal", "binary",
+            "json", "decimal(10,2)", "decimal(38,0)", "decimal(20,0)")  # fmt: skip
 
 
 @dataclass

@@ -108,8 +108,8 @@ def read(dataset: Dataset, key: str) -> tuple[Given, dict[str, str], str]:
     attempt = Attempt(parse_partition(key, dataset.grain), "")
     tables: list[pa.Table] = []
     try:
-        found = tables_of(items_of(dataset.read(attempt.partition, {})), dataset.contract)
-        tables.extend(attempt.take(table, dataset) for table in found if table is not None and table.num_rows)
+        given = tables_of(items_of(dataset.read(attempt.partition, {})), dataset.contract)
+        tables += [attempt.take(table, dataset) for table in given if table is not None and table.num_rows]
     except Unfit as error:
         return {}, {}, said(error).message
     except LakeError as error:
