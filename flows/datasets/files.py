@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from flows.datasets.model import Contract, Grain, Partition
@@ -126,15 +125,13 @@ class Files:
         names = [landing.relative(info.path) for info in landing.list(_fixed_folder(self.pattern))]
         return sorted(name for name in names if not _is_hidden(name, self.pattern) and (match(name) or "") < first)
 
-    def read(
-        self, partition: Partition, contract: Contract, known: Mapping[str, str] = MappingProxyType({})
-    ) -> Iterator[pa.Table]:
+    def read(self, partition: Partition, contract: Contract) -> Iterator[pa.Table]:
         """Stream one partition's rows. A value that does not fit its type is an error, never a null.
 
         Args:
             partition: Which.
-            contract: Types of declared columns, names, the zone of local times.
-            known: The raw table's column types: where one is text, a CSV file's column is read as text.
+            contract: Types of declared columns, names, the zone of local times; and the raw table's column types:
+                where one is text, a CSV file's column is read as text.
 
         Raises:
             NoSource: no file matches.
@@ -147,7 +144,7 @@ class Files:
             raise NoSource(f"no file matches {self._spelt(partition)}")
         with contextlib.ExitStack() as opened:
             read = {"csv": self._csv, "parquet": self._parquet}.get(self.format, self._json)
-            yield from read(landing, files, contract, known, opened)
+            yield from read(landing, files, contract, opened)
             for info in files:
                 now = landing.find(landing.relative(info.path))
                 if now is None or _state(now, landing) != _state(info, landing):
@@ -160,7 +157,6 @@ class Files:
         landing: Storage,
         files: Sequence[File],
         contract: Contract,
-        known: Mapping[str, str],
         opened: contextlib.ExitStack,
     ) -> Iterator[pa.Table]:
         """CSV files: as text, then by the contract's types, or by what all of a column's texts are like."""
@@ -178,27 +174,26 @@ class Files:
                     _check_end(path, size)
                 dialect = self._dialect()
                 names = csv_files.header(path, dialect)
-                columns = _columns(names, contract, known)
+                columns = _columns(names, contract)
                 if dialect.skip or any(set(name) & {"\r", "\n"} for name in names):
                     copy = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="lake-file-")), "plain")
                     dialect, names = csv_files.with_plain_header(path, dialect, names, copy)
                     path, columns = copy, dict(zip(names, columns.values(), strict=True))
                 local.append((name, path, size, columns, dialect))
-        facts = self._look(local, contract, known)
+        facts = self._look(local, contract)
         types = {column: found.type_of() for column, found in facts.items()}
         integers = {name for name, data_type in contract.columns.items() if data_type == "bigint"}
         for name, path, size, columns, dialect in local:
             with _in_file(name, self.format) as place:
                 place.find = partial(_line, path, dialect, len(columns))
                 for table in csv_files.read(path, dialect, columns, size, integers):
-                    yield _typed(self._with_points(table, contract, types), contract, types, known)
+                    yield _typed(self._with_points(table, contract, types), contract, types)
                     place.row += table.num_rows
 
     def _look(
         self,
         local: Sequence[tuple[str, Path, int, dict[str, str], Dialect]],
         contract: Contract,
-        known: Mapping[str, str],
     ) -> dict[str, Facts]:
         """What the texts of undeclared columns are like, in all files together."""
         from flows.sources import csv_files
@@ -208,7 +203,7 @@ class Files:
             wanted = {
                 number: facts.setdefault(column, csv_files.Facts())
                 for number, column in enumerate(columns.values())
-                if column not in contract.columns and known.get(column) != "VARCHAR" and _is_taken(contract)
+                if column not in contract.columns and contract.known.get(column) != "VARCHAR" and _is_taken(contract)
             }
             if wanted:
                 with _in_file(name, self.format):
@@ -237,7 +232,6 @@ class Files:
         landing: Storage,
         files: Sequence[File],
         contract: Contract,
-        known: Mapping[str, str],
         opened: contextlib.ExitStack,
     ) -> Iterator[pa.Table]:
         """JSON files, of lines or of one array each."""
@@ -252,14 +246,13 @@ class Files:
                     continue
                 for number, rows in json_files.read(path):
                     place.find = partial(_row, number)
-                    yield conform(rows_to_table(rows, contract), contract, dict.fromkeys(known))
+                    yield conform(rows_to_table(rows, contract), contract, dict.fromkeys(contract.known))
 
     def _parquet(
         self,
         landing: Storage,
         files: Sequence[File],
         contract: Contract,
-        known: Mapping[str, str],
         opened: contextlib.ExitStack,
     ) -> Iterator[pa.Table]:
         """Parquet files."""
@@ -273,7 +266,7 @@ class Files:
                 if self._is_empty(info.size):
                     continue
                 parquet = pq.ParquetFile(opened.enter_context(landing.fs.open_input_file(info.path)))
-                columns = _columns(parquet.schema_arrow.names, contract, known)
+                columns = _columns(parquet.schema_arrow.names, contract)
                 for number in range(len(parquet.schema)):
                     leaf = parquet.schema.column(number)
                     if leaf.converted_type == "INTERVAL":  # Arrow reads it as 12 bytes
@@ -281,7 +274,7 @@ class Files:
                         raise Unfit(columns.get(name, name), "the type INTERVAL cannot be stored")
                 for batch in parquet.iter_batches():
                     table = pa.table(batch.columns, names=list(columns.values()))
-                    yield conform(table, contract, dict.fromkeys(known))
+                    yield conform(table, contract, dict.fromkeys(contract.known))
                     place.row += table.num_rows
 
     def _is_empty(self, size: int) -> bool:
@@ -479,7 +472,7 @@ def _check_end(path: Path, size: int) -> None:
             raise SourceError("its last line has no end: it is truncated", "have the source write it again")
 
 
-def _columns(names: Sequence[str], contract: Contract, known: Mapping[str, str]) -> dict[str, str]:
+def _columns(names: Sequence[str], contract: Contract) -> dict[str, str]:
     """The column of each name in a file's header; all that the contract declares, and only what it allows."""
     from flows.datasets.names import clash, clash_text, columns_of
 
@@ -489,7 +482,7 @@ def _columns(names: Sequence[str], contract: Contract, known: Mapping[str, str])
     if pair := clash(columns):
         raise SourceError(clash_text(*pair, columns[pair[0]]), "mend the contract, or the file")
     missing = [c for c in contract.columns if c not in columns.values()]
-    extra = [n for n, c in columns.items() if c not in contract.columns and c not in known]
+    extra = [n for n, c in columns.items() if c not in contract.columns and c not in contract.known]
     if missing or (extra and contract.columns and contract.new_columns == "freeze"):
         raise SourceError(
             "wrong header:"
@@ -500,7 +493,7 @@ def _columns(names: Sequence[str], contract: Contract, known: Mapping[str, str])
     return columns
 
 
-def _typed(table: pa.Table, contract: Contract, types: Mapping[str, pa.DataType], known: Mapping[str, str]) -> pa.Table:
+def _typed(table: pa.Table, contract: Contract, types: Mapping[str, pa.DataType]) -> pa.Table:
     """A table of texts by the contract's types, and by those that were found for the other columns."""
     import pyarrow as pa
 
@@ -510,7 +503,7 @@ def _typed(table: pa.Table, contract: Contract, types: Mapping[str, pa.DataType]
         name: fit(table.column(name), types[name], name) if name in types else table.column(name)
         for name in table.column_names
     }
-    return conform(pa.table(columns), contract, dict.fromkeys(known))
+    return conform(pa.table(columns), contract, dict.fromkeys(contract.known))
 
 
 def _version(infos: Sequence[File]) -> str:

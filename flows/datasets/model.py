@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
@@ -140,12 +140,15 @@ class Contract:
             `flows.datasets.names.column_name` makes of it.
         timezone: The zone of moments that a source gives without one, for columns declared as ``timestamp``;
             ``Europe/Berlin``. None refuses them.
+        known: The DuckDB type of each column that the raw table has by now, for sources whose own types say less. The
+            pipeline fills it in.
     """
 
     columns: Mapping[str, DataType] = field(default_factory=dict)
     new_columns: NewColumns = "evolve"
     rename: Mapping[str, str] = field(default_factory=dict)
     timezone: str | None = None
+    known: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, data_type in self.columns.items():
@@ -224,13 +227,8 @@ class Source(Protocol):
         """
         ...
 
-    def read(self, partition: Partition, contract: Contract, known: Mapping[str, str]) -> Rows:
+    def read(self, partition: Partition, contract: Contract) -> Rows:
         """Read one partition.
-
-        Args:
-            partition: Which.
-            contract: What its rows must look like.
-            known: The DuckDB type of each column that the raw table has by now, for sources whose own types say less.
 
         Raises:
             NoSource: there is nothing for this partition (yet).
@@ -365,5 +363,6 @@ class Dataset:
         """Read one partition from the source; raises what the source raises."""
         if isinstance(self.source, Source):
             own = {self.partition_column: "TIMESTAMP" if self.grain is Grain.hour else "DATE"}
-            return self.source.read(partition, self.contract, {n: t for n, t in own.items() if n} | dict(known or {}))
+            found = {name: data_type for name, data_type in own.items() if name} | dict(known or {})
+            return self.source.read(partition, replace(self.contract, known=found))
         return self.source(partition)

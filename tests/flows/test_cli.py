@@ -319,7 +319,7 @@ def test_a_run_names_each_cause_once_and_leaves_stdout_to_its_json(lake: Command
     done = lake.run("backfill", "loud", "absent", "--json", "--workers", "1")
     assert done.returncode == 1
     summary = json.loads(done.stdout)
-    assert summary["published"] == 1
+    assert summary["published"] == 1, summary
     (loud,) = (f["error"] for f in summary["failed"] if f["dataset"] == "loud")
     assert loud == "ValueError: [/] [red]no[/red] postgresql://u:***@db/x?password=*** Bearer ***"
     absent = {f["partition"]: f["error"] for f in summary["failed"] if f["dataset"] == "absent"}

@@ -199,7 +199,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(lake: Lake) -> None:
     things = files(lake)
     things.lake.land(f"things/{DAYS[0]}.csv", "v\n1\n")
     source: Any = things.dataset.source
-    read = source.read(parse_partition(DAYS[0], Grain.day), things.dataset.contract, {})
+    read = source.read(parse_partition(DAYS[0], Grain.day), things.dataset.contract)
     assert next(read).num_rows == 1
     things.lake.land(f"things/{DAYS[0]}.csv", "v\n1\n2\n")
     with pytest.raises(Exception, match="changed while it was read"):
