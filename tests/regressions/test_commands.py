@@ -62,7 +62,7 @@ def good(key: str, more: str = "") -> str:
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
     """What a terminal of 80 columns has shown since it was last asked."""
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(show.console, "width", 80)  # it reads COLUMNS once, when it is first imported
     return lambda: capsys.readouterr().out
 
 
@@ -317,12 +317,18 @@ def test_a_mark_for_several_partitions_is_not_green_for_one_of_them(shown: Calla
 
 def test_a_text_with_markup_is_shown_as_it_is(shown: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
     odd = "[/] [red]x[/red] :smile: [bold"
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(show.console, "width", 200)
     entries = [Planned("readings", odd, State.no_source, False, "", None)]
     show.plan(entries, {"readings": [odd]})
     show.answer(["a", odd], [(1, odd)])
     show.rows([{"a": odd}], odd)
-    summary = {"published": 0, "unchanged": 0, "no_source": [odd], "left_out": [{"dataset": "a", "error": odd}]}
+    summary = {
+        "published": 0,
+        "unchanged": 0,
+        "older": 0,
+        "no_source": [odd],
+        "left_out": [{"dataset": "a", "error": odd}],
+    }
     show.ingested(summary)
     assert shown().count(odd) == 8
     assert Console(file=io.StringIO()).render_str("[red]x").plain == "x", "Rich's own default"
