@@ -175,9 +175,9 @@ class Files:
                 dialect = self._dialect()
                 names = csv_files.header(path, dialect)
                 columns = _columns(names, contract)
-                if dialect.skip or any(set(name) & {"\r", "\n"} for name in names):
+                if dialect.skip or dialect.comment or any(set(name) & {"\r", "\n"} for name in names):
                     copy = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="lake-file-")), "plain")
-                    dialect, names = csv_files.with_plain_header(path, dialect, names, copy)
+                    dialect, names = csv_files.simplified(path, dialect, names, copy)
                     path, columns = copy, dict(zip(names, columns.values(), strict=True))
                 local.append((name, path, size, columns, dialect))
         facts = self._look(local, contract)

@@ -7,6 +7,7 @@ DuckDB a millisecond, whatever is in it.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import re
 import shutil
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from flows.errors import SourceError
 
@@ -86,11 +87,12 @@ def header(path: Path, dialect: Dialect) -> list[str]:
     return names
 
 
-def with_plain_header(path: Path, dialect: Dialect, names: Sequence[str], copy: Path) -> tuple[Dialect, list[str]]:
-    """Copy a file with a header of one line, and blank lines where lines are skipped.
+def simplified(path: Path, dialect: Dialect, names: Sequence[str], copy: Path) -> tuple[Dialect, list[str]]:
+    """Copy a file with a header of one line, and blank lines where lines are skipped or comments.
 
     DuckDB 1.5.5 takes the first line break of a file, also one that is skipped or within quotes, for that of all its
-    lines. The lines keep their numbers.
+    lines; and what follows a comment's sign within a line for a comment, too. The lines keep their numbers, but in a
+    file of one column, where a blank line is a row.
 
     Args:
         path: A local file in UTF-8.
@@ -115,8 +117,31 @@ def with_plain_header(path: Path, dialect: Dialect, names: Sequence[str], copy: 
         before += [next(file) for _ in range(break_in_names)]
         end = before[-1][len(before[-1].rstrip("\r\n")) :]
         target.write(end * (len(before) - 1) + dialect.delimiter.join(plain) + end)
+        if dialect.comment:
+            _copy_without_comments(file, target, dialect, end if len(names) > 1 else "")
         shutil.copyfileobj(file, target, PIECE)
-    return replace(dialect, skip=len(before) - 1), plain
+    return replace(dialect, skip=len(before) - 1, comment=""), plain
+
+
+def _copy_without_comments(file: TextIO, target: TextIO, dialect: Dialect, blank: str) -> None:
+    """Copy rows, and a blank instead of each comment. A line within a quoted value is none."""
+    is_start = True
+
+    def lines() -> Iterator[str]:
+        nonlocal is_start
+        for line in file:
+            if is_start and line.startswith(dialect.comment):
+                target.write(blank)
+                continue
+            is_start = False
+            target.write(line)
+            yield line
+
+    csv.field_size_limit(LONGEST)
+    # Where the file breaks its dialect DuckDB finds it, too, and tells the line.
+    with contextlib.suppress(csv.Error):
+        for _ in _reader(lines(), dialect):
+            is_start = True
 
 
 _DELIMITER = "\ue000"

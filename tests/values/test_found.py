@@ -66,6 +66,14 @@ def test_a_comment_after_a_byte_order_mark_is_a_comment() -> None:
     assert read_csv(b"\xef\xbb\xbf# made by a tool\na,b\n1,2\n", comment="#") == [{"a": 1, "b": 2}]
 
 
+def test_a_comment_is_a_line_and_not_the_end_of_one() -> None:
+    content = b'# one\na,b\n1,#a\n# two, 3\n2,x#y\n"# no\n# comment",4\n5,"""\n# x"\n#\n'
+    assert [row["b"] for row in read_csv(content, comment="#")] == ["#a", "x#y", "4", '"\n# x']
+    assert read_csv(b"a\n1\n# two\n\n3\n", comment="#") == [{"a": 1}, {"a": None}, {"a": 3}]
+    with pytest.raises(SourceError, match="line 5: column a: 'x' cannot be bigint"):
+        read_csv(b"# one\na,b\n1,2\n# two\nx,3\n", {"a": "bigint", "b": "text"}, comment="#")
+
+
 def test_a_delimiter_may_have_several_characters() -> None:
     assert read_csv(b'"a||b"||c\n1||2\n', delimiter="||") == [{"a_b": 1, "c": 2}]
 
