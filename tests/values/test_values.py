@@ -141,7 +141,7 @@ def _run(
 def test_a_partition_is_read_exactly_or_refused_by_its_column(
     mode: str, examples: Any, lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _run(stories(mode), examples(60, 500), check_read, lake, tmp_path, monkeypatch)
+    _run(stories(mode), examples(40, 500), check_read, lake, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("mode", ["function", "csv", "json", "parquet"])
@@ -154,7 +154,7 @@ def test_plain_good_data_is_never_refused(
             assert error == ""
             assert compare(told, day, values, types) == []
 
-    _run(plain_stories(mode), examples(60, 500), check, lake, tmp_path, monkeypatch)
+    _run(plain_stories(mode), examples(40, 500), check, lake, tmp_path, monkeypatch)
 
 
 def test_the_lake_holds_what_the_source_gave_or_names_the_column(
@@ -162,7 +162,7 @@ def test_the_lake_holds_what_the_source_gave_or_names_the_column(
 ) -> None:
     _run(
         stories(),
-        examples(25, 1500, in_lake=True),
+        examples(18, 1500, in_lake=True),
         lambda told: check_published(told, reader),
         lake,
         tmp_path,
@@ -177,5 +177,5 @@ def test_plain_good_data_is_published(
     def check(told: Told) -> None:
         check_published(told, reader, refusal=False)
 
-    _run(plain_stories(), examples(15, 500, in_lake=True), check, lake, tmp_path, monkeypatch)
+    _run(plain_stories(), examples(10, 500, in_lake=True), check, lake, tmp_path, monkeypatch)
     assert lake.errors() == []
