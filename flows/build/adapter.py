@@ -22,6 +22,7 @@ from flows.build import turn
 from flows.errors import LakeError
 from flows.lake.connect import attach_sql, commit_message, connect, prepare
 from flows.lake.publish import raise_fence
+from flows.lake.repair import settle
 from flows.points import reached
 from flows.settings import LAKE, Settings, load_settings
 
@@ -37,6 +38,8 @@ class LakeAdapter(DuckDBEngineAdapter):
     """Entered around every transaction. A build asks the run that started it; SQLMesh's own command enters itself."""
 
     _reading = 0
+    _settled = False
+    """Whether every model's table is safe to add to; a new one is not."""
 
     @contextlib.contextmanager
     def transaction(self, condition: bool | None = None) -> Iterator[None]:
@@ -45,15 +48,25 @@ class LakeAdapter(DuckDBEngineAdapter):
             yield
             return
         with type(self).gate():
+            if not self._settled:
+                self._settle()  # whoever was killed before it
             with super().transaction():
                 raise_fence(self.cursor, "transform_fence")
                 commit_message(self.cursor, "transform")
                 yield
                 reached("mid interval")
             reached("interval committed")
+            if not self._settled:
+                self._settle()
+
+    def _settle(self) -> None:
+        settle(load_settings())
+        self._settled = True
 
     def execute(self, expressions: Any, *args: Any, **kwargs: Any) -> None:
         """Run statements; ones that only read need no transaction of their own. An INSERT changes no value."""
+        if isinstance(expressions, exp.Create) and expressions.kind == "TABLE" and not expressions.expression:
+            self._settled = False
         if isinstance(expressions, exp.Insert) and isinstance(expressions.expression, exp.Query):
             expressions = self._exact_insert(expressions)
         with (

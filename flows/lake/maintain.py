@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from flows.errors import CommitConflict
 from flows.lake.connect import commit_message, connected
 from flows.lake.publish import raise_fence
+from flows.lake.repair import settle
 from flows.lake.schema import ORPHAN_AGE
 from flows.points import reached
 from flows.settings import LAKE, Settings
@@ -122,9 +123,8 @@ def _flush(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
     for schema, table, count in _inlined(con):
         if count:
             call = f"FROM ducklake_flush_inlined_data('{LAKE}', schema_name => '{schema}', table_name => '{table}')"
-            yield Step(
-                "flush", f"{schema}.{table}", count, "rows", _transaction(settings, call, "rows_flushed", fenced=True)
-            )
+            name = f"{schema}.{table}"
+            yield Step("flush", name, count, "rows", _transaction(settings, name, call, "rows_flushed", fenced=True))
 
 
 def _merge(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
@@ -133,9 +133,8 @@ def _merge(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
         call = (
             f"FROM ducklake_merge_adjacent_files('{LAKE}', '{table}', schema => '{schema}', max_file_size => {SMALL})"
         )
-        yield Step(
-            "merge", f"{schema}.{table}", count, "files", _transaction(settings, call, "files_processed", fenced=False)
-        )
+        name = f"{schema}.{table}"
+        yield Step("merge", name, count, "files", _transaction(settings, name, call, "files_processed", fenced=False))
 
 
 def _rewrite(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
@@ -144,13 +143,8 @@ def _rewrite(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
     for schema, table, count in _files(con, deleted, "true"):
         named = f"'{LAKE}', '{table}', schema => '{schema}'"
         call = f"FROM ducklake_rewrite_data_files({named}, delete_threshold => {DELETED})"
-        yield Step(
-            "rewrite",
-            f"{schema}.{table}",
-            count,
-            "files",
-            _transaction(settings, call, "files_processed", fenced=False),
-        )
+        name = f"{schema}.{table}"
+        yield Step("rewrite", name, count, "files", _transaction(settings, name, call, "files_processed", fenced=False))
 
 
 def _files(con: DuckDBPyConnection, where: str, having: str) -> list[tuple[str, str, int]]:
@@ -172,8 +166,8 @@ def _files(con: DuckDBPyConnection, where: str, having: str) -> list[tuple[str, 
     ).fetchall()
 
 
-def _transaction(settings: Settings, call: str, column: str, *, fenced: bool) -> Callable[[], int]:
-    """A step that writes tables, in one transaction.
+def _transaction(settings: Settings, table: str, call: str, column: str, *, fenced: bool) -> Callable[[], int]:
+    """A step that writes a table, in one transaction; then its statistics are made safe to add to.
 
     A compaction cannot raise the fences: DuckLake commits either compactions or changes. It needs none, since
     DuckLake itself refuses the later one of a compaction and a delete (`tests/lake/test_maintain.py`).
@@ -189,6 +183,7 @@ def _transaction(settings: Settings, call: str, column: str, *, fenced: bool) ->
             commit_message(con, "maintain")
             reached("mid compaction")
             con.execute("COMMIT")
+        settle(settings, {table})
         return int(done)
 
     return run

@@ -4,7 +4,8 @@
       fence       UPDATE the one row of ops.fence: of two transactions that touch it, one cannot commit
       drop        what the ledger holds already, what is older than what is published, and what has not changed
       schema      where a raw table has to change: ALTER, COMMIT, BEGIN, fence. Harmless alone, wrong in one
-                  transaction with the registration (https://github.com/duckdb/ducklake/issues/1308)
+                  transaction with the registration (https://github.com/duckdb/ducklake/issues/1308). And a table
+                  that was never filled is given its statistics first: see `flows.lake.repair`
       delete      the partitions' rows: whole files, so it is metadata only
       register    the staged files; insert those that need a cast
       ledger      a row for each partition
@@ -36,11 +37,11 @@ from tenacity import (
 
 from flows.datasets.model import Dataset, parse_partition
 from flows.errors import CatalogError, CommitConflict, LakeError, PublishedInBetween, Rejected
-from flows.lake import ledger
+from flows.lake import ledger, statistics
 from flows.lake.connect import commit_message, connect
 from flows.lake.evolve import READ, Contents, Fit, contents, evolve, fit, full_paths
 from flows.lake.faults import Forbidden, explain, text_of
-from flows.lake.repair import repair
+from flows.lake.repair import repair, settle
 from flows.lake.schema import qualified, table_columns
 from flows.points import reached
 from flows.settings import LAKE, Settings
@@ -115,6 +116,8 @@ class Publisher:
         self._flow_run_id = flow_run_id
         self._planned, self._recheck = planned or {}, recheck
         self._con: DuckDBPyConnection | None = None
+        self._filled: set[str] = set()
+        """The tables that are known to have statistics."""
         self._began = time.monotonic()
         self._unanswered: int | None = None
         """The fence's token of a COMMIT whose answer was lost."""
@@ -245,11 +248,20 @@ class Publisher:
             con.execute("COMMIT")
             reached("schema committed")
             self._standing.committed(token, evolved.rows)
+            self._filled -= {self._datasets[key].table for key in evolved.changed}
+        filling = {self._datasets[receipt.dataset].table for receipt in receipts} - self._filled
+        bare = {table for _, table in statistics.bare(con, filling)} if filling else set()
+        if evolved.changed or bare:
+            if not evolved.changed:
+                con.execute("ROLLBACK")
             if evolved.respell:
                 repair(self._settings, evolved.respell)
+            if bare:
+                settle(self._settings, bare)
             con.execute("BEGIN")
             token = self._raise_fence(con, group)
             tables = table_columns(con)
+        self._filled |= filling
         held = self._held(con, receipts, tables) if self._recheck else {}
         rows: list[dict[str, Any]] = []
         changed: dict[str, list[tuple[Receipt, Fit]]] = defaultdict(list)

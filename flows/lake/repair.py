@@ -1,5 +1,11 @@
 """Repair: statistics in the catalog that are not those of the files are computed again, in one fenced commit.
 
+And settle: where DuckLake 1.5.5 would merge a table's statistics wrongly with those of the next file, they are written
+so that it does not. It has one mark, no minimum and no maximum, for two things: that no value is known yet, after which
+it takes over the next file's bounds, and that the bounds are not known, after which it must not. The second arises from
+the first commit to a table, and from the rewriting of files, whenever a file without any value of a column comes before
+one with some.
+
 DuckLake changes statistics only along with data, so this writes into the catalog's own tables:
 
     BEGIN
@@ -18,7 +24,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +39,9 @@ from flows.settings import Settings
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
+
+_Planned = tuple[list[tuple[str, list[Any]]], list[int], list["Change"]]
+"""Statements with their values, the ids of the tables that they are about, and the same in words."""
 
 RETRIES = 5
 """Transactions begun after another writer was first, within one hold of the gate."""
@@ -70,17 +79,41 @@ def repair(settings: Settings, only: Set[str] | None = None) -> list[Change]:
         CommitConflict: other writers were first, every time.
         CatalogError: the catalog or a file cannot be read, or the catalog not be written.
     """
+    return _committed(settings, lambda con: _plan(con, settings, only))
+
+
+def settle(settings: Settings, only: Set[str] | None = None) -> list[Change]:
+    """Make tables safe to add files to: their statistics say what DuckLake will merge rightly. Call it within the gate.
+
+    Reads one row for each column of a table, and those of its files only where both bounds are missing.
+
+    Args:
+        settings: Where the lake is.
+        only: Just these tables, by schema and name; None means all.
+
+    Returns:
+        What was changed; empty when nothing had to be.
+
+    Raises:
+        CommitConflict: other writers were first, every time.
+        CatalogError: the catalog cannot be read or written.
+    """
+    return _committed(settings, lambda con: _unsettled(con, only))
+
+
+def _committed(settings: Settings, plan: Callable[[DuckDBPyConnection], _Planned]) -> list[Change]:
+    """Commit what a plan says; planned again when another writer was first."""
     conflicts = Retrying(
         retry=retry_if_exception_type(CommitConflict),
         stop=stop_after_attempt(RETRIES),
         wait=wait_random_exponential(0.05, max=1.0),
         reraise=True,
     )
-    changes: list[Change] = conflicts(_once, settings, str(uuid.uuid4()), only)
+    changes: list[Change] = conflicts(_once, settings, str(uuid.uuid4()), plan)
     return changes
 
 
-def _once(settings: Settings, mark: str, only: Set[str] | None) -> list[Change]:
+def _once(settings: Settings, mark: str, plan: Callable[[DuckDBPyConnection], _Planned]) -> list[Change]:
     """One transaction. What became of one that failed is read from the snapshots."""
     import duckdb
 
@@ -90,7 +123,7 @@ def _once(settings: Settings, mark: str, only: Set[str] | None) -> list[Change]:
         with connected(settings) as con:
             con.execute("BEGIN")
             snapshot = _latest(con)
-            statements, tables, changes = _plan(con, settings, only)
+            statements, tables, changes = plan(con)
             if not changes:
                 con.execute("ROLLBACK")
                 return []
@@ -139,10 +172,8 @@ def _fence(con: DuckDBPyConnection, snapshot: int, tables: Sequence[int], mark: 
     )
 
 
-def _plan(
-    con: DuckDBPyConnection, settings: Settings, only: Set[str] | None
-) -> tuple[list[tuple[str, list[Any]]], list[int], list[Change]]:
-    """What is to be done: statements with their values, ids of the tables, and the same in words. Reads only."""
+def _plan(con: DuckDBPyConnection, settings: Settings, only: Set[str] | None) -> _Planned:
+    """What `repair` does. Reads only."""
     statements: list[tuple[str, list[Any]]] = []
     changes: list[Change] = []
     tables: set[int] = set()
@@ -169,6 +200,40 @@ def _plan(
         )
         tables.add(table.table_id)
         changes.append(Change(table.table, "", f"{table.said:,} rows", f"{table.right:,} rows"))
+    _add_columns(con, statements, tables, changes)
+    return statements, sorted(tables), changes
+
+
+def _unsettled(con: DuckDBPyConnection, only: Set[str] | None) -> _Planned:
+    """What `settle` does. Reads only."""
+    statements: list[tuple[str, list[Any]]] = []
+    changes: list[Change] = []
+    tables: set[int] = set()
+    for table_id, name in statistics.bare(con, only):
+        statements.append(
+            (
+                f"INSERT INTO {META}.ducklake_table_stats (table_id, record_count, next_row_id, file_size_bytes) "
+                f"VALUES ({table_id}, 0, 0, 0)",
+                [],
+            )
+        )
+        column = (
+            f"INSERT INTO {META}.ducklake_table_column_stats (table_id, column_id, contains_null) "
+            f"VALUES ({table_id}, ?, ?)"
+        )
+        statements += [(column, [column_id, False]) for column_id in statistics.used_columns(con, table_id)]
+        tables.add(table_id)
+        changes.append(Change(name, "", "no statistics", "no rows"))
+    if unbounded := statistics.unbounded(con, only):
+        statistics.load(con, unbounded)
+        _add_columns(con, statements, tables, changes)
+    return statements, sorted(tables), changes
+
+
+def _add_columns(
+    con: DuckDBPyConnection, statements: list[tuple[str, list[Any]]], tables: set[int], changes: list[Change]
+) -> None:
+    """Plan to put right what the loaded tables say of their columns."""
     for column in statistics.wrong_columns(con):
         where = f"table_id = {column.table_id} AND column_id = {column.column_id}"
         said, right = column.said, column.right
@@ -185,7 +250,6 @@ def _plan(
             )
         tables.add(column.table_id)
         changes.append(Change(column.table, column.column, said.text(), right.text()))
-    return statements, sorted(tables), changes
 
 
 def _text(values: Mapping[str, Any]) -> str:

@@ -174,7 +174,6 @@ def load(con: DuckDBPyConnection, only: Set[str] | None = None) -> None:
         con: A connection to the lake.
         only: Schema and name of the tables.
     """
-    chosen = "true" if only is None else f"s.schema_name || '.' || t.table_name IN ({_literals(only) or 'NULL'})"
     con.execute(
         f"""CREATE OR REPLACE TEMP TABLE live_table AS
             SELECT t.table_id, s.schema_name, t.table_name, s.schema_name || '.' || t.table_name AS name,
@@ -182,7 +181,7 @@ def load(con: DuckDBPyConnection, only: Set[str] | None = None) -> None:
             FROM {META}.ducklake_table t
             JOIN {META}.ducklake_schema s ON s.schema_id = t.schema_id AND s.end_snapshot IS NULL
             LEFT JOIN {META}.ducklake_table_stats st ON st.table_id = t.table_id
-            WHERE t.end_snapshot IS NULL AND t.table_name NOT IN ('fence', 'transform_fence') AND {chosen}"""
+            WHERE t.end_snapshot IS NULL AND t.table_name NOT IN ('fence', 'transform_fence') AND {_among(only)}"""
     )
     con.execute(
         f"""CREATE OR REPLACE TEMP TABLE said AS
@@ -224,6 +223,38 @@ def load(con: DuckDBPyConnection, only: Set[str] | None = None) -> None:
         con.execute(f"INSERT INTO live_inlined {' UNION ALL '.join(counts)}")
 
 
+def bare(con: DuckDBPyConnection, only: Set[str] | None = None) -> list[tuple[int, str]]:
+    """The live tables, or some, that no row was ever added to: DuckLake keeps no statistics of theirs yet.
+
+    Returns:
+        Id, schema and name of each.
+    """
+    return con.execute(
+        f"SELECT table_id, name FROM ({_NAMED}) ANTI JOIN {META}.ducklake_table_stats USING (table_id) "
+        f"WHERE {_among(only)} ORDER BY table_id"
+    ).fetchall()
+
+
+def unbounded(con: DuckDBPyConnection, only: Set[str] | None = None) -> set[str]:
+    """The live tables, or some, with a column of which they know neither minimum nor maximum, by schema and name."""
+    found = con.execute(
+        f"""SELECT DISTINCT name FROM ({_NAMED})
+            JOIN {META}.ducklake_table_stats t USING (table_id)
+            JOIN {META}.ducklake_table_column_stats s USING (table_id)
+            WHERE s.min_value IS NULL AND s.max_value IS NULL AND t.record_count > 0 AND {_among(only)}"""
+    ).fetchall()
+    return {name for (name,) in found}
+
+
+def used_columns(con: DuckDBPyConnection, table_id: int) -> list[int]:
+    """The ids of a table's columns whose minimum and maximum DuckLake uses, nested fields too."""
+    columns = con.execute(
+        f"SELECT column_id, column_type FROM {META}.ducklake_column WHERE table_id = {table_id} "
+        "AND end_snapshot IS NULL ORDER BY column_id"
+    ).fetchall()
+    return [column_id for column_id, kind in columns if duckdb_type(kind)]
+
+
 def wrong_rows(con: DuckDBPyConnection) -> list[TableRows]:
     """The tables whose count of rows is below that of their files. Call `load` before."""
     found = con.execute(
@@ -252,6 +283,18 @@ def wrong_columns(con: DuckDBPyConnection) -> list[TableColumn]:
         if kind is not None:
             found += [_column(row) for row in rows(con, _columns_sql(kind, names))]
     return sorted((c for c in found if c), key=lambda c: (c.table, c.column_id))
+
+
+_NAMED = f"""
+    SELECT t.table_id, s.schema_name || '.' || t.table_name AS name
+    FROM {META}.ducklake_table t
+    JOIN {META}.ducklake_schema s ON s.schema_id = t.schema_id AND s.end_snapshot IS NULL
+    WHERE t.end_snapshot IS NULL"""
+"""The live tables, by schema and name."""
+
+
+def _among(only: Set[str] | None) -> str:
+    return "true" if only is None else f"name IN ({_literals(only) or 'NULL'})"
 
 
 _HELD = """

@@ -14,7 +14,6 @@ from flows.datasets import get_datasets
 from flows.datasets.model import Dataset, Grain, parse_partition
 from flows.errors import BadInput
 from flows.plan import make_plan
-from flows.stage.receipt import Receipt
 from tests.conftest import Lake
 
 DAY = "2024-01-01"
@@ -77,10 +76,13 @@ def test_hostile_contents_become_rows_or_one_failure(lake: Lake, tmp_path: Path)
 
 @only_once
 def test_hostile_values_are_kept_as_they_are(lake: Lake) -> None:
+    """All but a NUL: DuckLake itself cuts a text there, so it is refused by name."""
     lake.land(f"readings/{DAY}.jsonl", [{"n": n, "text": value} for n, value in enumerate(HOSTILE)])
-    assert isinstance(lake.extract("readings", DAY)[0], Receipt)
+    assert "column text: text with a NUL character" in lake.load("readings", DAY).failures[0].error
+    kept = [value for value in HOSTILE if "\0" not in value]
+    lake.land(f"readings/{DAY}.jsonl", [{"n": n, "text": value} for n, value in enumerate(kept)])
     lake.load("readings", DAY)
-    assert lake.column("SELECT text FROM raw.readings ORDER BY n") == HOSTILE
+    assert lake.column("SELECT text FROM raw.readings ORDER BY n") == kept
 
 
 @only_once

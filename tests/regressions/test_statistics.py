@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from flows.lake.connect import connect
-from flows.lake.repair import repair
+from flows.lake.maintain import steps
+from flows.lake.repair import repair, settle
 from flows.lake.verify import Finding, verify
+from tests.cases import DAYS, case
 from tests.conftest import Lake
+from tests.projects import PUBLISHED, READINGS, Project, load, model
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 TABLE = "raw.by_hand"
 
@@ -109,6 +116,114 @@ def test_a_float_file_in_a_double_column_is_not_found_by_its_own_largest_value(t
     for sql in (table.sql, table.lake.column):
         assert sql(f"SELECT count(*) FROM {TABLE} WHERE c = 0.2::FLOAT::DOUBLE") == [1]
     assert table.found() == []
+
+
+def bounds(con: DuckDBPyConnection, statement: str = "SELECT v FROM raw.things ORDER BY v") -> list[Any]:
+    return [value for (value,) in con.execute(statement).fetchall()]
+
+
+def by_day(con: DuckDBPyConnection) -> None:
+    """An empty table that is partitioned, so that one INSERT writes a file for each day."""
+    con.execute("CREATE OR REPLACE TABLE raw.things (day INTEGER, v INTEGER)")
+    con.execute("ALTER TABLE raw.things SET PARTITIONED BY (day)")
+
+
+def test_ducklake_takes_a_first_file_without_values_for_all_there_is(lake: Lake) -> None:
+    """Of an upstream fault: a plain partitioned INSERT loses the bounds, and the next one's become the table's.
+
+    Once its assertions fail, `settle` need no longer give a new table its statistics.
+    """
+    con = connect(lake.settings)
+    by_day(con)
+    con.execute("INSERT INTO raw.things VALUES (1, NULL), (2, -1)")
+    con.execute("INSERT INTO raw.things VALUES (3, 5)")
+    assert bounds(con)[0] == 5
+    assert bounds(con, "SELECT count(*) FROM raw.things WHERE v = -1") == [0]
+
+    by_day(con)
+    assert [c.after for c in settle(lake.settings, {"raw.things"})] == ["no rows"]
+    con.execute("INSERT INTO raw.things VALUES (1, NULL), (2, -1)")
+    con.execute("INSERT INTO raw.things VALUES (3, 5)")
+    assert bounds(con) == [-1, 5, None]
+    assert bounds(con, "SELECT count(*) FROM raw.things WHERE v = -1") == [1]
+    assert settle(lake.settings, {"raw.things"}) == []
+    con.close()
+
+
+def test_ducklake_loses_the_bounds_when_it_rewrites_files_and_maintenance_brings_them_back(lake: Lake) -> None:
+    """Of an upstream fault, likewise: a rewrite merges the statistics of all files anew."""
+
+    def half_deleted() -> None:
+        by_day(con)
+        settle(lake.settings)
+        con.execute("INSERT INTO raw.things VALUES (1, NULL)")
+        con.execute("INSERT INTO raw.things SELECT 2, range - 1 FROM range(10)")
+        con.execute("DELETE FROM raw.things WHERE day = 2 AND v > 0 AND v < 8")
+
+    con = connect(lake.settings)
+    half_deleted()
+    con.execute("CALL ducklake_rewrite_data_files('lake', 'things', schema => 'raw', delete_threshold => 0.1)")
+    con.execute("INSERT INTO raw.things VALUES (3, 5)")
+    assert bounds(con, "SELECT count(*) FROM raw.things WHERE v = -1") == [0]
+
+    half_deleted()
+    assert {s.subject: s.run() for s in steps(lake.settings, timedelta(days=30)) if s.name == "rewrite"} == {
+        "raw.things": 1
+    }
+    con.execute("INSERT INTO raw.things VALUES (3, 5)")
+    assert bounds(con) == [-1, 0, 5, 8, None]
+    assert bounds(con, "SELECT count(*) FROM raw.things WHERE v = -1") == [1]
+    assert lake.errors() == []
+    con.close()
+
+
+@pytest.mark.parametrize("contract", [None, {"v": "bigint", "w": "text"}])
+def test_a_first_group_whose_first_days_lack_values_is_found_by_them(
+    lake: Lake, contract: dict[str, str] | None
+) -> None:
+    things = case(lake, contract=contract)
+    rows = {DAYS[0]: {"v": None, "w": "z"}, DAYS[1]: {"v": -1, "w": None}, DAYS[2]: {"v": 5, "w": "m"}}
+    things.given |= {day: [row] for day, row in rows.items()}
+    assert len(things.load(*DAYS[:2]).receipts) == 2
+    assert len(things.load(DAYS[2]).receipts) == 1
+    assert things.values("v", order="v") == [-1, 5, None]
+    assert things.values("w", order="w") == ["m", "z", None]
+    for condition in ("v = -1", "w > 'y'"):
+        assert lake.column(f"SELECT count(*) FROM raw.things WHERE {condition}") == [1]
+    assert things.errors() == []
+
+
+def test_a_partitioned_model_whose_first_day_lacks_values_is_found_by_them(
+    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project(tmp_path / "project", lake, monkeypatch)
+    query = (
+        "SELECT CASE WHEN value > 0 THEN value END AS v, day FROM raw.readings WHERE day BETWEEN @start_ds AND @end_ds"
+    )
+    project.write("models/m.sql", model("silver.m", query, "day", PUBLISHED, "partitioned_by day"))
+    load(lake, "2024-01-01", value=0)
+    load(lake, "2024-01-02", value=1)
+    assert project.built("silver.m") == [("2024-01-01", "2024-01-02")]
+    load(lake, "2024-01-03", value=5)
+    assert project.built("silver.m") == [("2024-01-03", "2024-01-03")]
+    assert lake.column("SELECT v FROM silver.m ORDER BY v") == [1, 5, None]
+    assert lake.column("SELECT count(*) FROM silver.m WHERE v = 1") == [1]
+    assert lake.errors() == []
+
+
+def test_a_build_that_was_killed_between_a_new_table_and_its_statistics_goes_on_rightly(
+    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    con = connect(lake.settings)
+    by_day(con)
+    project = Project(tmp_path / "project", lake, monkeypatch)
+    project.write("models/m.sql", model("silver.m", READINGS, "day", PUBLISHED))
+    load(lake, "2024-01-01")
+    project.build()
+    con.execute("INSERT INTO raw.things VALUES (1, NULL), (2, -1)")
+    con.execute("INSERT INTO raw.things VALUES (3, 5)")
+    assert bounds(con) == [-1, 5, None]
+    con.close()
 
 
 def test_a_column_named_filename_does_not_break_verify(lake: Lake) -> None:
