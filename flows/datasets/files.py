@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from flows.datasets.model import Contract, Grain, Partition
+from flows.datasets.model import Contract, Grain, Partition, parse_partition
 from flows.errors import BadInput, NoSource, SourceError
 from flows.settings import load_settings
 from flows.storage import File, Storage, open_storage
@@ -121,9 +121,11 @@ class Files:
         if not partitions:
             return []
         landing = self._landing()
-        match, first = _matcher(self.pattern, partitions[0].grain), min(p.key for p in partitions)
+        grain, first = partitions[0].grain, min(p.key for p in partitions)
+        match = _matcher(self.pattern, grain)
         names = [landing.relative(info.path) for info in landing.list(_fixed_folder(self.pattern))]
-        return sorted(name for name in names if not _is_hidden(name, self.pattern) and (match(name) or "") < first)
+        keys = {name: match(name) for name in names if not _is_hidden(name, self.pattern)}
+        return sorted(name for name, key in keys.items() if key is None or key < first or not _is_key(key, grain))
 
     def read(self, partition: Partition, contract: Contract) -> Iterator[pa.Table]:
         """Stream one partition's rows. A value that does not fit its type is an error, never a null.
@@ -186,7 +188,7 @@ class Files:
             with _in_file(name, self.format) as place:
                 place.find = partial(_line, path, dialect, len(columns))
                 for table in csv_files.read(path, dialect, columns, size, integers):
-                    yield _typed(self._with_points(table, contract, types), contract, types)
+                    yield place.tell(_typed(self._with_points(table, contract, types), contract, types))
                     place.row += table.num_rows
 
     def _look(
@@ -245,7 +247,7 @@ class Files:
                     continue
                 for number, rows in json_files.read(path):
                     place.find = partial(_row, number)
-                    yield conform(rows_to_table(rows, contract), contract, dict.fromkeys(contract.known))
+                    yield place.tell(conform(rows_to_table(rows, contract), contract, dict.fromkeys(contract.known)))
 
     def _parquet(
         self,
@@ -273,7 +275,7 @@ class Files:
                         raise Unfit(columns.get(name, name), "the type INTERVAL cannot be stored")
                 for batch in parquet.iter_batches():
                     table = pa.table(batch.columns, names=list(columns.values()))
-                    yield conform(table, contract, dict.fromkeys(contract.known))
+                    yield place.tell(conform(table, contract, dict.fromkeys(contract.known)))
                     place.row += table.num_rows
 
     def _is_empty(self, size: int) -> bool:
@@ -376,6 +378,15 @@ def _matcher(pattern: str, grain: Grain) -> Any:
     return match
 
 
+def _is_key(key: str, grain: Grain) -> bool:
+    """Whether there is such a partition: 2024-13-01 is written like a day."""
+    try:
+        parse_partition(key, grain)
+    except BadInput:
+        return False
+    return True
+
+
 def _is_hidden(name: str, pattern: str) -> bool:
     base = name.rpartition("/")[2]
     return base.startswith((".", "_")) and not pattern.rpartition("/")[2].startswith((".", "_"))
@@ -401,11 +412,17 @@ def _row(first: int, row: int) -> str:
 
 
 class _Place:
-    """Where in a file a row is."""
+    """A file, and where in it a row is."""
 
-    def __init__(self) -> None:
-        self.row = 0
+    def __init__(self, name: str) -> None:
+        self.name, self.row = name, 0
         self.find: Callable[[int], str] = partial(_row, 1)
+
+    def tell(self, table: pa.Table) -> pa.Table:
+        """A table of its rows that says so: see `flows.sources.values.FILE`."""
+        from flows.sources.values import FILE
+
+        return table.replace_schema_metadata({FILE: self.name})
 
 
 @contextlib.contextmanager
@@ -415,7 +432,7 @@ def _in_file(name: str, kind: str) -> Iterator[_Place]:
 
     from flows.sources.values import Unfit
 
-    place = _Place()
+    place = _Place(name)
     try:
         yield place
     except SourceError as error:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from flows.datasets.model import Contract, Dataset, Grain, Partition
 from flows.errors import Rejected
-from flows.sources.values import NAIVE_US, Unfit, conform
+from flows.sources.values import FILE, NAIVE_US, Unfit, conform
 from flows.stage.inspect import Inspection
 from flows.stage.lattice import contract_line, join
 from flows.stage.layout import new_attempt
@@ -39,6 +39,7 @@ class Attempt:
         source_version: What the source said of itself before it was read.
         given: How many values of each column, and rows, the source gave.
         natural: The DuckDB type that holds each column's values.
+        origins: The file whose values last changed that type, where the source says so.
         files: The staged rows, in local Parquet files.
         paths: Where they are staged, below the data path.
         staged: How many values of each column, and rows, are in these.
@@ -53,6 +54,7 @@ class Attempt:
     error: Exception | None = None
     given: Counter[str] = field(default_factory=Counter)
     natural: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
     staged: dict[str, int] = field(default_factory=dict)
     profile: dict[str, float] = field(default_factory=dict)
 
@@ -65,7 +67,7 @@ class Attempt:
         """Begin to read: attempts are in the order of this, and what came of it before is forgotten."""
         self.id = new_attempt()
         self.error, self.seen, self.files, self.paths = None, None, [], []
-        self.given, self.natural = Counter(), {}
+        self.given, self.natural, self.origins = Counter(), {}, {}
 
     def take(self, table: pa.Table, dataset: Dataset) -> pa.Table:
         """A table of its rows as the contract says, with the partition column; counted, and its types taken up.
@@ -92,17 +94,23 @@ class Attempt:
             value = pa.scalar(start if dataset.grain is Grain.hour else start.date(), kind)
             found = found.append_column(column, pa.chunked_array([pa.repeat(value, rows)]))
             counts[column] = rows
+        file = (table.schema.metadata or {}).get(FILE, b"").decode()
         for field_ in found.schema:
-            self._widen(field_.name, duckdb_type(field_.type))
+            self._widen(field_.name, duckdb_type(field_.type), file)
         self.given.update({ROWS: rows, **counts})
-        return found
+        return found.replace_schema_metadata(None)
 
-    def _widen(self, name: str, data_type: str) -> None:
+    def _widen(self, name: str, data_type: str, file: str) -> None:
         before = self.natural.get(name, NULL)
         joined = _joined(before, data_type)
         if joined is None:
-            raise Unfit(name, f"its values are {before} first, then {data_type}; {_declare(name, data_type, before)}")
-        self.natural[name] = joined
+            first, then = (f" in {path}" if path else "" for path in (self.origins.get(name), file))
+            raise Unfit(
+                name,
+                f"its values are {before} first{first}, then {data_type}{then}; {_declare(name, data_type, before)}",
+            )
+        if joined != before:
+            self.natural[name], self.origins[name] = joined, file
 
     def target(self, dataset: Dataset, table: Mapping[str, str]) -> dict[str, str]:
         """The DuckDB types that its columns are staged as.

@@ -93,6 +93,8 @@ def run(tables: Iterable[pa.Table], name: str, work: Path, timed: Timer) -> list
     pipeline = dlt.pipeline("lake", destination=keep, dataset_name="raw", pipelines_dir=str(work / "dlt"))
     with timed("extract"):
         pipeline.extract(dlt.resource(items, name=name), loader_file_format="parquet")
+    if not shapes:
+        return []  # dlt would wait a second for nothing
     with timed("normalize"):
         pipeline.normalize()
         pipeline.load(raise_on_failed_jobs=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -25,10 +26,10 @@ def items_of(given: Any) -> Iterator[Any]:
     """The items of what a source returned: itself where it is one, or what it yields.
 
     Raises:
-        SourceError: it is a dlt source of several resources, or nothing that has items.
+        SourceError: it is a dlt source or a list of several resources, or nothing that has items.
     """
-    resources = getattr(given, "selected_resources", None)
-    if isinstance(resources, Mapping):
+    resources = _resources(given)
+    if resources is not None:
         if len(resources) != 1:
             raise SourceError(
                 f"a dataset is one table, and the dlt source has {len(resources)}: {', '.join(resources)}",
@@ -42,6 +43,16 @@ def items_of(given: Any) -> Iterator[Any]:
     if isinstance(given, str | bytes) or not isinstance(given, Iterable):
         raise SourceError(f"a source returned a {_kind(given)}", f"return or yield {YIELDED}")
     return iter(given)
+
+
+def _resources(given: Any) -> Mapping[str, Any] | None:
+    """The resources of a dlt source, or of a list of them, by name; None of anything else."""
+    dlt = sys.modules.get("dlt")  # whoever has a resource has imported it
+    if isinstance(given, list | tuple) and given and dlt:
+        resources = [item for item in given if isinstance(item, dlt.sources.DltResource)]
+        return {item.name: item for item in resources} if len(resources) == len(given) else None
+    found = getattr(given, "selected_resources", None)
+    return found if isinstance(found, Mapping) else None
 
 
 def tables_of(items: Iterable[Any], contract: Contract) -> Iterator[pa.Table | None]:
@@ -160,4 +171,4 @@ def _named(table: pa.Table, contract: Contract) -> pa.Table:
         raise Unfit("", str(error)) from None
     if pair := clash(columns):
         raise Unfit(columns[pair[0]], clash_text(*pair, columns[pair[0]]))
-    return table.rename_columns(list(columns.values()))
+    return table.rename_columns(list(columns.values())).replace_schema_metadata(table.schema.metadata)

@@ -45,6 +45,10 @@ _CONTRACT = {
 }
 
 
+FILE = b"lake file"
+"""Under this name a table's schema may tell, in its metadata, the file that its rows come from."""
+
+
 class Unfit(ValueError):
     """A value, or a whole column, that cannot be stored as it is.
 
@@ -202,8 +206,11 @@ def _first_bad(convert: Callable[[pa.ChunkedArray], pa.ChunkedArray], column: pa
 
 
 def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The values themselves. Arrow 26 cannot cast a dictionary of views (of polars' categories) to its values."""
     if pa.types.is_dictionary(column.type):
-        return column.cast(column.type.value_type)
+        kind = column.type.value_type
+        plain = pa.string() if pa.types.is_string_view(kind) else kind
+        return pa.chunked_array([c.dictionary.cast(plain).take(c.indices) for c in column.chunks], plain)
     return pc.run_end_decode(column)
 
 

@@ -330,6 +330,10 @@ def test_a_run_names_each_cause_once_and_leaves_stdout_to_its_json(lake: Command
     assert "READ" in done.stderr
     assert "hunter2" not in done.stdout + done.stderr
     assert loud in lake("status", "loud")
+    # Nor in the ledger, in an artifact, in Prefect's log of it, or in any other file.
+    told = [path for path in lake.folder.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
+    assert {path for path in told if folder not in path.parents} == set()
+    assert any(b"Bearer ***" in path.read_bytes() for path in lake.folder.rglob("*.db*")), "artifacts are kept there"
 
 
 def test_help_names_every_command() -> None:

@@ -174,6 +174,10 @@ BROKEN = {
     "other": ("DATASET = {'key': 'other'}\n", "cannot be loaded: DATASET is dict, not a Dataset"),
     "grained": (good("grained", ', grain="monthly"'), "line 3 cannot be loaded: grained: 'monthly' is not a grain"),
     "started": (good("started").replace("date(2024, 1, 1)", "'2024-01-01'"), "start is '2024-01-01', not a day"),
+    "typed": (
+        good("typed", ', contract=Contract({"v": "int64"})').replace("Dataset\n", "Contract, Dataset\n", 1),
+        "cannot be loaded: v: 'int64' is not a column type",
+    ),
     "leaks": ("raise ValueError('postgresql://u:hunter2@db/x')\n", "ValueError: postgresql://u:***@db/x"),
 }
 

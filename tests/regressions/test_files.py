@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,7 +18,8 @@ import pytest
 
 from flows.datasets.files import Files
 from flows.datasets.model import Grain, parse_partition
-from flows.errors import BadInput
+from flows.errors import BadInput, SourceError
+from flows.storage import File, Storage
 from tests.cases import DAYS, Case, case
 from tests.conftest import Lake
 
@@ -154,7 +157,7 @@ def test_every_name_of_a_csv_file_has_its_end_checked(lake: Lake, name: str) -> 
 
 
 def test_line_breaks_in_values_of_a_large_file_are_read(lake: Lake) -> None:
-    """Over 8 MiB, half of such files were refused: pandas#59009."""
+    """Over 8 MiB, half of such files were refused: pandas#59009. For every alignment: tests/unit/test_csv_files.py."""
     things = files(lake)
     assert land(things, "id,v,more\n" + "".join(f'{n},"a\nb",{"x" * 40}\n' for n in range(180_001))) == [""]
     assert lake.sql("SELECT count(*) AS n, count(DISTINCT id) AS ids, min(v) AS v FROM raw.things") == [
@@ -204,6 +207,76 @@ def test_a_file_that_changes_while_it_is_read_is_refused(lake: Lake) -> None:
     things.lake.land(f"things/{DAYS[0]}.csv", "v\n1\n2\n")
     with pytest.raises(Exception, match="changed while it was read"):
         next(read)
+
+
+@pytest.mark.parametrize("lake", ["sqlite+folder"], indirect=True)
+def test_a_large_file_that_is_written_over_is_refused_and_read_by_the_next_run(lake: Lake) -> None:
+    """Old and new rows stood in one partition, which no default run took up again."""
+    things = files(lake, contract={"v": "bigint"})
+    lake.land(f"things/{DAYS[0]}.csv", "v\n" + "1\n" * 1_000_000)
+    source: Any = things.dataset.source
+    partition = parse_partition(DAYS[0], Grain.day)
+    read = source.read(partition, things.dataset.contract)
+    next(read)
+    with Path(lake.settings.landing, f"things/{DAYS[0]}.csv").open("r+") as file:
+        file.write("v\n" + "2\n" * 1_000_000)
+    with pytest.raises(SourceError, match="changed while it was read"):
+        list(read)
+    assert not things.load(DAYS[0]).failures
+    assert lake.column("SELECT DISTINCT v FROM raw.things") == [2]
+
+
+def test_a_dialect_of_tabs_and_one_of_utf_16(lake: Lake) -> None:
+    tabs = files(lake, key="tabs", delimiter="\t")
+    assert land(tabs, "id\tname\n1\ta;b,c\n") == [""]
+    assert lake.sql("SELECT id, name FROM raw.tabs") == [{"id": 1, "name": "a;b,c"}]
+    wide = files(lake, key="wide", encoding="utf-16")
+    assert land(wide, "id,name\n1,größe 金\n".encode("utf-16")) == [""]
+    assert lake.sql("SELECT id, name FROM raw.wide") == [{"id": 1, "name": "größe 金"}]
+
+
+def test_a_parquet_file_under_a_contract(lake: Lake) -> None:
+    """A moment was cut to its day without a word; a struct was never JSON."""
+    table = pa.table({"day_of": [datetime(2024, 1, 1, 10)], "j": [{"a": 1, "b": ["x"]}]})
+    things = files(lake, "parquet", contract={"day_of": "date", "j": "json"})
+    assert "column day_of" in error_of(things, parquet(table))
+    midnight = table.set_column(0, "day_of", pa.array([datetime(2024, 1, 2)]))
+    assert land(things, parquet(midnight)) == [""]
+    assert lake.sql("SELECT day_of, j FROM raw.things") == [{"day_of": date(2024, 1, 2), "j": '{"a":1,"b":["x"]}'}]
+
+
+def test_1308_files_of_int32_then_int64(lake: Lake) -> None:
+    """As landed: duckdb/ducklake#1308."""
+    things = files(lake, "parquet")
+    days = (pa.array([1000, 2000], pa.int32()), pa.array([5, 6]), pa.array([9]))
+    assert land(things, *(parquet(pa.table({"id": array})) for array in days)) == ["", "", ""]
+    assert things.values("id", "id") == [5, 6, 9, 1000, 2000]
+    assert lake.column("SELECT id FROM raw.things WHERE id = 1000") == [1000]
+    assert len(lake.sql("SELECT id FROM raw.things GROUP BY id")) == 5
+    assert things.errors() == []
+
+
+def test_a_csv_header_in_chinese(lake: Lake) -> None:
+    things = files(lake)
+    assert land(things, "日期,金额\n2024-01-01,1.5\n") == [""]
+    assert lake.sql("SELECT 日期, 金额 FROM raw.things") == [{"日期": date(2024, 1, 1), "金额": 1.5}]
+
+
+def test_a_listing_that_rounds_times_in_another_way_than_one_question_is_no_change(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An S3 server that rounds up in a HEAD: half of all partitions of several files had "changed while read"."""
+    listed = Storage.list
+
+    def later(storage: Storage, folder: str = "") -> list[File]:
+        return [replace(info, mtime_ns=(info.mtime_ns or 0) + 10**9) for info in listed(storage, folder)]
+
+    monkeypatch.setattr(Storage, "list", later)
+    lake.land(f"things/{DAYS[0]}/a.csv", "v\n1\n")
+    lake.land(f"things/{DAYS[0]}/b.csv", "v\n2\n")
+    things = case(lake, source=Files("things/{partition}/*.csv", "csv"))
+    assert things.load(DAYS[0]).failures == []
+    assert things.values() == [1, 2]
 
 
 def test_nested_json_is_the_same_from_a_file_and_from_a_function(lake: Lake) -> None:
@@ -326,6 +399,43 @@ def test_a_json_array_is_read_and_an_empty_day_if_the_dataset_says_so(lake: Lake
     assert "is empty" in error_of(files(lake, "json", key="strict"), "")
 
 
+AMONG_FILES = {
+    "integers and doubles": (pa.array([3]), pa.array([2.5]), "DOUBLE"),
+    "decimals": (
+        *(pa.array([Decimal("1.50")], pa.decimal128(10, 2)), pa.array([Decimal("2.25")], pa.decimal128(18, 2))),
+        "DECIMAL(18,2)",
+    ),
+    "a struct with a field more": (
+        *(pa.array([{"a": 1}]), pa.array([{"a": 2, "b": "x"}])),
+        "STRUCT(a BIGINT, b VARCHAR)",
+    ),
+    "an empty list": (pa.array([["x"]]), pa.array([[]], pa.list_(pa.null())), "VARCHAR[]"),
+    "text and integers": (pa.array(["A7"]), pa.array([12]), ""),
+    "structs and integers": (pa.array([{"a": 1}]), pa.array([12]), ""),
+}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("mix", AMONG_FILES)
+def test_the_files_of_a_partition_hold_what_one_type_holds_or_are_refused(lake: Lake, mix: str, first: int) -> None:
+    """As between partitions: the first file's types counted, and no file was named."""
+    *arrays, data_type = AMONG_FILES[mix]
+    things = case(lake, source=Files("things/{partition}/*.parquet", "parquet"))
+    for name, array in zip("ab", (arrays[first], arrays[1 - first]), strict=True):
+        lake.land(f"things/{DAYS[0]}/{name}.parquet", parquet(pa.table({"id": [name], "v": array})))
+    failures = things.load(DAYS[0]).failures
+    if not data_type:
+        assert f"first in things/{DAYS[0]}/a.parquet, then" in failures[0].error
+        assert f"in things/{DAYS[0]}/b.parquet; declare it" in failures[0].error
+        assert "column v" in failures[0].error
+        return
+    assert not failures
+    assert things.types()["v"] == data_type
+    assert sorted(things.values("id")) == ["a", "b"]
+    assert lake.column("SELECT count(*) FROM raw.things WHERE v IS NULL") == [0]
+    assert things.errors() == []
+
+
 def test_the_files_of_a_partition_are_brought_to_one_type(lake: Lake) -> None:
     """ "Schema at index 1 was different", and no file named."""
     things = case(lake, source=Files("things/{partition}/*.parquet", "parquet"))
@@ -399,6 +509,18 @@ def test_what_a_pattern_cannot_be_is_refused_where_it_is_written(
 
     with pytest.raises(BadInput, match=re.escape(says.replace("\\", ""))):
         case(lake, source=Files(pattern, kind, **more))
+
+
+def test_files_that_are_no_partitions_are_listed(lake: Lake) -> None:
+    things = case(lake, source=Files("things/{partition}.csv", "csv"))
+    for name in (DAYS[0], "2024-1-2", "2024-13-01", "2023-12-31", "2099-01-01", "notes"):
+        lake.land(f"things/{name}.csv", "v\n1\n")
+    lake.land("things/2024-01-03.CSV", "v\n1\n")
+    source: Any = things.dataset.source
+    days = [parse_partition(day, Grain.day) for day in DAYS]
+    assert source.unmatched(days) == [
+        f"things/{name}" for name in ("2023-12-31.csv", "2024-01-03.CSV", "2024-1-2.csv", "2024-13-01.csv", "notes.csv")
+    ]
 
 
 def test_hidden_files_are_never_data(lake: Lake) -> None:

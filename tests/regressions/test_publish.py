@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import date
 from typing import Any
 from urllib.parse import urlsplit
 
 import duckdb
 import pytest
+from prefect import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from tenacity import Retrying, stop_after_delay, wait_fixed
 
-from flows import gate
+from flows import events, gate
 from flows.datasets.model import parse_partition
 from flows.errors import PublishedInBetween
+from flows.ingest import ingest
 from flows.lake.connect import connect
 from flows.lake.faults import Forbidden, UnknownOutcome, explain
 from flows.lake.ledger import latest
@@ -245,6 +249,28 @@ def test_a_slot_that_cannot_be_given_back_ends_no_run(
     assert "was not given back" in caplog.text
     free_the_gate()
     assert held() == 0
+
+
+def test_a_run_whose_slot_cannot_be_given_back_ends_well_and_tells_the_world(gated_lake: Lake) -> None:
+    gated_lake.land("readings/2024-01-01.jsonl", [{"id": 1, "value": 1}])
+    port = urlsplit(PREFECT_API_URL.value()).port
+    assert port
+    day = date(2024, 1, 1)
+    with Proxy(port) as proxy:
+        through = PREFECT_API_URL.value().replace(f":{port}/", f":{proxy.port}/")
+        proxy.fault = lambda data: "500" if b"decrement-with-lease" in data else "pass"
+        with temporary_settings({PREFECT_API_URL: through, PREFECT_CLIENT_MAX_RETRIES: 1}):
+            summary = ingest(["readings"], day, day, workers=1)
+        assert proxy.count
+    assert (summary["published"], summary["failed"]) == (1, [])
+    free_the_gate()
+    wanted = {"filter": {"event": {"name": [events.PUBLISHED]}}}
+    with get_client(sync_client=True) as client:
+        for attempt in Retrying(stop=stop_after_delay(30), wait=wait_fixed(0.2)):
+            with attempt:  # an event is on its way for a moment
+                found = client.request("POST", "/events/filter", json=wanted).json()["events"]
+                assert summary["snapshot_id"] in [event["payload"]["snapshot_id"] for event in found]
+    assert gated_lake.errors() == []
 
 
 @pytest.mark.parametrize("lake", ["sqlite+folder", "postgres+s3"], indirect=True)

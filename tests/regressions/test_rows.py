@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
+import psycopg2
 import pytest
 
 from tests.cases import DAYS, case
-from tests.conftest import Lake
+from tests.conftest import Lake, Services
 
 
 def test_nan_and_infinity_are_values(lake: Lake) -> None:
@@ -23,6 +25,15 @@ def test_nan_and_infinity_are_values(lake: Lake) -> None:
     assert declared.each([{"v": math.nan}, {"v": -math.inf}]) == [""]
     assert str(declared.values()) == "[nan, -inf]"
     assert things.errors() == []
+
+
+def test_an_infinity_alone_is_kept(lake: Lake) -> None:
+    """The column vanished."""
+    for key, contract in (("plain", None), ("declared", {"v": "double"})):
+        things = case(lake, key, contract=contract)
+        assert things.each([{"v": math.inf}]) == [""]
+        assert things.types() == {"v": "DOUBLE"}
+        assert things.values() == [math.inf]
 
 
 def test_an_integer_among_doubles_is_one_of_them(lake: Lake) -> None:
@@ -199,4 +210,42 @@ def test_the_columns_of_a_table_are_kept_when_a_day_has_no_value_in_them(lake: L
     assert things.each([{"v": None, "w": 1}], [{"v": 1.5, "w": 1}], [{"w": 2}], [{"v": None}]) == [""] * 4
     assert things.values() == [None, 1.5, None, None]
     assert things.values("w") == [1, 1, 2, None]
+    assert things.errors() == []
+
+
+def test_what_a_postgresql_driver_gives_is_stored_exactly_or_refused(lake: Lake, services: Services) -> None:
+    """A numeric without a scale was an internal error; a time with a zone lost its offset without a word."""
+    services.postgres.database("source", services.password)
+    url = f"host=127.0.0.1 port={services.postgres.port} dbname=source user=source"
+
+    def rows(query: str) -> list[dict[str, Any]]:
+        with closing(psycopg2.connect(url, password=services.password)) as con, con.cursor() as cursor:
+            cursor.execute(query)
+            return [dict(zip([c.name for c in cursor.description], row, strict=True)) for row in cursor.fetchall()]
+
+    things = case(lake)
+    query = (
+        "SELECT 1.5::numeric AS price UNION ALL SELECT 12345678901234567890.123 UNION ALL SELECT NULL",
+        "SELECT 2::numeric AS price, timestamp '2024-01-01 10:00' AS naive, "
+        "timestamptz '2024-01-01 10:00+02' AS moment",
+    )
+    assert things.each(*(rows(text) for text in query)) == ["", ""]
+    assert things.types() == {
+        "price": "DECIMAL(38,3)",
+        "naive": "TIMESTAMP",
+        "moment": "TIMESTAMP WITH TIME ZONE",
+    }
+    assert things.values("price") == [Decimal("1.500"), Decimal("12345678901234567890.123"), None, Decimal("2.000")]
+    assert things.values("naive") == [None, None, None, datetime(2024, 1, 1, 10)]
+    assert lake.column("SELECT epoch(moment) FROM raw.things WHERE moment IS NOT NULL") == [1704096000]
+    for name, value in (("span", "interval '1 month 2 days'"), ("clock", "timetz '10:00+02'")):
+        assert f"column {name}" in case(lake, name).refused(rows(f"SELECT {value} AS {name}"))
+
+
+@pytest.mark.parametrize("key", ["con", "select", "table", "lake", "main", "raw", "fence", "things_"])
+def test_a_datasets_key_may_be_any_word(lake: Lake, key: str) -> None:
+    """A key that is a word of SQL, or a name in our own code, was found out once a partition."""
+    things = case(lake, key)
+    assert things.each([{key: 1, "v": None}], [{key: 2, "v": "x"}]) == ["", ""]
+    assert lake.column(f'SELECT "{key}" FROM raw."{key}" ORDER BY ALL') == [1, 2]
     assert things.errors() == []

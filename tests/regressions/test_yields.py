@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import duckdb
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 
@@ -31,11 +32,16 @@ def _reader() -> pa.RecordBatchReader:
         _reader,
         lambda: pd.DataFrame({"v": [1, 2]}),
         lambda: [pd.DataFrame({"v": [1]}), {"v": 2}],
+        lambda: pl.DataFrame({"v": [1, 2]}),
+        lambda: [pl.DataFrame({"v": [1]}), pl.DataFrame({"v": [2]})],
         lambda: duckdb.sql("SELECT unnest([1, 2])::BIGINT AS v"),
         lambda: [[{"v": 1}], [{"v": 2}]],
         lambda: ({"v": n} for n in (1, 2)),
     ],
-    ids=["table", "tables", "batches", "reader", "frame", "frame and row", "relation", "lists", "rows"],
+    ids=[
+        *("table", "tables", "batches", "reader", "frame", "frame and row", "polars frame", "polars frames"),
+        *("relation", "lists", "rows"),
+    ],
 )
 def test_a_source_may_yield_or_return_it(lake: Lake, given: Any) -> None:
     """A frame had "no attribute 'schema'"."""
@@ -62,6 +68,41 @@ def test_a_dlt_source_of_two_resources_is_refused(lake: Lake) -> None:
     things = case(lake, "one")
     assert things.each(lambda: two().with_resources("one")) == [""]
     assert things.values() == [1]
+
+
+def test_a_list_of_dlt_resources_is_refused_by_their_names(lake: Lake) -> None:
+    import dlt
+
+    resources = [dlt.resource([{"v": 1}], name="one"), dlt.resource([{"w": 1}], name="other")]
+    error = case(lake).refused(lambda: resources)
+    assert "one, other" in error
+    things = case(lake, "one")
+    assert things.each(lambda: resources[:1]) == [""]
+    assert things.values() == [1]
+
+
+def test_a_polars_frame_of_every_type_is_stored_exactly(lake: Lake) -> None:
+    frame = pl.DataFrame(
+        {
+            "text": ["a", None],
+            "category": pl.Series(["a", None], dtype=pl.Categorical),
+            "moment": pl.Series([datetime(2024, 1, 1, 10, tzinfo=UTC), None], dtype=pl.Datetime("us", "UTC")),
+            "naive": pl.Series([datetime(2024, 1, 1, 10), None], dtype=pl.Datetime("ns")),
+            "day_of": [date(2024, 1, 1), None],
+            "price": pl.Series([Decimal("1.50"), None], dtype=pl.Decimal(10, 2)),
+            "list": [["x"], None],
+            "struct": [{"a": "x"}, None],
+            "nothing": pl.Series([None, None], dtype=pl.Null),
+            "small": pl.Series([255, None], dtype=pl.UInt8),
+        }
+    )
+    things = case(lake)
+    assert things.each(lambda: frame) == [""]
+    assert lake.sql("SELECT * EXCLUDE (day) FROM raw.things ORDER BY text NULLS LAST") == [
+        {name: value for name, value in row.items() if name != "nothing"} for row in frame.rows(named=True)
+    ]
+    assert things.types()["price"] == "DECIMAL(10,2)"
+    assert "column took" in case(lake, "spans").refused(lambda: pl.DataFrame({"took": [timedelta(seconds=1)]}))
 
 
 def test_what_pandas_takes_for_missing_is_null_and_a_named_index_is_a_column(lake: Lake) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -60,6 +61,17 @@ def test_both_readers_read_the_same(
         assert [tuple(None if v == "" and "" in dialect.nulls else v for v in row.values()) for row in slow] == given[
             1:
         ]
+
+
+@pytest.mark.parametrize("shift", range(8))
+def test_quoted_line_breaks_are_read_wherever_a_block_ends(tmp_path: Path, shift: int) -> None:
+    """Rows of 8 bytes over 8 MiB: 10 of 20 alignments were refused (pandas#59009)."""
+    path, rows = tmp_path / "a.csv", (8 << 20) // 8 + 1000
+    path.write_text(f"a,b\n{'1' * (shift + 1)},\n" + '1,"a\nb"\n' * rows)
+    read = 0
+    for table in csv_files.read(path, Dialect(), NAMES, path.stat().st_size):
+        read += pc.sum(pc.equal(table["b"], "a\nb")).as_py() or 0
+    assert read == rows
 
 
 @pytest.mark.parametrize(
