@@ -24,8 +24,8 @@ stack: .venv/installed  ## PostgreSQL, S3, Prefect, a worker and Dask on this ma
 test: .venv/installed  ## All tests (ARGS="tests/lake -k name" narrows them)
 	$(BIN)/python -m pytest $(ARGS)
 
-soak: .venv/installed  ## The fault tests at length: every crash point, hundreds of seeds; prints a table
-	$(BIN)/python -m pytest --soak --timeout 7200 tests/faults $(ARGS)
+soak: .venv/installed  ## The tests of faults and values at length: every crash point, hundreds of seeds; prints a table
+	$(BIN)/python -m pytest --soak --timeout 7200 tests/faults tests/values tests/regressions $(ARGS)
 
 lint: .venv/installed  ## Style and types (`make test` holds the lock against pyproject.toml)
 	$(BIN)/ruff format --check .

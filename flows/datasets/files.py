@@ -257,24 +257,15 @@ class Files:
         opened: contextlib.ExitStack,
     ) -> Iterator[pa.Table]:
         """Parquet files."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        from flows.sources.values import Unfit, conform
+        from flows.sources.parquet_files import ParquetFile
+        from flows.sources.values import conform
 
         for info in files:
             with _in_file(landing.relative(info.path), self.format) as place:
                 if self._is_empty(info.size):
                     continue
-                parquet = pq.ParquetFile(opened.enter_context(landing.fs.open_input_file(info.path)))
-                columns = _columns(parquet.schema_arrow.names, contract)
-                for number in range(len(parquet.schema)):
-                    leaf = parquet.schema.column(number)
-                    if leaf.converted_type == "INTERVAL":  # Arrow reads it as 12 bytes
-                        name = leaf.path.partition(".")[0]
-                        raise Unfit(columns.get(name, name), "the type INTERVAL cannot be stored")
-                for batch in parquet.iter_batches():
-                    table = pa.table(batch.columns, names=list(columns.values()))
+                file = ParquetFile(opened.enter_context(landing.fs.open_input_file(info.path)))
+                for table in file.read(_columns(file.names, contract)):
                     yield place.tell(conform(table, contract, dict.fromkeys(contract.known)))
                     place.row += table.num_rows
 

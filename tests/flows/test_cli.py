@@ -191,9 +191,7 @@ def test_plan_status_and_verify_speak_json(year: tuple[Command, str]) -> None:
     status = year[0].json("status", "flights")
     assert sum(p["rows"] for p in status) == 336_776
     assert year[0].json("verify") == []
-    assert "The lake is right." in year[0]("verify")
     assert year[0].json("repair") == {"changes": []}
-    assert "Nothing to repair." in year[0]("repair")
 
 
 @pytest.mark.parametrize("command", ["plan", "status"])
@@ -270,8 +268,10 @@ def test_a_full_disk_is_one_error_and_loses_nothing(lake: Command) -> None:
     assert done.returncode != 0
     assert "error: " in done.stderr
     assert "Traceback" not in done.stderr
-    assert lake.json("verify") == [] or all(f["severity"] == "note" for f in lake.json("verify"))
+    assert all(f["severity"] == "note" for f in lake.json("verify"))
     assert lake.json("backfill", "airlines")["published"] == 1
+    assert "The lake is right." in lake("verify")
+    assert "Nothing to repair." in lake("repair")
 
 
 LOUD = """

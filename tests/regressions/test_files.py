@@ -245,6 +245,27 @@ def test_a_parquet_file_under_a_contract(lake: Lake) -> None:
     assert lake.sql("SELECT day_of, j FROM raw.things") == [{"day_of": date(2024, 1, 2), "j": '{"a":1,"b":["x"]}'}]
 
 
+def test_moments_as_spark_writes_them_are_read_in_every_year(lake: Lake) -> None:
+    """INT96: 9999-12-31 became 1816-03-30 without a word."""
+
+    def spark(*values: Any, unit: str = "us") -> bytes:
+        sink = io.BytesIO()
+        table = pa.table({"n": range(len(values)), "v": pa.array(values, pa.timestamp(unit))})
+        pq.write_table(table, sink, use_deprecated_int96_timestamps=True)
+        return sink.getvalue()
+
+    things = files(lake, "parquet")
+    moments = [datetime(1, 1, 1), datetime(1969, 12, 31, 23, 59, 59, 999999), None, datetime(9999, 12, 31, 23, 59, 59)]
+    assert land(things, spark(*moments)) == [""]
+    assert things.values("v", "n") == moments
+    others = files(lake, "parquet", key="others")
+    assert "row 2: column v: a moment has digits below the microsecond" in error_of(others, spark(0, 1, unit="ns"))
+    nested = pa.table({"v": [[datetime(2024, 1, 1)]]})
+    sink = io.BytesIO()
+    pq.write_table(nested, sink, use_deprecated_int96_timestamps=True)
+    assert "column v: moments in INT96 within lists" in error_of(others, sink.getvalue())
+
+
 def test_1308_files_of_int32_then_int64(lake: Lake) -> None:
     """As landed: duckdb/ducklake#1308."""
     things = files(lake, "parquet")

@@ -17,7 +17,7 @@ from flows.errors import RunFailed
 from flows.lake.builds import project_digest
 from flows.lake.connect import connect, connected
 from flows.lake.ledger import append
-from tests.conftest import Lake
+from tests.conftest import DATASETS, Lake
 from tests.projects import PUBLISHED, READINGS, Project, load, model
 
 
@@ -292,3 +292,24 @@ def test_every_file_that_can_change_what_is_built_is_planned(tmp_path: Path, pat
     (tmp_path / path).write_text("2")
     changed = project_digest(tmp_path)
     assert (before != made, made != changed) == (counts, counts)
+
+
+def test_a_broken_dataset_file_stops_no_model_of_another(
+    lake: Lake, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "datasets"
+    folder.mkdir()
+    for name in ("readings", "odd"):
+        text = (DATASETS / "readings.py").read_text()
+        (folder / f"{name}.py").write_text(text.replace('"readings', f'"{name}'))
+        query = READINGS.replace("readings", name)
+        signal = PUBLISHED.replace("readings", name)
+        project.write(f"models/{name}.sql", model(f"silver.{name}", query, "day", signal))
+    monkeypatch.setenv("LAKE_DATASETS", str(folder))
+    load(lake, "2024-01-01")
+    lake.land("odd/2024-01-01.jsonl", [{"id": 1, "value": 1}])
+    assert lake.load("odd", "2024-01-01").receipts
+    assert {e["model"] for e in project.build()} == {"silver.odd", "silver.readings"}
+    (folder / "odd.py").write_text("1 / 0\n")
+    load(lake, "2024-01-02")
+    assert [(e["model"], e["start"]) for e in project.build()] == [("silver.readings", "2024-01-02")]

@@ -16,6 +16,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -181,6 +182,16 @@ def _pandas_objects(columns: Sequence[Column]) -> tuple[Any, Given]:
     }  # fmt: skip
 
 
+def _polars(columns: Sequence[Column]) -> tuple[Any, None]:
+    return pl.from_arrow(table_of(columns)), None
+
+
+def _in_polars(kind: Kind) -> bool:
+    """polars holds it unchanged."""
+    others = ("map", "date64", "decimal256", "duration", "JSON text", "uuid", "float16", "runs of text")
+    return has_arrow(kind) and not kind.name.startswith(others)
+
+
 _CON = duckdb.connect(config={"threads": 1})
 
 
@@ -211,6 +222,7 @@ FUNCTIONS = (
     Form("pandas frame", _pandas, lambda kind: has_arrow(kind) and kind.name != "JSON text"),
     Form("pandas frame of Arrow types", _pandas_arrow, has_arrow),
     Form("pandas frame of objects", _pandas_objects, lambda kind: kind.name != "JSON text"),
+    Form("polars frame", _polars, _in_polars),
     Form("DuckDB relation", _relation, _in_duckdb),
 )
 

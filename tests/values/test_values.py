@@ -162,7 +162,7 @@ def test_the_lake_holds_what_the_source_gave_or_names_the_column(
 ) -> None:
     _run(
         stories(),
-        examples(18, 1500, in_lake=True),
+        examples(10, 1500, in_lake=True),
         lambda told: check_published(told, reader),
         lake,
         tmp_path,
@@ -177,5 +177,5 @@ def test_plain_good_data_is_published(
     def check(told: Told) -> None:
         check_published(told, reader, refusal=False)
 
-    _run(plain_stories(), examples(10, 500, in_lake=True), check, lake, tmp_path, monkeypatch)
+    _run(plain_stories(), examples(6, 500, in_lake=True), check, lake, tmp_path, monkeypatch)
     assert lake.errors() == []
