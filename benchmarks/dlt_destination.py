@@ -62,7 +62,7 @@ def resource(*days: str) -> Any:
     def tables() -> Any:
         for day in days:
             partition = parse_partition(day, DATASET.grain)
-            table = pa.Table.from_batches(DATASET.read(partition))
+            table = pa.concat_tables(DATASET.read(partition))
             date = pa.repeat(pa.scalar(partition.start.date()), table.num_rows)
             yield table.append_column("flight_date", date)
 
