@@ -323,9 +323,45 @@ def _to_number(source: pa.DataType, target: pa.DataType, is_text: bool) -> Calla
         return _each(_decimal_to_double, target)
     if types.is_floating(source) and types.is_decimal(target):
         return _each(lambda value: _exact_decimal(value, target), target)
-    if types.is_integer(source) and types.is_decimal(target):
-        return lambda column: column.cast(pa.decimal128(20, 0)).cast(target)
+    if types.is_decimal(target):
+        if is_text:
+            return _text_to_decimal(target)
+        return lambda column: _rescaled(
+            column.cast(pa.decimal128(20, 0)) if types.is_integer(source) else column, target
+        )
     return _cast(target)
+
+
+def _rescaled(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
+    """Decimals with another precision and scale.
+
+    Arrow 26 multiplies by the power of ten before it looks whether the product fits: in 128 bits
+    99999999999999.9999 as decimal(38,38) is 0.6386..., without an error. In 256 bits nothing of 38 digits wraps.
+    """
+    source = column.type
+    if source.precision - source.scale > 38:
+        # More digits before the point than any target has: those that are not used go first, unmultiplied.
+        column = column.cast(pa.decimal256(max(38 + source.scale, 1), source.scale))
+    return column.cast(pa.decimal256(76, target.scale)).cast(target)
+
+
+def _text_to_decimal(target: pa.DataType) -> Callable[[pa.ChunkedArray], pa.ChunkedArray]:
+    def convert(column: pa.ChunkedArray) -> pa.ChunkedArray:
+        doubtful = pc.or_(pc.greater(pc.utf8_length(column), 37), pc.match_substring(column, "e", ignore_case=True))
+        if pc.any(doubtful).as_py():
+            return _each(_to_decimal, target)(column)
+        return column.cast(pa.decimal256(76, target.scale)).cast(target)
+
+    return convert
+
+
+def _to_decimal(text: str) -> Decimal:
+    if not _DECIMAL.fullmatch(text):  # Python also takes 1_000, Infinity, and digits of other scripts
+        raise ValueError("not a decimal")
+    return Decimal(text)
+
+
+_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 
 
 def _from_digits(target: pa.DataType) -> Callable[[pa.ChunkedArray], pa.ChunkedArray]:
