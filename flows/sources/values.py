@@ -219,7 +219,7 @@ def _conversion(
 ) -> Callable[[pa.ChunkedArray], pa.ChunkedArray] | None:
     """How values of one type become another's; None where they never do."""
     types = pa.types
-    is_text = types.is_string(source) or types.is_large_string(source) or types.is_string_view(source)
+    is_text = _is_text(source)
     if isinstance(target, pa.BaseExtensionType):
         return _to_json if not isinstance(source, pa.BaseExtensionType) else None
     if isinstance(source, pa.BaseExtensionType):
@@ -246,6 +246,11 @@ def _conversion(
         return _each(_to_time, target) if is_text else _cast(target) if types.is_time(source) else None
     alike = (types.is_struct, types.is_map, lambda t: types.is_list(t) or types.is_large_list(t) or _is_fixed_list(t))
     return _cast(target) if any(is_kind(source) and is_kind(target) for is_kind in alike) else None
+
+
+def _is_text(data_type: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_string(data_type) or types.is_large_string(data_type) or types.is_string_view(data_type))
 
 
 def _is_fixed_list(data_type: pa.DataType) -> bool:
@@ -487,8 +492,7 @@ def _in_zone(column: pa.ChunkedArray, zone: str) -> pa.ChunkedArray:
 
 
 def _to_json(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    write = _checked_json if is_text else json_text
+    write = _checked_json if _is_text(column.type) else json_text
     values = column.to_pylist(maps_as_pydicts="strict")
     texts = [None if value is None else write(value) for value in values]
     return pa.chunked_array([pa.ExtensionArray.from_storage(JSON, pa.array(texts, pa.string()))])

@@ -134,3 +134,15 @@ def test_a_nul_in_text_is_refused(values: pa.Array) -> None:
     # Published one day after another day's "x", `v = 'a\0b'` found nothing: the table's statistics were x's alone.
     with pytest.raises(Unfit, match="column v: text with a NUL character"):
         conform(pa.table({"v": values}), Contract())
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+)
+def test_text_under_a_json_contract_is_json_text_whatever_holds_it(kind: pa.DataType) -> None:
+    """Arrow's views, which polars gives, became JSON strings: {"a":1} was "{\\"a\\":1}"."""
+    contract = Contract({"v": "json"})
+    texts = ['{"a":1}', "1", None]
+    assert conform(pa.table({"v": pa.array(texts, kind)}), contract, {})["v"].to_pylist() == texts
+    with pytest.raises(Unfit, match="it is not JSON"):
+        conform(pa.table({"v": pa.array(["a"], kind)}), contract, {})
