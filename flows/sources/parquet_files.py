@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from flows.sources.values import Unfit
 
-FULL = np.uint64(1000)
-"""Nanoseconds in a microsecond."""
+NANOSECONDS = np.uint64(1000)
+"""In a microsecond."""
 
 
 class ParquetFile:
@@ -69,6 +69,6 @@ def _check(microseconds: pa.Array, nanoseconds: pa.Array, name: str) -> None:
     whole, all_digits = (
         array.cast(pa.int64()).fill_null(0).to_numpy().view(np.uint64) for array in (microseconds, nanoseconds)
     )
-    lost = np.flatnonzero(whole * FULL != all_digits)
+    lost = np.flatnonzero(whole * NANOSECONDS != all_digits)
     if len(lost):
         raise Unfit(name, "a moment has digits below the microsecond", int(lost[0]))

@@ -260,6 +260,13 @@ def test_moments_as_spark_writes_them_are_read_in_every_year(lake: Lake) -> None
     assert things.values("v", "n") == moments
     others = files(lake, "parquet", key="others")
     assert "row 2: column v: a moment has digits below the microsecond" in error_of(others, spark(0, 1, unit="ns"))
+    many = files(lake, "parquet", key="many")
+    sink = io.BytesIO()
+    hours = pa.array(range(200_000), pa.int64()).cast(pa.timestamp("us"))
+    table = pa.table({"n": range(200_000), "v": hours})
+    pq.write_table(table, sink, use_deprecated_int96_timestamps=True, row_group_size=70_000)
+    assert land(many, sink.getvalue()) == [""]
+    assert lake.column("SELECT count(*) FROM raw.many WHERE epoch_us(v) = n") == [200_000]
     nested = pa.table({"v": [[datetime(2024, 1, 1)]]})
     sink = io.BytesIO()
     pq.write_table(nested, sink, use_deprecated_int96_timestamps=True)
