@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.measure import DATASET, DAYS, Run, peak_rss, report
-from flows.lake.connect import connect
-from flows.lake.schema import create_table
-from flows.settings import LAKE, Settings, load_settings
-from flows.stage.types import declared_type
+from ducklake_flows.datasets.types import declared_type
+from ducklake_flows.lake.connect import connect
+from ducklake_flows.lake.schema import create_table
+from ducklake_flows.orchestration.chunks import GROUP
+from ducklake_flows.settings import LAKE, Settings, load_settings
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
-
-GROUP = 128
-"""As `flows.ingest.GROUP`, which cannot be asked without Prefect; `benchmarks.ours` makes sure that it is the same."""
 
 TYPES = {name: declared_type(data_type) for name, data_type in DATASET.contract.columns.items()}
 

@@ -9,7 +9,7 @@ import dagster as dg
 
 from benchmarks.dlt_destination import WARM, pipeline_of, resource
 from benchmarks.measure import DAYS, Run, peak_rss, report
-from flows.settings import load_settings
+from ducklake_flows.settings import load_settings
 
 PARTITIONS = dg.StaticPartitionsDefinition(DAYS)
 

@@ -16,9 +16,9 @@ from dlt.common.storages.configuration import FilesystemConfiguration
 from dlt.destinations.impl.ducklake.configuration import DuckLakeCredentials
 
 from benchmarks.measure import DATASET, DAYS, Run, peak_rss, report
-from flows.datasets.model import parse_partition
-from flows.lake.connect import prepare
-from flows.settings import Settings, load_settings
+from ducklake_flows.datasets.partitions import parse_partition
+from ducklake_flows.lake.connect import prepare
+from ducklake_flows.settings import Settings, load_settings
 
 WARM = DAYS[:1]
 """The first run ever makes the lake, and the first of a process costs seconds: it does not count."""

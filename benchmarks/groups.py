@@ -10,14 +10,14 @@ from datetime import UTC, datetime, timedelta
 
 from benchmarks.measure import DATASET, DAYS, Bench, Target, hand_over
 from benchmarks.staging import stage
-from flows.datasets.model import parse_partition
-from flows.lake.connect import connect, literal
-from flows.lake.maintain import steps
-from flows.lake.publish import Publisher
-from flows.lake.schema import bootstrap
-from flows.settings import LAKE, Settings, load_settings
-from flows.stage.receipt import Receipt
-from flows.stage.types import declared_types
+from ducklake_flows.datasets.partitions import parse_partition
+from ducklake_flows.datasets.types import declared_types
+from ducklake_flows.lake.connect import connect, literal
+from ducklake_flows.lake.maintenance import steps
+from ducklake_flows.lake.publish import Publisher
+from ducklake_flows.lake.schema import bootstrap
+from ducklake_flows.settings import LAKE, Settings, load_settings
+from ducklake_flows.staging.receipt import Receipt
 
 SIZES = (1, 8, 64, 365)
 ROUNDS = 3

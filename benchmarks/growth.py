@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import statistics
 import subprocess
@@ -13,19 +14,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Bench, Target, hand_over
+from benchmarks.measure import ROOT, Bench, Target, hand_over
 from benchmarks.staging import stage
-from flows.build import run as build_room
-from flows.build.adapter import LakeAdapter
-from flows.datasets import all_datasets, get_dataset
-from flows.datasets.model import Partition, partition_at
-from flows.lake.builds import read_todo, record
-from flows.lake.maintain import steps as maintenance
-from flows.lake.publish import Publisher
-from flows.lake.schema import bootstrap
-from flows.lake.verify import verify
-from flows.settings import PROJECT, Settings, load_settings
-from flows.stage.receipt import Receipt
+from ducklake_flows.datasets.partitions import Partition, partition_at
+from ducklake_flows.lake.builds import plan_transform, record
+from ducklake_flows.lake.maintenance import steps as maintenance
+from ducklake_flows.lake.publish import Publisher
+from ducklake_flows.lake.schema import bootstrap
+from ducklake_flows.lake.verify import verify
+from ducklake_flows.models import build as build_room
+from ducklake_flows.models.adapter import LakeAdapter
+from ducklake_flows.project import all_datasets, get_dataset
+from ducklake_flows.settings import Settings, load_settings
+from ducklake_flows.staging.receipt import Receipt
 
 ROWS = 20
 GROUP = 128
@@ -51,11 +52,13 @@ class Lake:
         self.scanning = 0.0
         """Seconds of the last publish that went into reading the catalog's list of files, which has no index."""
         self.project = folder / "project"
-        shutil.copytree(PROJECT, self.project, ignore=shutil.ignore_patterns("models", "audits", "tests"))
+        shutil.copytree(
+            ROOT / "sqlmesh_project", self.project, ignore=shutil.ignore_patterns("models", "audits", "tests")
+        )
         (self.project / "models").mkdir()
         (self.project / "models" / "events.sql").write_text(MODEL)
         LakeAdapter.gate = contextlib.nullcontext
-        build_room.PROJECT = self.project  # type: ignore[attr-defined]
+        os.environ["LAKE_MODELS"] = str(self.project)
 
     def hours(self, count: int) -> list[Partition]:
         """The next partitions that are not there."""
@@ -102,7 +105,7 @@ class Lake:
     def transform(self) -> float:
         """Seconds to bring the model up to date with what is new, SQLMesh's start left out."""
         began = time.monotonic()
-        todo = read_todo(self.settings, "prod", self.project)
+        todo = plan_transform(load_settings(), "prod")
         build_room.build(todo.environment, todo.changed_keys, todo.replan, lambda event: None)
         record(self.settings, todo, "growth")
         return time.monotonic() - began

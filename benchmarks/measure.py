@@ -14,10 +14,10 @@ from typing import Any
 
 from rich.console import Console
 
-from flows import server
-from flows.datasets import get_dataset
-from flows.lake.connect import connected
-from flows.settings import LAKE, Settings
+from ducklake_flows.lake.connect import connected
+from ducklake_flows.orchestration import server
+from ducklake_flows.project import get_dataset
+from ducklake_flows.settings import LAKE, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DATASET = get_dataset("flights")
@@ -64,7 +64,7 @@ class Target:
     at_least: bool = False
 
     @property
-    def reached(self) -> bool:
+    def failpoint(self) -> bool:
         """Whether it is."""
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 

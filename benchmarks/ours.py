@@ -8,11 +8,10 @@ import resource
 import time
 from pathlib import Path
 
-from benchmarks.alone import GROUP
 from benchmarks.measure import DATASET, DAYS, Run, peak_rss, report
-from flows import server
-from flows.datasets import get_dataset
-from flows.settings import Settings, load_settings
+from ducklake_flows.orchestration import server
+from ducklake_flows.project import get_dataset
+from ducklake_flows.settings import Settings, load_settings
 
 WORKERS = 2
 WARM = "airlines"
@@ -29,29 +28,28 @@ def run(settings: Settings) -> Run:
     start_ups = {"server start": time.monotonic() - began}
     # Only now: Prefect reads where its server is when it is imported.
     began = time.monotonic()
-    from flows import ingest
-    from flows.plan import make_plan
-    from flows.setup import initialise
+    from ducklake_flows.ingest import ingest
+    from ducklake_flows.orchestration.bootstrap import initialise
+    from ducklake_flows.orchestration.chunks import cut
+    from ducklake_flows.plan import make_plan
 
     start_ups["imports"] = time.monotonic() - began
-    if ingest.GROUP != GROUP:
-        raise ValueError(f"the groups differ: {ingest.GROUP} partitions, and {GROUP} for DuckDB alone")
     began = time.monotonic()
     initialise(settings, [DATASET, get_dataset(WARM)])
     start_ups["lake init"] = time.monotonic() - began
     began = time.monotonic()
-    ingest.ingest([WARM], workers=1)
+    ingest([WARM], workers=1)
     start_ups["first run"] = time.monotonic() - began
-    chunks = len(ingest.chunks(make_plan(settings, [DATASET]), WORKERS))
+    chunks = len(cut(make_plan(settings, [DATASET]), WORKERS))
     busy = _server_processor(settings)
     began = time.monotonic()
-    summary = ingest.ingest([DATASET.key], workers=WORKERS)
+    summary = ingest([DATASET.key], workers=WORKERS)
     call = time.monotonic() - began
     if summary["published"] != len(DAYS):
         raise ValueError(f"{summary['published']} partitions were published, not {len(DAYS)}")
     seconds = summary["seconds"]
     return Run(
-        f"flows.ingest on Prefect, Dask ({WORKERS} processes) and dlt; {summary['commits']} commits",
+        f"ducklake_flows.ingest on Prefect, Dask ({WORKERS} processes) and dlt; {summary['commits']} commits",
         DAYS,
         seconds["total"] - seconds["cluster start"],
         {**start_ups, **seconds, "the whole call": call, "server processor": _server_processor(settings) - busy},

@@ -8,24 +8,24 @@ from datetime import date
 from typing import Any
 
 from benchmarks.measure import Run, hand_over, peak_rss
-from flows import server
-from flows.datasets import get_dataset
-from flows.datasets.model import Dataset
-from flows.lake.connect import connected
-from flows.settings import LAKE, Settings, load_settings
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.lake.connect import connected
+from ducklake_flows.orchestration import server
+from ducklake_flows.project import get_dataset
+from ducklake_flows.settings import LAKE, Settings, load_settings
 
 
 def ours(settings: Settings, dataset: Dataset, end: date) -> Run:
     """A backfill on a real Prefect server and two Dask processes; the cluster's start does not count."""
     server.use(settings)
-    from flows.ingest import ingest
-    from flows.setup import initialise
+    from ducklake_flows.ingest import ingest
+    from ducklake_flows.orchestration.bootstrap import initialise
 
     initialise(settings, [dataset])
     summary = ingest([dataset.key], end=end, workers=2)
     seconds = summary["seconds"]
     return Run(
-        "flows.ingest",
+        "ducklake_flows.ingest",
         [p.key for p in dataset.partitions(end=end)],
         seconds["total"] - seconds["cluster start"],
         seconds,

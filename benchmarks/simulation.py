@@ -16,9 +16,7 @@ from typing import Any
 import simpy
 
 from benchmarks.measure import Bench, Target
-
-CHUNK, CHUNK_SECONDS, GROUP = 100, 10.0, 128
-"""As `flows.ingest` has them."""
+from ducklake_flows.orchestration.chunks import CHUNK, CHUNK_SECONDS, GROUP
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 EXTRACT = (0.02, 0.1, 1.0, 10.0)

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from flows.datasets.model import Dataset, Partition
-from flows.lake.connect import connected
-from flows.settings import Settings
-from flows.stage.inspect import fingerprint_sql, fingerprint_text
-from flows.stage.layout import new_attempt
-from flows.stage.receipt import Receipt
-from flows.stage.types import declared_types, quoted
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.partitions import Partition
+from ducklake_flows.datasets.types import declared_types, quoted
+from ducklake_flows.lake.connect import connected
+from ducklake_flows.settings import Settings
+from ducklake_flows.staging.inspect import fingerprint_sql, fingerprint_text
+from ducklake_flows.staging.layout import new_attempt
+from ducklake_flows.staging.receipt import Receipt
 
 
 def stage(settings: Settings, dataset: Dataset, partitions: Sequence[Partition], query: str) -> list[Receipt]:

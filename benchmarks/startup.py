@@ -10,8 +10,8 @@ from pathlib import Path
 
 from benchmarks.groups import ours, staged
 from benchmarks.measure import DATASET, Bench, Target, hand_over
-from flows.lake.schema import bootstrap
-from flows.settings import Settings, load_settings
+from ducklake_flows.lake.schema import bootstrap
+from ducklake_flows.settings import Settings, load_settings
 
 ROUNDS = 9
 LAKE = str(Path(sys.executable).with_name("lake"))

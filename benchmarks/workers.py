@@ -12,8 +12,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from benchmarks.measure import Bench, Target, hand_over
-from flows import server
-from flows.settings import load_settings
+from ducklake_flows.orchestration import server
+from ducklake_flows.settings import load_settings
 
 LATENCY = 0.1
 WORKERS = (1, 2, 4)
@@ -73,10 +73,10 @@ def run() -> Bench:
     server.use(settings)
     from benchmarks.datasets.api import PAGES
     from benchmarks.datasets.limited import RATE
-    from flows.datasets import get_dataset
-    from flows.ingest import ingest
-    from flows.plan import Mode
-    from flows.setup import initialise
+    from ducklake_flows.ingest import ingest
+    from ducklake_flows.orchestration.bootstrap import initialise
+    from ducklake_flows.project import get_dataset
+    from ducklake_flows.states import Mode
 
     initialise(settings, [get_dataset("api"), get_dataset("limited")])
     rows = []

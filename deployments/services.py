@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import psutil
 
-from flows.server import until
+from ducklake_flows.orchestration.server import until
 
 HOST = "127.0.0.1"
 BIN = Path(sys.executable).parent

@@ -30,7 +30,7 @@ from deployments.services import (
     free_port,
     new_secret,
 )
-from flows.server import CLIENT_SETTINGS, SERVER_SETTINGS, answers
+from ducklake_flows.orchestration.server import CLIENT_SETTINGS, SERVER_SETTINGS, answers
 
 ROOT = Path(__file__).resolve().parent.parent
 POOL = "lake"
@@ -131,6 +131,7 @@ class Stack:
             "PREFECT_HOME": str(self.folder / "prefect"),
             "PREFECT_API_URL": f"http://{HOST}:{self.port}/api",
             "PREFECT_API_AUTH_STRING": secrets["prefect_auth"],
+            "LAKE_PROJECT": str(ROOT),
             "LAKE_HOME": str(self.folder / "home"),
             "LAKE_CATALOG": f"postgres:host={HOST} port={port} dbname=lake user=lake",
             "LAKE_CATALOG_PASSWORD": secrets["lake"],

@@ -1,7 +1,5 @@
-"""SQLMesh's configuration, built from the lake's settings: no connection is written down here."""
+"""SQLMesh's configuration, from the project's settings: no connection is written down here."""
 
-from pathlib import Path
+from ducklake_flows import sqlmesh_config
 
-from flows.build.project import lake_settings, project_config
-
-config = project_config(lake_settings(Path(__file__).parent))
+config = sqlmesh_config(__file__)

@@ -6,15 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flows.datasets.model import Contract, Dataset, Grain, parse_partition
-from flows.extract.chunk import extract
-from flows.lake import ledger
-from flows.lake.connect import connected
-from flows.lake.evolve import Contents, contents
-from flows.lake.publish import Published, Publisher
-from flows.lake.schema import table_columns
-from flows.stage.inspect import fingerprint_text
-from flows.stage.receipt import Failure, Outcome
+from ducklake_flows.datasets.contract import Contract
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.partitions import Grain, parse_partition
+from ducklake_flows.extract.chunk import extract
+from ducklake_flows.lake import ledger
+from ducklake_flows.lake.connect import connected
+from ducklake_flows.lake.evolve import Contents, contents
+from ducklake_flows.lake.publish import Published, Publisher
+from ducklake_flows.lake.schema import table_columns
+from ducklake_flows.staging.inspect import fingerprint_text
+from ducklake_flows.staging.receipt import Failure, Outcome
 from tests.conftest import Lake
 
 DAYS = ("2024-01-01", "2024-01-02", "2024-01-03", "2024-01-04")

@@ -19,18 +19,30 @@ for name in [n for n in os.environ if n.startswith(("LAKE_", "PREFECT_"))]:
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
 
 from deployments.services import ObjectStore, Postgres, new_secret  # noqa: E402
-from flows import server  # noqa: E402
-from flows.datasets import all_datasets, get_dataset  # noqa: E402
-from flows.extract.chunk import extract_chunk  # noqa: E402
-from flows.lake.connect import connected, rows  # noqa: E402
-from flows.lake.publish import Published, Publisher  # noqa: E402
-from flows.lake.schema import bootstrap, table_columns  # noqa: E402
-from flows.lake.verify import verify  # noqa: E402
-from flows.settings import Settings, load_settings  # noqa: E402
-from flows.stage.receipt import Outcome, Receipt  # noqa: E402
-from flows.storage import Storage, check, open_storage  # noqa: E402
+from ducklake_flows.extract.chunk import extract_chunk  # noqa: E402
+from ducklake_flows.lake.connect import connected, rows  # noqa: E402
+from ducklake_flows.lake.publish import Published, Publisher  # noqa: E402
+from ducklake_flows.lake.schema import bootstrap, table_columns  # noqa: E402
+from ducklake_flows.lake.verify import verify  # noqa: E402
+from ducklake_flows.orchestration import server  # noqa: E402
+from ducklake_flows.project import all_datasets, get_dataset  # noqa: E402
+from ducklake_flows.settings import Settings, load_settings  # noqa: E402
+from ducklake_flows.staging.receipt import Outcome, Receipt  # noqa: E402
+from ducklake_flows.storage import Storage, check, open_storage  # noqa: E402
 
+ROOT = Path(__file__).parent.parent
 DATASETS = Path(__file__).parent / "datasets"
+DEMO = ROOT / "flows" / "datasets"
+MODELS = ROOT / "sqlmesh_project"
+
+
+def make_project(folder: Path, *datasets: Path, models: Path = MODELS) -> Path:
+    """Make a folder a project with these datasets and models, wherever they lie."""
+    folders = ", ".join(f'"{path}"' for path in datasets or (DEMO, DATASETS))
+    folder.mkdir(parents=True, exist_ok=True)
+    table = f'[tool.ducklake-flows]\ndatasets = [{folders}]\nmodels = "{models}"\n'
+    (folder / "pyproject.toml").write_text(table)
+    return folder
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -176,7 +188,7 @@ class Services:
 
     def environment(self, storage: str, home: Path) -> dict[str, str]:
         """The LAKE_ settings of a fresh lake on one of the `STORAGES`."""
-        environment = {"LAKE_HOME": str(home), "LAKE_DATASETS": str(DATASETS)}
+        environment = {"LAKE_HOME": str(home), "LAKE_PROJECT": str(make_project(home / "project"))}
         self._count += 1
         name = f"lake{self._count}"
         if storage.startswith("postgres"):
@@ -251,7 +263,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def gated_lake(lake: Lake, prefect_server: str) -> Lake:
     """A fresh lake behind the gate."""
-    from flows import gate
+    from ducklake_flows.orchestration import gate
 
     gate.ensure()
     return lake

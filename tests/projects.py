@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from flows.build import run
-from flows.build.adapter import LakeAdapter
-from flows.lake.builds import read_todo, record
-from flows.settings import PROJECT
-from tests.conftest import Lake
+from ducklake_flows.lake.builds import plan_transform, record
+from ducklake_flows.models import build
+from ducklake_flows.models.adapter import LakeAdapter
+from ducklake_flows.settings import load_settings
+from tests.conftest import MODELS, Lake
 
 
 def load(lake: Lake, *days: str, value: float = 1) -> None:
@@ -36,9 +36,9 @@ class Project:
 
     def __init__(self, folder: Path, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.lake = folder, lake
-        shutil.copytree(PROJECT, folder, ignore=shutil.ignore_patterns("models", "audits", "tests", "__pycache__"))
+        shutil.copytree(MODELS, folder, ignore=shutil.ignore_patterns("models", "audits", "tests", "__pycache__"))
         (folder / "models").mkdir()
-        monkeypatch.setattr(run, "PROJECT", folder)
+        monkeypatch.setenv("LAKE_MODELS", str(folder))
         monkeypatch.setattr(LakeAdapter, "gate", contextlib.nullcontext)
 
     def write(self, path: str, text: str) -> None:
@@ -48,8 +48,8 @@ class Project:
     def build(self) -> list[dict[str, Any]]:
         """What a transform does. Returns the intervals built."""
         events: list[dict[str, Any]] = []
-        if todo := read_todo(self.lake.settings, "prod", self.folder):
-            run.build(todo.environment, todo.changed_keys, todo.replan, events.append)
+        if todo := plan_transform(load_settings(), "prod"):
+            build.build(todo.environment, todo.changed_keys, todo.replan, events.append)
             record(self.lake.settings, todo, "test")
         return [e for e in events if e["event"] == "model"]
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from datetime import date
 from typing import Any
 
-from flows.datasets.model import Contract, Dataset, Partition
+from ducklake_flows.datasets.contract import Contract
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.partitions import Partition
 
 PAGES = 5
 

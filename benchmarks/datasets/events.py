@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from datetime import date
 from typing import Any
 
-from flows.datasets.model import Contract, Dataset, Grain, Partition
+from ducklake_flows.datasets.contract import Contract
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.partitions import Grain, Partition
 
 
 def events(partition: Partition) -> Iterator[list[dict[str, Any]]]:

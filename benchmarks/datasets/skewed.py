@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from datetime import date
 from typing import TYPE_CHECKING
 
-from flows.datasets.model import Contract, Dataset, Partition
+from ducklake_flows.datasets.contract import Contract
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.partitions import Partition
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,7 +1,6 @@
 """Airlines by carrier code: a reference table, refreshed whole."""
 
-from flows.datasets.files import Files
-from flows.datasets.model import Contract, Dataset, Grain
+from ducklake_flows import Contract, Dataset, Files, Grain
 
 DATASET = Dataset(
     key="airlines",
@@ -9,5 +8,5 @@ DATASET = Dataset(
     grain=Grain.full,
     primary_key=("carrier",),
     contract=Contract(columns={"carrier": "text", "name": "text"}, new_columns="freeze"),
-    hour=5,
+    schedule_hour=5,
 )

@@ -1,7 +1,6 @@
 """Airports by FAA code: a reference table, refreshed whole."""
 
-from flows.datasets.files import Files
-from flows.datasets.model import Contract, Dataset, Grain
+from ducklake_flows import Contract, Dataset, Files, Grain
 
 DATASET = Dataset(
     key="airports",
@@ -21,5 +20,5 @@ DATASET = Dataset(
         },
         new_columns="freeze",
     ),
-    hour=5,
+    schedule_hour=5,
 )

@@ -1,7 +1,6 @@
 """Planes by tail number: a reference table, refreshed whole."""
 
-from flows.datasets.files import Files
-from flows.datasets.model import Contract, Dataset, Grain
+from ducklake_flows import Contract, Dataset, Files, Grain
 
 DATASET = Dataset(
     key="planes",
@@ -22,5 +21,5 @@ DATASET = Dataset(
         },
         new_columns="freeze",
     ),
-    hour=5,
+    schedule_hour=5,
 )

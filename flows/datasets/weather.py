@@ -2,8 +2,7 @@
 
 from datetime import date
 
-from flows.datasets.files import Files
-from flows.datasets.model import Contract, Dataset, at_least, expect
+from ducklake_flows import Contract, Dataset, Files, at_least, expect
 
 DATASET = Dataset(
     key="weather",
@@ -36,5 +35,5 @@ DATASET = Dataset(
     ),
     start=date(2013, 1, 1),
     end=date(2013, 12, 31),
-    hour=6,
+    schedule_hour=6,
 )

@@ -14,6 +14,6 @@ if t.TYPE_CHECKING:
 @signal()
 def published(batch: DatetimeRanges, context: ExecutionContext, dataset: str) -> bool | DatetimeRanges:
     """The intervals of this batch whose partition of the dataset the ledger knows as published."""
-    from flows.build.ready import ready
+    from ducklake_flows.models.signals import ready
 
     return ready(batch, context.engine_adapter.cursor, dataset)

@@ -2,8 +2,9 @@
 
 from datetime import date
 
-from flows.datasets.files import Files
-from flows.datasets.model import Contract, Dataset
+from ducklake_flows.datasets.contract import Contract
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.sources.files import Files
 
 DATASET = Dataset(
     key="big",

@@ -5,7 +5,8 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
-from flows.datasets.model import Dataset, Partition
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.partitions import Partition
 
 
 def deadly(partition: Partition) -> Iterator[dict[str, Any]]:

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from datetime import date
 from typing import Any
 
-from flows.datasets.model import Dataset, Partition
-from flows.errors import NoSource
-from flows.settings import load_settings
-from flows.storage import open_storage
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.partitions import Partition
+from ducklake_flows.errors import NoSource
+from ducklake_flows.settings import load_settings
+from ducklake_flows.storage import open_storage
 
 
 def entries(partition: Partition) -> Iterator[dict[str, Any]]:

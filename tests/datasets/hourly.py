@@ -1,7 +1,9 @@
 """Counts by hour, CSV, several files an hour."""
 
-from flows.datasets.files import Files
-from flows.datasets.model import Contract, Dataset, Grain
+from ducklake_flows.datasets.contract import Contract
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.partitions import Grain
+from ducklake_flows.sources.files import Files
 
 DATASET = Dataset(
     key="hourly",

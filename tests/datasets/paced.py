@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from datetime import date
 from typing import Any
 
-from flows.datasets.model import Dataset, Partition
-from flows.settings import load_settings
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.partitions import Partition
+from ducklake_flows.settings import load_settings
 
 
 def paced(partition: Partition) -> Iterator[list[dict[str, Any]]]:

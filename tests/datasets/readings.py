@@ -2,8 +2,8 @@
 
 from datetime import date
 
-from flows.datasets.files import Files
-from flows.datasets.model import Dataset
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.sources.files import Files
 
 DATASET = Dataset(
     key="readings",

@@ -16,25 +16,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows import points
-from flows.datasets import get_dataset
-from flows.datasets.model import parse_partition
-from flows.points import Point
-from flows.server import SERVER_SETTINGS
-from flows.settings import load_settings
-from flows.stage.inspect import inspect
-from flows.stage.layout import new_attempt, staged_path
-from flows.stage.receipt import Receipt
+from ducklake_flows.datasets.partitions import parse_partition
+from ducklake_flows.orchestration.server import SERVER_SETTINGS
+from ducklake_flows.project import get_dataset
+from ducklake_flows.settings import load_settings
+from ducklake_flows.staging.inspect import inspect
+from ducklake_flows.staging.layout import new_attempt, staged_path
+from ducklake_flows.staging.receipt import Receipt
+from ducklake_flows.testing.failpoints import Point, arm
 from tests.conftest import Lake
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["dlt", "duckdb", "flows.ingest", "flows.build.run", "tests.conftest"])
+PROCESSES.set_forkserver_preload(
+    ["dlt", "duckdb", "ducklake_flows.ingest", "ducklake_flows.models.build", "tests.conftest"]
+)
 """Processes of their own that have imported everything: killing one costs no start-up."""
 
 
 def _run(environment: Mapping[str, str], switch: str, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     os.environ.update(environment)
-    points.KILL_AT = switch
+    arm(Path(switch))
     work(Lake(load_settings()), *arguments)
 
 
@@ -87,8 +88,8 @@ def found(lake: Lake, table: str = "raw.readings") -> dict[str, tuple[int, int]]
 
 def told(lake: Lake) -> dict[str, int]:
     """The rows of each day as the ledger tells them."""
-    from flows.lake import ledger
-    from flows.lake.connect import connected
+    from ducklake_flows.lake import ledger
+    from ducklake_flows.lake.connect import connected
 
     with connected(lake.settings, read_only=True) as con:
         return {key: entry.rows for (_, key), entry in sorted(ledger.latest(con, "readings").items())}

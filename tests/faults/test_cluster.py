@@ -17,9 +17,9 @@ import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from deployments.services import HOST, Service, dask_scheduler, dask_worker, free_port, until
-from flows.errors import LakeError
-from flows.ingest import ingest
-from flows.plan import Mode
+from ducklake_flows.errors import LakeError
+from ducklake_flows.ingest import ingest
+from ducklake_flows.states import Mode
 from tests.conftest import Lake
 from tests.faults.conftest import Contents, Killer, found, free_the_gate, land, told
 

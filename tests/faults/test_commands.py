@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from deployments.services import until
-from flows.points import POINTS, Point
-from flows.settings import load_settings
-from flows.transform import transform
+from ducklake_flows.settings import load_settings
+from ducklake_flows.testing.failpoints import POINTS, Point
+from ducklake_flows.transform import transform
 from tests.conftest import Lake, Services
 from tests.faults.conftest import Contents, found, free_the_gate, held, land, soaking, told
 from tests.faults.proxy import Proxy
@@ -25,16 +25,17 @@ from tests.flows.test_ingest import flights
 from tests.flows.test_transform import GOLD, RECOMPUTED
 
 LAKE = str(Path(sys.executable).with_name("lake"))
+ARMED = Path(__file__).parent / "armed"
+"""On PYTHONPATH, its `sitecustomize` arms every process of a command."""
 RECEIPTED, BUILD = POINTS[3:5] + POINTS[12:14], POINTS[14:17]
 in_short_on_sqlite = pytest.mark.short("sqlite+folder")
 IN_THE_GATE = {"gate held", "before the slot is freed", "before the build is recorded"}
 
 
 def command(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("LAKE_KILL")}
     return subprocess.Popen(
         [LAKE, *arguments],
-        env={**clean, **environment},
+        env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -50,7 +51,8 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> None:
 def kill_at(switch: Path, point: Point, *arguments: str) -> None:
     """Run a command whose process, or whose build's, is killed at a point."""
     switch.write_text(point)
-    finish(command(*arguments, LAKE_KILL_AT=str(switch)), 1 if point in ("mid interval", "interval committed") else -9)
+    armed = {"PYTHONPATH": str(ARMED), "TESTS_KILL_AT": str(switch)}
+    finish(command(*arguments, **armed), 1 if point in ("mid interval", "interval committed") else -9)
     assert not switch.exists()
 
 
@@ -116,8 +118,8 @@ def test_a_kill_in_a_transform_is_made_good_by_the_next(
 def test_a_commit_of_a_model_that_is_cut_off_is_made_good_by_the_next(
     lake: Lake, prefect_server: str, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows import gate
-    from flows.errors import LakeError
+    from ducklake_flows.errors import LakeError
+    from ducklake_flows.orchestration import gate
 
     gate.ensure()
     land_flights(lake, 1)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from flows.errors import CommitConflict
-from flows.lake import publish as protocol
-from flows.stage.layout import new_attempt
-from flows.stage.receipt import Receipt
+from ducklake_flows.errors import CommitConflict
+from ducklake_flows.lake import publish as protocol
+from ducklake_flows.staging.layout import new_attempt
+from ducklake_flows.staging.receipt import Receipt
 from tests.conftest import Lake
 from tests.faults.conftest import PROCESSES, Killer, found, staged, told
 
@@ -34,7 +34,7 @@ def coordinate(lake: Lake, inbox: object, outbox: object) -> None:
     publisher = lake.publisher()
     while (work := inbox.get()) is not None:  # type: ignore[attr-defined]
         fence, cut = work
-        protocol.raise_fence = raise_fence if fence else lambda con, name: 1
+        protocol.advance_fence = advance_fence if fence else lambda con, name: 1
         try:
             for group in cut:
                 publisher.publish(group)
@@ -47,7 +47,7 @@ def coordinate(lake: Lake, inbox: object, outbox: object) -> None:
     publisher.close()
 
 
-raise_fence = protocol.raise_fence
+advance_fence = protocol.advance_fence
 
 
 def days_of(kind: str, who: int) -> list[str]:

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pytest
 
-from flows.lake.connect import connect
-from flows.lake.maintain import steps
-from flows.points import POINTS, Point
+from ducklake_flows.lake.connect import connect
+from ducklake_flows.lake.maintenance import steps
+from ducklake_flows.testing.failpoints import POINTS, Point
 from tests.conftest import Lake
 from tests.faults.conftest import Contents, Killer, found, land, load, staged, staged_as, told
 

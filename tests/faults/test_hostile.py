@@ -10,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows.datasets import get_datasets
-from flows.datasets.model import Dataset, Grain, parse_partition
-from flows.errors import BadInput
-from flows.plan import make_plan
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.partitions import Grain, parse_partition
+from ducklake_flows.errors import BadInput
+from ducklake_flows.plan import make_plan
+from ducklake_flows.project import get_datasets
 from tests.conftest import Lake
 
 DAY = "2024-01-01"

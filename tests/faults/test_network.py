@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay
 
-from flows import storage
-from flows.errors import CatalogError
-from flows.lake import publish as protocol
-from flows.lake.connect import connect
-from flows.settings import load_settings
-from flows.stage.receipt import Failure, Receipt
+from ducklake_flows import storage
+from ducklake_flows.errors import CatalogError
+from ducklake_flows.lake import publish as protocol
+from ducklake_flows.lake.connect import connect
+from ducklake_flows.settings import load_settings
+from ducklake_flows.staging.receipt import Failure, Receipt
 from tests.conftest import Lake, Services
 from tests.faults.conftest import Contents, Killer, found, land, staged, told
 from tests.faults.proxy import Proxy

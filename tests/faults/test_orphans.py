@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flows.lake.maintain import figures, steps
-from flows.stage.layout import attempt_of
+from ducklake_flows.lake.maintenance import figures, steps
+from ducklake_flows.staging.layout import attempt_of
 from tests.conftest import Lake
 from tests.faults.conftest import PROCESSES, Killer, found, staged
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flows.lake.connect import connected
+from ducklake_flows.lake.connect import connected
 from tests.conftest import Lake
 from tests.faults.conftest import PROCESSES, Killer, staged
 
@@ -28,7 +28,7 @@ def replace(lake: Lake, times: int, stock: bool, seen: Any) -> None:
     from sqlglot import exp, parse_one
     from sqlmesh.core.engine_adapter.duckdb import DuckDBEngineAdapter
 
-    from flows.build.adapter import LakeAdapter, LakeConnection, lake_connection
+    from ducklake_flows.models.adapter import LakeAdapter, LakeConnection, lake_connection
 
     LakeAdapter.gate = contextlib.nullcontext
     if stock:

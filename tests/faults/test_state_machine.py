@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -18,20 +19,20 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from flows.datasets import all_datasets, get_dataset
-from flows.datasets.model import parse_partition
-from flows.errors import BadInput
-from flows.lake.connect import connect, connected
-from flows.lake.maintain import steps
-from flows.lake.repair import repair
-from flows.lake.rollback import stage_previous
-from flows.lake.schema import bootstrap
-from flows.points import POINTS, Point
-from flows.settings import LAKE, PROJECT, load_settings
-from flows.stage.layout import new_attempt
-from flows.stage.receipt import Failure, Receipt
-from flows.storage import check
-from tests.conftest import Lake, Services
+from ducklake_flows.datasets.partitions import parse_partition
+from ducklake_flows.errors import BadInput
+from ducklake_flows.lake.connect import connect, connected
+from ducklake_flows.lake.maintenance import steps
+from ducklake_flows.lake.repair import repair
+from ducklake_flows.lake.restore import stage_previous
+from ducklake_flows.lake.schema import bootstrap
+from ducklake_flows.project import all_datasets, get_dataset
+from ducklake_flows.settings import LAKE, load_settings
+from ducklake_flows.staging.layout import new_attempt
+from ducklake_flows.staging.receipt import Failure, Receipt
+from ducklake_flows.storage import check
+from ducklake_flows.testing.failpoints import POINTS, Point
+from tests.conftest import MODELS, Lake, Services
 from tests.faults.conftest import Killer, soaking, staged_as, told
 
 DAYS = [f"2024-01-{day:02}" for day in range(1, 5)]
@@ -150,14 +151,14 @@ def ids(rows: Rows) -> list[tuple[int, int]]:
 
 def transform(lake: Lake, project: Path) -> None:
     """What a transform does between its gates, on a project with one model."""
-    from flows.build import run
-    from flows.build.adapter import LakeAdapter
-    from flows.lake.builds import read_todo, record
+    from ducklake_flows.lake.builds import plan_transform, record
+    from ducklake_flows.models import build
+    from ducklake_flows.models.adapter import LakeAdapter
 
     LakeAdapter.gate = contextlib.nullcontext
-    run.PROJECT = project
-    if todo := read_todo(lake.settings, "prod", project):
-        run.build(todo.environment, todo.changed_keys, todo.replan, lambda event: None)
+    os.environ["LAKE_MODELS"] = str(project)
+    if todo := plan_transform(load_settings(), "prod"):
+        build.build(todo.environment, todo.changed_keys, todo.replan, lambda event: None)
         record(lake.settings, todo, "test")
 
 
@@ -307,7 +308,7 @@ def test_any_order_of_operations_leaves_what_a_dict_would_hold(
 ) -> None:
     soak = soaking(request.config)
     project = tmp_path / "project"
-    shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns("models", "audits", "tests", "__pycache__"))
+    shutil.copytree(MODELS, project, ignore=shutil.ignore_patterns("models", "audits", "tests", "__pycache__"))
     (project / "models").mkdir()
     (project / "models" / "readings.sql").write_text(MODEL)
     made = 0

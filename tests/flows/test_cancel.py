@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from deployments.services import until
-from flows.extract import chunk
+from ducklake_flows.extract import chunk
 from tests.conftest import DATASETS
 from tests.flows.test_cli import LAKE, Command
 
@@ -26,8 +26,8 @@ def temporary() -> Iterator[Path]:
 
 @pytest.fixture
 def lake(tmp_path: Path, temporary: Path, prefect_server: str) -> Command:
-    command = Command(tmp_path, prefect_server)
-    command.environment |= {"LAKE_DATASETS": str(DATASETS), "TMPDIR": str(temporary)}
+    command = Command(tmp_path, prefect_server, DATASETS)
+    command.environment |= {"TMPDIR": str(temporary)}
     return command
 
 

@@ -13,12 +13,13 @@ import pytest
 from prefect import flow, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows import gate
-from flows import ingest as module
-from flows.errors import GateError, RunFailed
-from flows.ingest import chunks, ingest
-from flows.lake.connect import connected
-from flows.plan import Mode, Planned, State, make_plan
+from ducklake_flows.errors import GateError, RunFailed
+from ducklake_flows.ingest import ingest
+from ducklake_flows.lake.connect import connected
+from ducklake_flows.orchestration import extraction, gate
+from ducklake_flows.orchestration.chunks import cut
+from ducklake_flows.plan import Planned, make_plan
+from ducklake_flows.states import Mode, State
 from tests.conftest import Lake
 from tests.faults.conftest import held
 from tests.faults.proxy import Proxy
@@ -45,7 +46,7 @@ def run(dataset: str, start: str, end: str, **more: Any) -> dict[str, Any]:
 
 
 def states(lake: Lake, dataset: str, start: str, end: str) -> dict[str, str]:
-    from flows.datasets import get_datasets
+    from ducklake_flows.project import get_datasets
 
     planned = make_plan(lake.settings, get_datasets([dataset]), date.fromisoformat(start), date.fromisoformat(end))
     return {p.partition[-2:]: p.state.value for p in planned}
@@ -78,7 +79,7 @@ def test_one_failing_partition_stops_no_other_and_is_all_the_next_run_does(gated
         "02": "failed",
         "03": "published",
         "04": "published",
-        "05": "no source",
+        "05": "no_source",
     }
     assert gated_lake.errors() == []
 
@@ -127,7 +128,7 @@ def test_modes_choose_their_partitions(gated_lake: Lake) -> None:
     land(gated_lake, 2, rows=5)
     land(gated_lake, 4)
 
-    from flows.datasets import get_datasets
+    from ducklake_flows.project import get_datasets
 
     def chosen(mode: Mode) -> list[str]:
         planned = make_plan(gated_lake.settings, get_datasets(["flights"]), date(2013, 1, 1), date(2013, 1, 5), mode)
@@ -264,14 +265,14 @@ def test_a_source_is_asked_no_faster_than_its_rate(gated_lake: Lake) -> None:
 
 
 def test_the_flows_forms_are_typed() -> None:
-    from flows.pipeline import pipeline
+    from ducklake_flows.pipeline import pipeline
 
     properties = pipeline.parameters.properties
     assert properties["datasets"]["anyOf"][0] == {"items": {"type": "string"}, "type": "array"}
     assert properties["start"]["anyOf"][0] == {"format": "date", "type": "string"}
     assert properties["workers"]["type"] == "integer"
     assert pipeline.parameters.definitions is not None
-    assert pipeline.parameters.definitions["Mode"]["enum"] == ["missing", "failed", "missing-failed", "stale", "all"]
+    assert pipeline.parameters.definitions["Mode"]["enum"] == ["missing", "failed", "missing_failed", "stale", "all"]
     assert all("description" in p or "title" in p for p in properties.values())
 
 
@@ -280,15 +281,15 @@ def test_the_flows_forms_are_typed() -> None:
 )
 def test_chunks_hold_every_partition_once_and_are_bounded(partitions: int, workers: int, sizes: set[int]) -> None:
     todo = [Planned("a", f"{n:04}", State.missing, True, "", None) for n in range(partitions)]
-    cut = chunks(todo, workers)
-    assert [key for chunk in cut for key in chunk.versions] == [p.partition for p in todo]
-    assert {len(chunk.versions) for chunk in cut} == sizes
+    chunks = cut(todo, workers)
+    assert [key for chunk in chunks for key in chunk.versions] == [p.partition for p in todo]
+    assert {len(chunk.versions) for chunk in chunks} == sizes
 
 
 def test_a_chunk_whose_time_is_over_hands_back_what_it_has_not_begun(
     gated_lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(extraction, "CHUNK_SECONDS", 0.0)
     land(gated_lake, *range(1, 7))
     summary = run("flights", "2013-01-01", "2013-01-06", workers=1)
     assert (summary["published"], summary["failed"]) == (6, [])

@@ -8,12 +8,13 @@ from typing import Any
 import duckdb
 import pytest
 
-from flows import gate, show
-from flows import maintain as module
-from flows.errors import BadInput, CommitConflict, RunFailed
-from flows.lake.connect import connect
-from flows.lake.maintain import steps
-from flows.maintain import maintain
+from ducklake_flows import maintain as module
+from ducklake_flows.cli import show
+from ducklake_flows.errors import BadInput, CommitConflict, RunFailed
+from ducklake_flows.lake.connect import connect
+from ducklake_flows.lake.maintenance import steps
+from ducklake_flows.maintain import maintain
+from ducklake_flows.orchestration import gate
 from tests.conftest import Lake
 from tests.projects import load
 
@@ -51,15 +52,17 @@ def test_a_step_that_conflicts_or_a_janitor_that_fails_does_not_end_the_others(
     def overtaken(*arguments: Any) -> Any:
         for step in real(*arguments):
             if step.subject == "bronze.one":
-                monkeypatch.setattr("flows.lake.maintain.reached", lambda _: con.execute("DELETE FROM bronze.one"))
+                monkeypatch.setattr(
+                    "ducklake_flows.lake.maintenance.failpoint", lambda _: con.execute("DELETE FROM bronze.one")
+                )
             yield step
-            monkeypatch.setattr("flows.lake.maintain.reached", lambda _: None)
+            monkeypatch.setattr("ducklake_flows.lake.maintenance.failpoint", lambda _: None)
 
     def broken(*_: Any) -> None:
         raise RunFailed("SQLMesh's janitor failed: no")
 
     monkeypatch.setattr(module, "steps", overtaken)
-    monkeypatch.setattr(module.builder, "run", broken)
+    monkeypatch.setattr(module.runner, "run", broken)
     with pytest.raises(RunFailed, match="janitor failed") as caught:
         maintain()
     con.close()
@@ -74,7 +77,9 @@ def test_a_commit_that_ducklake_refuses_is_a_conflict(lake: Lake) -> None:
     load(lake, "2024-01-01")
     flush = next(s for s in steps(lake.settings, timedelta(days=30)) if s.name == "flush")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flows.lake.maintain.reached", lambda _: con.execute("UPDATE ops.fence SET token = token + 1"))
+        patch.setattr(
+            "ducklake_flows.lake.maintenance.failpoint", lambda _: con.execute("UPDATE ops.fence SET token = token + 1")
+        )
         with pytest.raises(CommitConflict) as caught:
             flush.run()
     con.close()

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from flows import builder as room
-from flows.errors import RunFailed
-from flows.settings import PROJECT
-from flows.transform import transform
-from tests.conftest import Lake
+from ducklake_flows.errors import RunFailed
+from ducklake_flows.models import runner as room
+from ducklake_flows.transform import transform
+from tests.conftest import MODELS, Lake
 from tests.flows.test_ingest import flights
 
 DAYS = [1, 2, 3]
@@ -101,7 +100,7 @@ def test_a_failed_audit_fails_the_run_and_the_next_one_builds_it_again(
     transform()
     load(lake, 1, rows=3)
     # The lake loses a row between bronze and silver: made by hand, since no model of ours does it.
-    from flows.lake.connect import connect
+    from ducklake_flows.lake.connect import connect
 
     con = connect(lake.settings)
     con.execute("INSERT INTO raw.flights SELECT * REPLACE (NULL AS dest) FROM raw.flights LIMIT 1")
@@ -132,20 +131,20 @@ def test_a_build_that_is_killed_frees_the_gate_and_is_done_again(
 ) -> None:
     lake = gated_lake
     load(lake, 1, rows=2)
-    real = room._Gate.enter
+    real = room._Held.enter
 
-    def enter_then_kill(self: room._Gate) -> None:
+    def enter_then_kill(self: room._Held) -> None:
         real(self)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(room._Gate, "enter", enter_then_kill)
+    monkeypatch.setattr(room._Held, "enter", enter_then_kill)
     with pytest.raises(KeyboardInterrupt):
         transform()
     monkeypatch.undo()
     lake_env(lake, monkeypatch)
     from prefect.client.orchestration import get_client
 
-    from flows import gate
+    from ducklake_flows.orchestration import gate
 
     with get_client(sync_client=True) as client:
         assert client.read_global_concurrency_limit_by_name(gate.NAME).active_slots == 0
@@ -156,17 +155,14 @@ def test_a_build_that_is_killed_frees_the_gate_and_is_done_again(
 
 def lake_env(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Undoing a patch undoes the fixture's environment, too: set it again."""
-    from tests.conftest import DATASETS
-
     for name, value in lake.settings.environment().items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("LAKE_DATASETS", str(DATASETS))
 
 
 def test_the_models_unit_tests_pass(gated_lake: Lake) -> None:
     from sqlmesh.core.context import Context
 
-    result = Context(paths=[str(PROJECT)]).test()
+    result = Context(paths=[str(MODELS)]).test()
     assert result.testsRun >= 4
     assert result.wasSuccessful(), [*result.failures, *result.errors]
 
@@ -176,9 +172,9 @@ def test_telemetry_is_off_everywhere(gated_lake: Lake) -> None:
 
     import dlt
 
-    from flows.build.project import project_config
-    from flows.extract import chunk
-    from flows.server import SERVER_SETTINGS
+    from ducklake_flows.extract import chunk
+    from ducklake_flows.models.config import project_config
+    from ducklake_flows.orchestration.server import SERVER_SETTINGS
 
     assert project_config(gated_lake.settings).disable_anonymized_analytics
     assert SERVER_SETTINGS["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from flows.datasets import all_datasets
-from flows.errors import BadInput, CatalogError, NotInitialised
-from flows.lake.connect import connect
-from flows.lake.query import query
-from flows.lake.schema import bootstrap
-from flows.settings import Settings, load_settings
+from ducklake_flows.errors import BadInput, CatalogError, NotInitialised
+from ducklake_flows.lake.connect import connect
+from ducklake_flows.lake.query import query
+from ducklake_flows.lake.schema import bootstrap
+from ducklake_flows.project import all_datasets
+from ducklake_flows.settings import Settings, load_settings
 from tests.conftest import Lake
 
 

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 import duckdb
 import pytest
 
-from flows.lake.connect import connect
-from flows.lake.maintain import Step, figures, steps
+from ducklake_flows.lake.connect import connect
+from ducklake_flows.lake.maintenance import Step, figures, steps
 from tests.conftest import Lake
 
 DAYS = ("2024-01-01", "2024-01-02", "2024-01-03")

@@ -8,12 +8,12 @@ from typing import Any
 import duckdb
 import pytest
 
-from flows.errors import CommitConflict
-from flows.lake import publish as protocol
-from flows.lake.connect import connect
-from flows.lake.ledger import latest
-from flows.stage.layout import new_attempt
-from flows.stage.receipt import Failure
+from ducklake_flows.errors import CommitConflict
+from ducklake_flows.lake import publish as protocol
+from ducklake_flows.lake.connect import connect
+from ducklake_flows.lake.ledger import latest
+from ducklake_flows.staging.layout import new_attempt
+from ducklake_flows.staging.receipt import Failure
 from tests.conftest import Lake, receipts
 
 CONFLICT = (
@@ -137,7 +137,7 @@ def test_two_publishers_of_an_empty_partition_cannot_both_commit(
     land(lake, DAYS[0], 10)
     first, second = lake.extract("readings", DAYS[0]), lake.extract("readings", DAYS[0])
     if not fence:
-        monkeypatch.setattr(protocol, "raise_fence", lambda con, name: 1)
+        monkeypatch.setattr(protocol, "advance_fence", lambda con, name: 1)
     one, two = lake.publisher(), lake.publisher()
     for publisher, outcomes in ((one, first), (two, second)):
         publisher._connection().execute("BEGIN")
@@ -335,7 +335,7 @@ def test_what_a_publisher_keeps_of_the_ledger_is_what_the_ledger_says(lake: Lake
         publisher.publish(group)
         with connect(lake.settings, read_only=True) as con:
             there = latest(con)
-        kept = publisher._standing.entries
+        kept = publisher._ledger.entries
         assert kept, group
         assert kept == {key: there[key] for key in kept}, group
     assert there["readings", day].attempt_id == replaced.attempt_id

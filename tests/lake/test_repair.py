@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,13 +11,12 @@ from typing import Any
 import duckdb
 import pytest
 
-from flows.lake import repair as repairing
-from flows.lake import statistics
-from flows.lake.connect import connect
-from flows.lake.repair import repair
-from flows.lake.statistics import META
-from flows.points import Point
-from flows.settings import PROJECT
+from ducklake_flows.lake import repair as repairing
+from ducklake_flows.lake import statistics
+from ducklake_flows.lake.connect import connect
+from ducklake_flows.lake.repair import repair
+from ducklake_flows.lake.statistics import META
+from ducklake_flows.testing.failpoints import Point
 from tests.conftest import Lake
 from tests.faults.conftest import staged
 
@@ -101,7 +99,7 @@ def test_a_writer_at_the_same_time_does_not_bring_the_old_statistics_back(
 ) -> None:
     """Without the gate: each has read the statistics before the other commits."""
     writer = connect(wrong.settings)
-    fence, tried = repairing._fence, []
+    fence, tried = repairing.claim_snapshot, []
 
     def fence_late(con: duckdb.DuckDBPyConnection, *arguments: Any) -> None:
         if not tried:
@@ -112,7 +110,7 @@ def test_a_writer_at_the_same_time_does_not_bring_the_old_statistics_back(
     writer.execute("BEGIN")
     writer.execute("INSERT INTO raw.readings (id, value, day) VALUES (0, 1, '2024-01-09')")
     if commits == "first":
-        monkeypatch.setattr(repairing, "_fence", fence_late)
+        monkeypatch.setattr(repairing, "claim_snapshot", fence_late)
         repairing.repair(wrong.settings)
         assert len(tried) == 2
     else:
@@ -131,9 +129,13 @@ def test_a_writer_at_the_same_time_does_not_bring_the_old_statistics_back(
 def test_a_kill_in_a_repair_leaves_all_or_nothing_of_it(wrong: Lake, tmp_path: Path, point: Point) -> None:
     switch = tmp_path / "kill-at"
     switch.write_text(point)
-    work = "from flows.lake.repair import repair; from flows.settings import load_settings; repair(load_settings())"
+    work = (
+        "import sys; from pathlib import Path; from ducklake_flows.testing.failpoints import arm; "
+        "from ducklake_flows.lake.repair import repair; from ducklake_flows.settings import load_settings; "
+        "arm(Path(sys.argv[1])); repair(load_settings())"
+    )
     killed = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", work], env={**os.environ, "LAKE_KILL_AT": str(switch)}, cwd=PROJECT.parent, check=False
+        [sys.executable, "-c", work, str(switch)], check=False
     )
     assert killed.returncode == -signal.SIGKILL
     done = point == "after COMMIT"

@@ -8,14 +8,15 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from flows.datasets import all_datasets, get_datasets
-from flows.errors import CatalogError, LakeError
-from flows.lake.connect import connect, prepare
-from flows.lake.query import query
-from flows.lake.schema import bootstrap
-from flows.lake.verify import verify
-from flows.plan import State, make_plan
-from flows.settings import Settings
+from ducklake_flows.errors import CatalogError, LakeError
+from ducklake_flows.lake.connect import connect, prepare
+from ducklake_flows.lake.query import query
+from ducklake_flows.lake.schema import bootstrap
+from ducklake_flows.lake.verify import verify
+from ducklake_flows.plan import make_plan
+from ducklake_flows.project import all_datasets, get_datasets
+from ducklake_flows.settings import Settings
+from ducklake_flows.states import State
 from tests.conftest import Lake, Services
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -6,12 +6,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from flows.datasets import get_dataset, get_datasets
-from flows.datasets.model import parse_partition
-from flows.errors import BadInput
-from flows.lake.maintain import steps
-from flows.lake.rollback import stage_previous
-from flows.plan import Mode, make_plan
+from ducklake_flows.datasets.partitions import parse_partition
+from ducklake_flows.errors import BadInput
+from ducklake_flows.lake.maintenance import steps
+from ducklake_flows.lake.restore import stage_previous
+from ducklake_flows.plan import make_plan
+from ducklake_flows.project import get_dataset, get_datasets
+from ducklake_flows.states import Mode
 from tests.conftest import Lake
 
 pytestmark = pytest.mark.short("sqlite+folder", "postgres+s3")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flows.lake.connect import connected
-from flows.lake.schema import table_columns
+from ducklake_flows.lake.connect import connected
+from ducklake_flows.lake.schema import table_columns
 from tests.conftest import Lake
 
 pytestmark = pytest.mark.short("sqlite+folder", "postgres+s3")

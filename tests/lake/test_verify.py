@@ -6,8 +6,8 @@ from datetime import timedelta
 
 import pytest
 
-from flows.lake.connect import connect
-from flows.lake.verify import verify
+from ducklake_flows.lake.connect import connect
+from ducklake_flows.lake.verify import verify
 from tests.conftest import Lake, receipts, write
 
 pytestmark = pytest.mark.short("sqlite+folder", "postgres+s3")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from flows.datasets import all_datasets
-from flows.errors import CatalogError, LakeError, NotInitialised, StorageError
-from flows.lake.connect import connect
-from flows.lake.schema import bootstrap
-from flows.settings import Settings
-from flows.storage import check, open_storage
+from ducklake_flows.errors import CatalogError, LakeError, NotInitialised, StorageError
+from ducklake_flows.lake.connect import connect
+from ducklake_flows.lake.schema import bootstrap
+from ducklake_flows.project import all_datasets
+from ducklake_flows.settings import Settings
+from ducklake_flows.storage import check, open_storage
 from tests.conftest import Services
 
 Make = Callable[..., Settings]

@@ -9,11 +9,11 @@ from typing import Any
 
 import duckdb
 
-from flows.datasets.model import parse_partition
-from flows.lake.connect import connected
-from flows.stage.inspect import inspect
-from flows.stage.layout import new_attempt, staged_path
-from flows.stage.receipt import Receipt
+from ducklake_flows.datasets.partitions import parse_partition
+from ducklake_flows.lake.connect import connected
+from ducklake_flows.staging.inspect import inspect
+from ducklake_flows.staging.layout import new_attempt, staged_path
+from ducklake_flows.staging.receipt import Receipt
 from tests.cases import Case
 
 

@@ -15,19 +15,22 @@ import pytest
 from distributed import KilledWorker
 from rich.console import Console
 
-from flows import show
-from flows.cli import _plain, app
-from flows.datasets import all_datasets, broken_datasets, get_datasets
-from flows.datasets.model import Contract, Dataset, Grain, Partition
-from flows.errors import BadInput, CatalogError, LakeError, SourceError, StorageError
-from flows.ingest import _cause
-from flows.lake.connect import connected
-from flows.lake.query import query
-from flows.lake.schema import bootstrap
-from flows.lake.verify import verify
-from flows.plan import Mode, Planned, State, make_plan, plan_each, strays
-from flows.settings import Settings, load_settings
-from flows.storage import check, open_storage
+from ducklake_flows.cli import show
+from ducklake_flows.cli.main import _plain, app
+from ducklake_flows.datasets.contract import Contract
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.partitions import Grain, Partition
+from ducklake_flows.errors import BadInput, CatalogError, LakeError, SourceError, StorageError
+from ducklake_flows.lake.connect import connected
+from ducklake_flows.lake.query import query
+from ducklake_flows.lake.schema import bootstrap
+from ducklake_flows.lake.verify import verify
+from ducklake_flows.orchestration.extraction import lost_because
+from ducklake_flows.plan import Planned, make_plan, plan_each, strays
+from ducklake_flows.project import all_datasets, broken_datasets, get_datasets
+from ducklake_flows.settings import Settings, load_settings
+from ducklake_flows.states import Mode, State
+from ducklake_flows.storage import check, open_storage
 from tests.conftest import Lake, Services
 from tests.faults.proxy import Proxy
 
@@ -53,7 +56,7 @@ def define(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Define:
 
 def good(key: str, more: str = "") -> str:
     return (
-        "from datetime import date\nfrom flows.datasets.model import Dataset\n"
+        "from datetime import date\nfrom ducklake_flows.datasets.dataset import Dataset\n"
         f'DATASET = Dataset("{key}", lambda partition: [{{"n": 1}}], partition_column="day", '
         f"start=date(2024, 1, 1), end=date(2024, 1, 2){more})\n"
     )
@@ -200,7 +203,7 @@ def test_a_broken_dataset_file_is_one_error_with_its_line_and_breaks_no_other(de
         with pytest.raises(BadInput) as caught:
             get_datasets([name])
         assert caught.value.message == found[name].message
-    assert found["twice"].message == f"Two files define the dataset twice: {one} and {two}."
+    assert found["twice"].message == f"Two datasets have the key twice: {one} and {two}."
     with pytest.raises(BadInput, match="Unknown dataset: 'nowhere'") as caught:
         get_datasets(["nowhere"])
     assert "broken: grained, imports" in caught.value.fix
@@ -218,12 +221,14 @@ def test_a_mended_dataset_file_is_loaded_again(define: Define) -> None:
 
 def test_only_a_dead_worker_is_called_dead() -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.parquet")
-    assert _cause(full) == "No space left on device: x.parquet"
-    assert _cause(BadInput("Bad settings: LAKE_HOME", "x")) == "Bad settings: LAKE_HOME"
-    assert _cause(ModuleNotFoundError("No module named 'flows'")) == "ModuleNotFoundError: No module named 'flows'"
-    assert _cause(RuntimeError("Error during deserialization")) == "RuntimeError: Error during deserialization"
-    assert _cause(ValueError("password=hunter2")) == "ValueError: password=***"
-    assert _cause(KilledWorker("a", None, 0)) == "its worker died: KilledWorker"  # type: ignore[no-untyped-call]
+    assert lost_because(full) == "No space left on device: x.parquet"
+    assert lost_because(BadInput("Bad settings: LAKE_HOME", "x")) == "Bad settings: LAKE_HOME"
+    assert (
+        lost_because(ModuleNotFoundError("No module named 'flows'")) == "ModuleNotFoundError: No module named 'flows'"
+    )
+    assert lost_because(RuntimeError("Error during deserialization")) == "RuntimeError: Error during deserialization"
+    assert lost_because(ValueError("password=hunter2")) == "ValueError: password=***"
+    assert lost_because(KilledWorker("a", None, 0)) == "its worker died: KilledWorker"  # type: ignore[no-untyped-call]
 
 
 # --- Services that are down ---

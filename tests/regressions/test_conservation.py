@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.extract import dlt_run
-from flows.stage.inspect import MARK
+from ducklake_flows.extract import dlt_run
+from ducklake_flows.staging.inspect import MARK
 from tests.cases import DAYS, Case, case, failure
 from tests.conftest import Lake, receipts
 

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.datasets.files import Files
-from flows.datasets.model import Grain, parse_partition
-from flows.errors import BadInput, SourceError
-from flows.storage import File, Storage
+from ducklake_flows.datasets.partitions import Grain, parse_partition
+from ducklake_flows.errors import BadInput, SourceError
+from ducklake_flows.sources.files import Files
+from ducklake_flows.storage import File, Storage
 from tests.cases import DAYS, Case, case
 from tests.conftest import Lake
 

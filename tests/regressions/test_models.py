@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.build.ready import ready
-from flows.datasets import get_dataset
-from flows.datasets.model import Grain, partition_at
-from flows.errors import RunFailed
-from flows.lake.builds import project_digest
-from flows.lake.connect import connect, connected
-from flows.lake.ledger import append
+from ducklake_flows.datasets.partitions import Grain, partition_at
+from ducklake_flows.errors import RunFailed
+from ducklake_flows.lake.builds import project_digest
+from ducklake_flows.lake.connect import connect, connected
+from ducklake_flows.lake.ledger import append
+from ducklake_flows.models.signals import ready
+from ducklake_flows.project import get_dataset
 from tests.conftest import DATASETS, Lake
 from tests.projects import PUBLISHED, READINGS, Project, load, model
 
@@ -120,7 +120,7 @@ def test_ready_is_every_partition_that_overlaps_and_can_be(
     """Every grain under every interval, against counting hours; with and without the dataset's own bounds."""
     from dataclasses import replace
 
-    from flows.build import ready as module
+    from ducklake_flows.models import signals as module
 
     first, last = datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 4, 1, tzinfo=UTC)
     hours = [first + timedelta(hours=n) for n in range(int((last - first) / timedelta(hours=1)))]

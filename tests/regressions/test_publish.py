@@ -13,18 +13,18 @@ from prefect import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from tenacity import Retrying, stop_after_delay, wait_fixed
 
-from flows import events, gate
-from flows.datasets.model import parse_partition
-from flows.errors import PublishedInBetween
-from flows.ingest import ingest
-from flows.lake.connect import connect
-from flows.lake.faults import Forbidden, UnknownOutcome, explain
-from flows.lake.ledger import latest
-from flows.lake.publish import Publisher
-from flows.lake.rollback import stage_previous
-from flows.stage.layout import new_attempt
-from flows.stage.receipt import Failure
-from flows.storage import open_storage
+from ducklake_flows.datasets.partitions import parse_partition
+from ducklake_flows.errors import PublishedInBetween
+from ducklake_flows.ingest import ingest
+from ducklake_flows.lake.connect import connect
+from ducklake_flows.lake.faults import Forbidden, UnknownOutcome, explain
+from ducklake_flows.lake.ledger import latest
+from ducklake_flows.lake.publish import Publisher
+from ducklake_flows.lake.restore import stage_previous
+from ducklake_flows.orchestration import events, gate
+from ducklake_flows.staging.layout import new_attempt
+from ducklake_flows.staging.receipt import Failure
+from ducklake_flows.storage import open_storage
 from tests.cases import DAYS, Case, case
 from tests.conftest import Lake, receipts
 from tests.faults.conftest import free_the_gate, held
@@ -61,7 +61,7 @@ def test_a_lost_answer_is_rebuilt_from_the_ledger_state_by_state(
             raise UnknownOutcome("The Postgres catalog cannot be opened", "start it")
         return connect(*given)
 
-    monkeypatch.setattr("flows.lake.publish.connect", reconnect)
+    monkeypatch.setattr("ducklake_flows.lake.publish.connect", reconnect)
     result = publisher.publish(group)
     publisher.close()
     with connect(lake.settings, read_only=True) as con:
@@ -195,8 +195,8 @@ def test_rows_that_were_deleted_by_hand_are_published_again_when_rechecked(lake:
 
 def test_a_table_that_was_emptied_follows_its_contract_and_is_filled_again(lake: Lake) -> None:
     """What docs/operations.md says of a contract whose types change: `lake init`, then `lake backfill --mode all`."""
-    from flows.datasets.model import Contract
-    from flows.lake.schema import bootstrap
+    from ducklake_flows.datasets.contract import Contract
+    from ducklake_flows.lake.schema import bootstrap
 
     things = case(lake, contract={"v": "bigint"})
     things.publish([number(things, ONE, 1)])

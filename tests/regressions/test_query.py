@@ -9,8 +9,8 @@ from typing import Any
 import duckdb
 import pytest
 
-from flows.errors import BadInput
-from flows.lake.query import answer, query
+from ducklake_flows.errors import BadInput
+from ducklake_flows.lake.query import answer, query
 from tests.conftest import Lake
 
 on_both = pytest.mark.short("sqlite+folder", "postgres+s3")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from flows.datasets.model import Contract
-from flows.lake.rollback import stage_previous
-from flows.lake.schema import bootstrap
+from ducklake_flows.datasets.contract import Contract
+from ducklake_flows.lake.restore import stage_previous
+from ducklake_flows.lake.schema import bootstrap
 from tests.cases import DAYS, Case, case
 from tests.conftest import Lake
 from tests.regressions.staged import check_reads, publish, staged
@@ -173,7 +173,7 @@ def test_a_float_that_becomes_a_double_is_found_by_its_value(lake: Lake) -> None
 
 
 def test_a_table_that_was_damaged_before_is_not_called_right_by_widening_it(lake: Lake) -> None:
-    from flows.lake.connect import connect
+    from ducklake_flows.lake.connect import connect
 
     things = case(lake)
     publish(things, (ONE, values("BIGINT", 1, 2)))
@@ -225,7 +225,7 @@ def test_a_filled_table_follows_a_contract_where_that_is_exact_and_says_what_to_
 def test_a_folder_above_the_lake_that_looks_like_a_partition_of_a_column(
     lake: Lake, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.settings import load_settings
+    from ducklake_flows.settings import load_settings
 
     monkeypatch.setenv("LAKE_HOME", str(tmp_path / "name=zzz" / "day=2020-01-01" / "home"))
     settings = load_settings()

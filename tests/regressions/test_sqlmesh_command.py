@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import get_client
 
-from flows import gate
-from flows.lake.connect import connected
-from flows.lake.ledger import unbuilt
-from flows.server import until
-from tests.conftest import Lake
+from ducklake_flows.lake.connect import connected
+from ducklake_flows.lake.ledger import unbuilt
+from ducklake_flows.orchestration import gate
+from ducklake_flows.orchestration.server import until
+from tests.conftest import Lake, make_project
 from tests.projects import PUBLISHED, READINGS, Project, load, model
 
 SQLMESH = Path(sys.executable).parent / "sqlmesh"
@@ -88,11 +88,12 @@ def test_it_reads_without_the_gate_waits_for_it_to_write_and_writes_nothing_outs
     assert "connection succeeded" in said(sqlmesh(folder, "info", PREFECT_API_URL=NOWHERE))
     assert "0 audit errors" in said(sqlmesh(folder, "audit", PREFECT_API_URL=NOWHERE))
     assert "Successfully Ran `1` Tests" in said(sqlmesh(folder, "test", PREFECT_API_URL=NOWHERE))
-    # From another folder, with the settings of the folder above the project.
+    # From another folder, with the settings of the project that the models belong to.
+    make_project(folder.parent, models=folder)
     (folder.parent / ".env").write_text(f"LAKE_HOME={lake.settings.home}\n")
     (tmp_path / "elsewhere").mkdir()
     query = ("fetchdf", "SELECT count(*) AS n FROM silver.readings")
-    elsewhere = {"LAKE_HOME": None, "PREFECT_API_URL": NOWHERE}
+    elsewhere = {"LAKE_PROJECT": None, "LAKE_HOME": None, "LAKE_MODELS": None, "PREFECT_API_URL": NOWHERE}
     found = sqlmesh(tmp_path / "elsewhere", "--paths", str(folder), *query, **elsewhere)
     assert said(found).split() == ["n", "0", "3"]
 

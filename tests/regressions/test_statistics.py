@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.lake.connect import connect
-from flows.lake.maintain import steps
-from flows.lake.repair import repair, settle
-from flows.lake.verify import Finding, verify
+from ducklake_flows.lake.connect import connect
+from ducklake_flows.lake.maintenance import steps
+from ducklake_flows.lake.repair import repair, settle
+from ducklake_flows.lake.verify import Finding, verify
 from tests.cases import DAYS, case
 from tests.conftest import Lake
 from tests.projects import PUBLISHED, READINGS, Project, load, model

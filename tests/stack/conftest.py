@@ -16,11 +16,11 @@ from distributed import Client
 
 from deployments.services import until
 from deployments.stack import Stack
-from flows.lake.connect import connected, rows
-from flows.lake.verify import verify
-from flows.settings import Settings
-from flows.storage import open_storage
-from tests.conftest import DATASETS, write
+from ducklake_flows.lake.connect import connected, rows
+from ducklake_flows.lake.verify import verify
+from ducklake_flows.settings import Settings
+from ducklake_flows.storage import open_storage
+from tests.conftest import DATASETS, DEMO, write
 
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
@@ -123,7 +123,7 @@ def running() -> Iterator[Running]:
         datasets.mkdir()
         for name in ("entries.py", "big.py", "waiting.py"):
             shutil.copy(DATASETS / name, datasets)
-        with Stack(Path(folder, "stack"), extra={"LAKE_DATASETS": str(datasets)}) as stack:
+        with Stack(Path(folder, "stack"), extra={"LAKE_DATASETS": f"{DEMO}:{datasets}"}) as stack:
             user, _, password = stack.environment["PREFECT_API_AUTH_STRING"].partition(":")
             lake = {k.removeprefix("LAKE_").lower(): v for k, v in stack.environment.items() if k.startswith("LAKE_")}
             with httpx.Client(base_url=stack.environment["PREFECT_API_URL"], auth=(user, password), timeout=60) as api:

@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 
 from deployments.services import ObjectStore
-from flows.lake.connect import connected, rows
-from flows.lake.verify import verify
-from flows.storage import check, open_storage
+from ducklake_flows.lake.connect import connected, rows
+from ducklake_flows.lake.verify import verify
+from ducklake_flows.storage import check, open_storage
 from tests.flows.test_ingest import flights
 from tests.stack.conftest import Running
 

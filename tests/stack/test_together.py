@@ -8,14 +8,14 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from deployments.services import until
-from flows import gate
-from flows.server import SERVER_SETTINGS
+from ducklake_flows.orchestration import gate
+from ducklake_flows.orchestration.server import SERVER_SETTINGS
 from tests.flows.test_ingest import flights
 from tests.stack.conftest import Running
 
 HELD = """
 import sys, signal
-from flows import gate
+from ducklake_flows.orchestration import gate
 with gate.hold():
     print("held", flush=True)
     signal.pause()

@@ -18,8 +18,8 @@ from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
 from deployments.stack import POOL
-from flows.server import CLIENT_SETTINGS, SERVER_SETTINGS
-from flows.settings import PROJECT, Settings
+from ducklake_flows.orchestration.server import CLIENT_SETTINGS, SERVER_SETTINGS
+from ducklake_flows.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = {"prefect-server", "init", "prefect-worker", "dask-scheduler", "dask-worker"}
@@ -360,7 +360,7 @@ def test_the_image_copies_what_there_is_and_what_is_let_in() -> None:
     assert copied == let_in
     for name in copied:
         assert (ROOT / name).exists()
-    assert {PROJECT.name, "flows", "deployments"} <= copied
+    assert {"sqlmesh_project", "flows", "deployments"} <= copied
 
 
 def test_the_image_is_hash_checked_and_names_no_registry() -> None:

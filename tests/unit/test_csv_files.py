@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows.errors import SourceError
-from flows.sources import csv_files
-from flows.sources.csv_files import Dialect, Facts, line_of, look
+from ducklake_flows.errors import SourceError
+from ducklake_flows.sources import csv_files
+from ducklake_flows.sources.csv_files import Dialect, Facts, line_of, look
 
 NAMES = {"a": "a", "b": "b"}
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=6) | st.sampled_from(

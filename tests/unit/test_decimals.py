@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flows.sources.values import Unfit, fit
+from ducklake_flows.sources.values import Unfit, fit
 
 TARGETS = st.tuples(st.integers(1, 38), st.integers(0, 38)).filter(lambda t: t[1] <= t[0])
 

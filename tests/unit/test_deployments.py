@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments.hours import due
-from flows import events, notify
-from flows.datasets import all_datasets
+from ducklake_flows.orchestration.deployments import due
+from ducklake_flows.orchestration import automations, events
+from ducklake_flows.project import all_datasets
 
 FILE = Path(__file__).parents[2] / "deployments" / "prefect.yaml"
 
@@ -47,7 +47,7 @@ def test_every_entrypoint_is_a_flow_with_the_parameters_given(deployments: dict[
         given += [t.get("parameters", {}) for t in deployment.get("triggers", [])]
         for parameters in given:
             assert parameters.keys() <= flow.parameters.properties.keys()
-        assert deployment["tags"] == [notify.TAG]
+        assert deployment["tags"] == [automations.TAG]
         assert deployment["work_pool"]["name"] == "lake"
         assert deployment["description"]
         # Nothing is fetched, and nothing asked: an empty list, since leaving it out makes Prefect ask.
@@ -61,5 +61,5 @@ def test_a_transform_starts_only_when_the_moment_it_gathers_has_passed(deploymen
 
 
 def test_the_hours_are_those_of_the_datasets() -> None:
-    hours = {d.hour for d in all_datasets().values() if d.hour is not None}
+    hours = {d.schedule_hour for d in all_datasets().values() if d.schedule_hour is not None}
     assert due() == {"hours": ",".join(str(h) for h in sorted(hours))} == {"hours": "5,6"}

@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.datasets.files import Files, Format
-from flows.datasets.model import Contract, Partition
-from flows.errors import BadInput, NoSource, SourceError
+from ducklake_flows.datasets.contract import Contract
+from ducklake_flows.datasets.partitions import Partition
+from ducklake_flows.errors import BadInput, NoSource, SourceError
+from ducklake_flows.sources.files import Files, Format
 
 CONTRACT = Contract(columns={"id": "bigint", "name": "text", "at": "timestamp"}, new_columns="freeze")
 DAY = Partition("2024-01-01")

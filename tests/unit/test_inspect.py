@@ -10,8 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows.datasets.model import Dataset, Grain, Partition, at_least, expect
-from flows.stage.inspect import Inspection, inspect
+from ducklake_flows.datasets.audits import at_least, expect
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.partitions import Grain, Partition
+from ducklake_flows.staging.inspect import Inspection, inspect
 
 DATASET = Dataset(key="things", source=lambda p: [], grain=Grain.full)
 FULL = Partition("full", Grain.full)

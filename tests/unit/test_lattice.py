@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.stage.lattice import contract_line, exact, is_untyped, join
+from ducklake_flows.staging.lattice import contract_line, exact, is_untyped, join
 
 INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
 OTHERS = ("FLOAT", "DOUBLE", "VARCHAR", "JSON", "BOOLEAN", "DATE", "TIME", "BLOB", "UUID", '"NULL"')

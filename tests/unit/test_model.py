@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.datasets.model import Contract, Dataset, Grain, Partition, parse_partition, partition_at, partitions_between
-from flows.datasets.names import column_name
-from flows.errors import BadInput
+from ducklake_flows.datasets.contract import Contract
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.names import column_name
+from ducklake_flows.datasets.partitions import Grain, Partition, parse_partition, partition_at, partitions_between
+from ducklake_flows.errors import BadInput
 
 DAYS = st.dates(date(1990, 1, 1), date(2090, 1, 1))
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.errors import BadInput, redacted
-from flows.settings import load_settings
+from ducklake_flows.errors import BadInput, redacted
+from ducklake_flows.settings import load_settings
 
 
 def test_the_defaults_give_the_embedded_lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from flows.datasets.files import Files
-from flows.datasets.model import Contract, Partition
-from flows.errors import SourceError
-from flows.sources.rows import column_of
-from flows.sources.values import Unfit, conform
+from ducklake_flows.datasets.contract import Contract
+from ducklake_flows.datasets.partitions import Partition
+from ducklake_flows.errors import SourceError
+from ducklake_flows.sources.files import Files
+from ducklake_flows.sources.rows import column_of
+from ducklake_flows.sources.values import Unfit, conform
 
 DAY = Partition("2024-01-01")
 

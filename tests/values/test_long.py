@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from flows.lake import verify as verification
+from ducklake_flows.lake import verify as verification
 from tests.cases import case
 from tests.conftest import Lake
 

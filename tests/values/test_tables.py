@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from flows.datasets.files import Files
-from flows.datasets.model import Dataset, Partition
-from flows.errors import Rejected
-from flows.extract.attempt import Attempt
-from flows.stage.lattice import exact
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.partitions import Partition
+from ducklake_flows.errors import Rejected
+from ducklake_flows.extract.attempt import Attempt
+from ducklake_flows.sources.files import Files
+from ducklake_flows.staging.lattice import exact
 from tests.cases import Case
 from tests.conftest import Lake
 from tests.values import oracle

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, event, given, note, settings
 
-from flows.lake import verify as verification
-from flows.lake.connect import connected
-from flows.lake.verify import verify
+from ducklake_flows.lake import verify as verification
+from ducklake_flows.lake.connect import connected
+from ducklake_flows.lake.verify import verify
 from tests.conftest import Lake
 from tests.values.stories import DAYS, Story, plain_stories, stories
 from tests.values.world import Reader, Told, compare, is_named, read, tell

@@ -13,13 +13,15 @@ import pyarrow as pa
 from duckdb import DuckDBPyConnection
 from hypothesis import reject
 
-from flows.datasets.files import Files
-from flows.datasets.model import Contract, Dataset, parse_partition
-from flows.errors import LakeError
-from flows.extract.attempt import Attempt, said
-from flows.extract.items import items_of, tables_of
-from flows.sources.values import Unfit
-from flows.stage.types import duckdb_type
+from ducklake_flows.datasets.contract import Contract
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.partitions import parse_partition
+from ducklake_flows.datasets.types import duckdb_type
+from ducklake_flows.errors import LakeError
+from ducklake_flows.extract.attempt import Attempt, said
+from ducklake_flows.extract.items import items_of, tables_of
+from ducklake_flows.sources.files import Files
+from ducklake_flows.sources.values import Unfit
 from tests.cases import Case
 from tests.conftest import Lake
 from tests.values import oracle

@@ -1,0 +1,71 @@
+"""A partitioned lakehouse: Prefect maps partitions, Dask extracts, one gated DuckLake commit publishes, SQLMesh builds.
+
+The names below are the public surface. They are imported on first use, so that `import ducklake_flows` costs nothing.
+The flows are functions of their modules: ``from ducklake_flows.ingest import ingest``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ducklake_flows.datasets.audits import Audit, at_least, expect, not_null
+    from ducklake_flows.datasets.contract import Contract
+    from ducklake_flows.datasets.dataset import Dataset, Source
+    from ducklake_flows.datasets.partitions import Grain, Partition
+    from ducklake_flows.errors import LakeError, NoSource, SourceError
+    from ducklake_flows.lake.query import open_lake
+    from ducklake_flows.orchestration.sqlmesh_gate import sqlmesh_config
+    from ducklake_flows.settings import Settings, load_settings
+    from ducklake_flows.sources.files import Files
+
+_PLACES = {
+    "Audit": "datasets.audits",
+    "Contract": "datasets.contract",
+    "Dataset": "datasets.dataset",
+    "Files": "sources.files",
+    "Grain": "datasets.partitions",
+    "LakeError": "errors",
+    "NoSource": "errors",
+    "Partition": "datasets.partitions",
+    "Settings": "settings",
+    "Source": "datasets.dataset",
+    "SourceError": "errors",
+    "at_least": "datasets.audits",
+    "expect": "datasets.audits",
+    "load_settings": "settings",
+    "not_null": "datasets.audits",
+    "open_lake": "lake.query",
+    "sqlmesh_config": "orchestration.sqlmesh_gate",
+}
+
+__all__ = [
+    "Audit",
+    "Contract",
+    "Dataset",
+    "Files",
+    "Grain",
+    "LakeError",
+    "NoSource",
+    "Partition",
+    "Settings",
+    "Source",
+    "SourceError",
+    "at_least",
+    "expect",
+    "load_settings",
+    "not_null",
+    "open_lake",
+    "sqlmesh_config",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""The `lake` command: what it parses, calls and prints."""

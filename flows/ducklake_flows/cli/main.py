@@ -1,0 +1,521 @@
+"""The `lake` command: parses, calls the flows or reads the lake, prints. It holds no logic of its own."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
+
+import typer
+
+from ducklake_flows.errors import BadInput, LakeError, RunFailed, redacted
+from ducklake_flows.settings import Settings, load_settings
+from ducklake_flows.states import Mode
+
+if TYPE_CHECKING:
+    from ducklake_flows.plan import LeftOut, Planned
+
+app = typer.Typer(
+    help="A partitioned lakehouse: plan, backfill, transform, look.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Names = Annotated[list[str] | None, typer.Argument(metavar="DATASET...", help="Datasets; all when none is named.")]
+Start = Annotated[str | None, typer.Option(help="First day, YYYY-MM-DD; the dataset's own when left out.")]
+End = Annotated[str | None, typer.Option(help="Last day, included; the dataset's own when left out.")]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Machine-readable output on stdout.", callback=lambda asked: asked and _keep_stdout()),
+]
+Workers = Annotated[int, typer.Option(min=1, help="Processes of the local Dask cluster.")]
+MODES = ", ".join(mode.option for mode in Mode)
+PlanMode = Annotated[
+    str, typer.Option(metavar="MODE[,MODE...]", help=f"Which partitions to do: {MODES}; or several of them.")
+]
+Environment = Annotated[str, typer.Option(help="SQLMesh's environment.")]
+
+SOURCES = ("files", "rest_api", "sql_database")
+
+INTERRUPTED = 130
+"""The exit code of a command that was stopped by Ctrl-C, as shells have it."""
+
+DEFAULT_WORKERS = min(os.cpu_count() or 2, 4)
+
+
+@app.command()
+def demo(
+    start: Start = None,
+    end: End = None,
+    workers: Workers = DEFAULT_WORKERS,
+) -> None:
+    """Real data, from files to gold: New York's flights and weather of 2013."""
+    first, last = _range(start, end)
+    from ducklake_flows.cli.demo import run
+
+    run(load_settings(), first, last, workers)
+
+
+@app.command()
+def new(
+    what: Annotated[str, typer.Argument(metavar="NAME | dataset NAME | model LAYER.NAME", help="What to write.")],
+    name: Annotated[str | None, typer.Argument(hidden=True)] = None,
+    with_demo: Annotated[bool, typer.Option("--demo", help="A project with the demo's datasets and models.")] = False,
+    source: Annotated[str, typer.Option(help=f"What is read: {', '.join(SOURCES)}.")] = SOURCES[0],
+) -> None:
+    """Write a project into a new folder, or add a dataset or a model to this one."""
+    if source not in SOURCES:
+        raise BadInput(f"--source {source!r} is not known.", f"choose from {', '.join(SOURCES)}")
+    from ducklake_flows import templates
+
+    kind = cast("templates.SourceKind", source)
+    if name is None:
+        folder = Path(what).absolute()
+        written = templates.write_project(folder, demo=with_demo, source=kind)
+        _echo(f"Wrote {len(written)} files into {folder}.")
+        _echo(templates.next_steps(what, demo=with_demo, source=kind))
+    elif what == "dataset":
+        path = templates.write_dataset(_project().datasets[0], name, kind)
+        _echo(f"Wrote {path}.\nNext: edit it, then: lake plan {name}")
+    elif what == "model":
+        from ducklake_flows.project import get_dataset
+
+        project = _project()
+        path = templates.write_model(project, name, get_dataset(name.partition(".")[2]))
+        _echo(f"Wrote {path}.\nNext: edit it, then: lake transform")
+    else:
+        raise BadInput(f"{what!r} is nothing that can be added.", "lake new dataset NAME, or lake new model LAYER.NAME")
+
+
+@app.command()
+def up() -> None:
+    """Start the local Prefect server, or say where it is."""
+    _echo(f"Prefect is at {_server(load_settings())}")
+
+
+@app.command()
+def down() -> None:
+    """Stop the local Prefect server."""
+    from ducklake_flows.orchestration import server
+
+    _echo("Stopped." if server.stop(load_settings()) else "It was not running.")
+
+
+@app.command()
+def init() -> None:
+    """Make the catalog, its tables, the landing zone and the gate. Safe to repeat."""
+    settings = load_settings()
+    from ducklake_flows.project import all_datasets, broken_datasets
+
+    datasets = all_datasets().values()
+    _server(settings)
+    from ducklake_flows.orchestration.bootstrap import initialise
+
+    made = initialise(settings, list(datasets))
+    _echo(f"Made {', '.join(made)}." if made else "Everything is there already.")
+    _end(broken_datasets().values())
+
+
+@app.command()
+def plan(
+    names: Names = None,
+    start: Start = None,
+    end: End = None,
+    mode: PlanMode = Mode.missing_failed.option,
+    as_json: AsJson = False,
+) -> None:
+    """What a backfill would do, and why; changes nothing."""
+    from ducklake_flows.plan import strays
+    from ducklake_flows.project import get_datasets
+
+    first, last = _range(start, end)
+    planned, left_out = _plan(names, first, last, mode)
+    if as_json:
+        _json([_row(p) for p in planned])
+    else:
+        from ducklake_flows.cli import show
+
+        there = {p.dataset for p in planned}
+        show.plan(planned, strays([d for d in get_datasets(names or []) if d.key in there]))
+    _end_of_plan(left_out)
+
+
+@app.command()
+def backfill(
+    names: Names = None,
+    start: Start = None,
+    end: End = None,
+    mode: PlanMode = Mode.missing_failed.option,
+    workers: Workers = DEFAULT_WORKERS,
+    as_json: AsJson = False,
+) -> None:
+    """Extract and publish partitions."""
+    first, last = _range(start, end)
+    modes = _modes(mode)
+    keys = _keys(names) if names else None
+    _server(load_settings(), local_workers=True)
+    from ducklake_flows.ingest import ingest
+
+    summary = _finish(lambda: ingest(keys, first, last, modes, workers), as_json)
+    if not as_json:
+        from ducklake_flows.cli import show
+
+        show.ingested(summary)
+
+
+@app.command()
+def transform(environment: Environment = "prod", as_json: AsJson = False) -> None:
+    """Build the models whose input changed: just these intervals, and what is downstream."""
+    _server(load_settings())
+    from ducklake_flows.transform import transform as flow
+
+    summary = _finish(lambda: flow(environment), as_json)
+    if not as_json:
+        from ducklake_flows.cli import show
+
+        show.transformed(summary)
+
+
+@app.command()
+def status(
+    name: Annotated[str | None, typer.Argument(metavar="DATASET", help="One dataset; all when left out.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Where every partition stands: a grid, counts, the last errors."""
+    planned, left_out = _plan([name] if name else None, None, None, Mode.missing_failed.option, recorded=True)
+    if as_json:
+        _json([_row(p) for p in planned])
+    else:
+        from ducklake_flows.cli import show
+
+        show.status(planned)
+    _end_of_plan(left_out)
+
+
+@app.command()
+def verify(
+    since: Annotated[
+        str | None, typer.Option(help="Read only what was recorded since this day or moment (UTC); all when left out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check every promise about the lake; exit 1 when one is broken."""
+    from dataclasses import asdict
+
+    from ducklake_flows import storage
+    from ducklake_flows.lake.verify import verify as check
+    from ducklake_flows.project import broken_datasets
+
+    settings = load_settings()
+    found, moment = [], _moment(since)
+    storage.check(settings)
+    for finding in check(settings, moment):
+        found.append(finding)
+        if not as_json:
+            _echo(f"{finding.severity}: {finding.subject}: {finding.message} ({finding.check})")
+    errors = sum(f.severity == "error" for f in found)
+    if as_json:
+        _json([asdict(f) for f in found])
+    else:
+        _echo(f"{errors} broken." if errors else f"The lake is right{f' since {moment}' if moment else ''}.")
+    _end(broken_datasets().values())
+    if errors:
+        raise typer.Exit(1)
+
+
+@app.command()
+def maintain(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    retention_days: Annotated[
+        int | None, typer.Option(min=0, help="Expire snapshots older than this; LAKE_RETENTION_DAYS when left out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compact, expire, clean; never touches files in flight."""
+    _server(load_settings())
+    from ducklake_flows.maintain import maintain as flow
+
+    summary = _finish(lambda: flow(dry_run, retention_days), as_json)
+    if not as_json:
+        from ducklake_flows.cli import show
+
+        show.maintained(summary)
+
+
+@app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset.")],
+    partition: Annotated[str, typer.Option(help="The partition, as `lake status --json` spells it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Back to the attempt before, as a new commit; the models follow."""
+    _keys([name])
+    _server(load_settings())
+    from ducklake_flows.rollback import rollback as flow
+
+    summary = _finish(lambda: flow(name, partition), as_json)
+    if not as_json:
+        _echo(f"{name} {partition} is back at {summary['rows']:,} rows (attempt {summary['restores']}).")
+        from ducklake_flows.cli import show
+
+        show.transformed(summary["transform"])
+
+
+@app.command()
+def repair(as_json: AsJson = False) -> None:
+    """Compute statistics that `lake verify` finds wrong again, from the files, as a new commit."""
+    _server(load_settings())
+    from ducklake_flows.repair import repair as flow
+
+    summary = _finish(flow, as_json)
+    if not as_json:
+        for change in summary["changes"]:
+            subject = f"{change['table']} {change['subject']}".rstrip()
+            _echo(f"{subject}: {change['before']}  ->  {change['after']}")
+        _echo(f"{len(summary['changes'])} repaired." if summary["changes"] else "Nothing to repair.")
+
+
+@app.command()
+def emit(
+    name: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset.")],
+    partitions: Annotated[list[str], typer.Argument(metavar="PARTITION...", help="What has arrived.")],
+) -> None:
+    """Say that a source has something for these partitions: the ingest deployment takes them up."""
+    settings = load_settings()
+    _keys([name])
+    _server(settings)
+    from ducklake_flows.orchestration.events import arrived
+
+    arrived(name, partitions)
+    _echo(f"Told Prefect: {name} {', '.join(partitions)}.")
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="One query: SELECT, FROM, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN.")],
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout.")] = False,
+    allow_export: Annotated[
+        bool, typer.Option("--allow-export", help="Let it be COPY (query) TO 'file': a file outside the lake.")
+    ] = False,
+) -> None:
+    """One query on the attached lake: it changes nothing, and reads nothing but the lake."""
+    if as_json and as_csv:
+        raise BadInput("--json and --csv were both asked for.", "choose one")
+    from ducklake_flows.lake.query import answer
+
+    found = answer(load_settings(), query, allow_export=allow_export)
+    if as_json:
+        _json([_plain(row) for row in found.dicts()])
+        return
+    from ducklake_flows.cli import show
+
+    if as_csv:
+        show.csv(found.columns, found.rows, sys.stdout)
+    else:
+        show.answer(found.columns, found.rows)
+
+
+def main() -> None:
+    """Run the command; every foreseen fault is one message, its next step, and exit code 1."""
+    # The terminal shows the run's own lines; Prefect's log goes to its UI.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    # Tens of thousands of partitions are not in circles: to look for some time and again is a third of `lake status`.
+    gc.set_threshold(100_000)
+    try:
+        app()
+    except LakeError as error:
+        _fail(error)
+    except OSError as error:
+        _fail(_of_the_machine(error))
+    except SystemExit as ended:
+        # Typer makes this of a Ctrl-C, without a word.
+        if ended.code == INTERRUPTED:
+            _tell(LakeError("Stopped. What was published stays published.", "run the same command again to go on"))
+        raise
+    except Exception as error:
+        # Not imported for this: a command that has not used DuckDB has none of its errors.
+        duckdb = sys.modules.get("duckdb")
+        if duckdb is None or not isinstance(error, duckdb.Error):
+            raise
+        from ducklake_flows.lake.connect import service_error
+
+        _fail(service_error(error, load_settings()))
+
+
+def _of_the_machine(error: OSError) -> LakeError:
+    """The user's error for a file of this machine."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return LakeError(
+        f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""),
+        "make room on the disk, then the same command again" if full else "check the path and its rights",
+    )
+
+
+def _fail(error: LakeError) -> None:
+    _tell(error)
+    sys.exit(1)
+
+
+def _tell(error: LakeError) -> None:
+    typer.echo(f"error: {redacted(error.message)}", err=True)
+    if error.fix:
+        typer.echo(f"next:  {error.fix}", err=True)
+
+
+def _end(errors: Iterable[LakeError]) -> None:
+    """End a command that did what it could: with exit code 1, and these errors, where there are any."""
+    distinct = {str(error): error for error in errors}
+    for error in distinct.values():
+        _tell(error)
+    if distinct:
+        raise typer.Exit(1)
+
+
+def _end_of_plan(left_out: Sequence[LeftOut]) -> None:
+    for left in left_out:
+        if not left.is_fault:
+            typer.echo(f"left out: {left.error.message} ({left.error.fix})", err=True)
+    _end(left.error for left in left_out if left.is_fault)
+
+
+def _finish(run: Callable[[], dict[str, Any]], as_json: bool) -> dict[str, Any]:
+    """Run a flow; its summary is printed as JSON even when some of it failed."""
+    from prefect import tags
+
+    from ducklake_flows.orchestration.automations import TAG
+
+    try:
+        with tags(TAG):
+            summary = run()
+    except RunFailed as error:
+        if as_json:
+            _json(error.summary)
+        raise
+    if as_json:
+        _json(summary)
+    return summary
+
+
+def _project() -> Settings:
+    settings = load_settings()
+    if settings.project is None:
+        raise BadInput("There is no project here.", "lake new NAME makes one; or change to its folder")
+    return settings
+
+
+def _server(settings: Settings, *, local_workers: bool = False) -> str:
+    from ducklake_flows.orchestration import forkserver, server
+
+    url = server.begin(settings)
+    if local_workers:
+        forkserver.prepare_workers(settings)
+    server.wait(settings, url)
+    return server.ui_url(url)
+
+
+def _keys(names: list[str] | None) -> list[str]:
+    from ducklake_flows.project import get_datasets
+
+    return [d.key for d in get_datasets(names or [])]
+
+
+def _plan(
+    names: list[str] | None, first: date | None, last: date | None, mode: str, *, recorded: bool = False
+) -> tuple[list[Planned], list[LeftOut]]:
+    from ducklake_flows.plan import LeftOut, plan_each
+    from ducklake_flows.project import broken_datasets, get_datasets
+
+    planned, left_out = plan_each(
+        load_settings(), get_datasets(names or []), first, last, _modes(mode), named=bool(names), recorded=recorded
+    )
+    if not names:
+        left_out += [LeftOut(key, error, is_fault=True) for key, error in broken_datasets().items()]
+    return planned, left_out
+
+
+def _modes(text: str) -> list[Mode]:
+    try:
+        return [Mode(name.strip()) for name in text.split(",")]
+    except ValueError:
+        raise BadInput(f"--mode {text!r} is not a mode.", f"choose from {MODES}; several: a,b") from None
+
+
+def _range(start: str | None, end: str | None) -> tuple[date | None, date | None]:
+    first, last = _day(start, "--start"), _day(end, "--end")
+    if first and last and last < first:
+        raise BadInput(f"The range ends ({last}) before it starts ({first}).", "swap --start and --end")
+    return first, last
+
+
+def _day(text: str | None, option: str) -> date | None:
+    try:
+        return date.fromisoformat(text) if text is not None else None
+    except ValueError:
+        raise BadInput(f"{option} {text!r} is not a day.", "write it like this: 2013-01-31") from None
+
+
+def _moment(text: str | None) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text) if text is not None else None
+    except ValueError:
+        raise BadInput(
+            f"--since {text!r} is not a day or a moment.", "write it like this: 2013-01-31 or 2013-01-31T18:00"
+        ) from None
+    return moment.replace(tzinfo=UTC) if moment and not moment.tzinfo else moment
+
+
+def _row(planned: Planned) -> dict[str, Any]:
+    entry = planned.entry
+    return {
+        "dataset": planned.dataset,
+        "partition": planned.partition,
+        "state": planned.state.value,
+        "runs": planned.runs,
+        "why": planned.why,
+        "rows": entry.rows if entry else None,
+        "bytes": entry.bytes if entry else None,
+        "attempt_id": entry.attempt_id if entry else None,
+        "error": entry.error if entry else None,
+        "recorded_at": entry.recorded_at if entry else None,
+    }
+
+
+_stdout: TextIO = sys.stdout
+
+
+def _keep_stdout() -> bool:
+    """Keep stdout for the JSON: what anything else prints there, in this process or a worker's, goes to stderr."""
+    global _stdout  # noqa: PLW0603 - the process has one stdout
+    _stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return True
+
+
+def _json(value: Any) -> None:
+    print(json.dumps(value, default=str, indent=1), file=_stdout, flush=True)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it: keys of maps and floats that are no number become text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _echo(text: str) -> None:
+    typer.echo(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""What the terminal shows: grids, tables and times, with Rich. Every text is shown as it is: none is markup."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from itertools import groupby
+from typing import Any, TextIO
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ducklake_flows.plan import Planned, counts
+from ducklake_flows.states import State
+
+console = Console(highlight=False, markup=False, emoji=False)
+
+LINES = 100
+"""Lines of a dataset's grid at most."""
+
+PARTLY = "published in part"
+"""Of several partitions under one mark: some are published, and the source has nothing for the others."""
+
+_MARKS: dict[str, tuple[str, str]] = {
+    State.published: ("■", "green"),
+    PARTLY: ("▣", "green"),
+    State.stale: ("◪", "yellow"),
+    State.failed: ("✗", "red"),
+    State.rejected: ("✗", "red"),
+    State.rolled_back: ("◧", "yellow"),
+    State.missing: ("□", "blue"),
+    State.no_source: ("·", "dim"),
+}
+
+
+def plan(planned: Sequence[Planned], strays: Mapping[str, Sequence[str]]) -> None:
+    """What would run: counts, and the first partitions of each kind that is not just published; then stray files."""
+    todo = [p for p in planned if p.runs]
+    _counts(planned)
+    noted = [p for p in planned if p.runs or p.state is not State.published]
+    if noted:
+        table = Table(box=None, header_style="dim")
+        for name in ("dataset", "partition", "state", "runs", "why"):
+            table.add_column(name)
+        for p in noted[:20]:
+            table.add_row(p.dataset, p.partition, p.state.label, "yes" if p.runs else "", p.why)
+        console.print(table)
+        if len(noted) > 20:
+            console.print(f"  and {len(noted) - 20} more: --json lists them all", style="dim")
+    for dataset, names in strays.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        console.print(f"{dataset}: {len(names)} files are no partition's: {', '.join(names[:3])}{more}", style="yellow")
+    console.print(f"{len(todo)} partitions to do." if todo else "Nothing to do.")
+
+
+def status(planned: Sequence[Planned]) -> None:
+    """The partition grid of each dataset, counts, and the last errors."""
+    grid(planned)
+    failed = [p for p in planned if p.state in (State.failed, State.rejected)]
+    for p in failed[:10]:
+        console.print(f"  {p.dataset} {p.partition} {p.state.label}: {p.why}", style="red")
+    if len(failed) > 10:
+        console.print(f"  and {len(failed) - 10} more: --json lists them all", style="red")
+
+
+def grid(planned: Sequence[Planned]) -> None:
+    """One mark a partition: a line a month for days, a line a day for hours, a line a year for months.
+
+    A long range gets a mark a day, a month or a year instead, which shows the state that most needs a look.
+    """
+    seen: set[str] = set()
+    for dataset, group in groupby(planned, key=lambda p: p.dataset):
+        partitions = list(group)
+        rows = sum(p.entry.rows for p in partitions if p.entry)
+        summary = ", ".join(f"{n} {state}" for state, n in counts(partitions).items())
+        console.print(Text.assemble((dataset, "bold"), f"  {summary}, {rows:,} rows"))
+        lines = _lines([(p.partition, p.state.value) for p in partitions])
+        for label, states in lines.items():
+            seen.update(states)
+            console.print(Text.assemble(f"  {label:10} ", *(_MARKS[state] for state in states)))
+    legend = [
+        part for state, shown in _MARKS.items() if state in seen for part in (shown, f" {state.replace('_', ' ')}  ")
+    ]
+    console.print(Text.assemble(*legend))
+
+
+_UNITS = (len("2013-01-05T07"), len("2013-01-05"), len("2013-01"), len("2013"))
+"""How much of a partition's key names an hour, a day, a month, a year."""
+
+_NEEDS_A_LOOK: tuple[str, ...] = (
+    *(State.failed, State.rejected, State.stale, State.missing),
+    *(State.rolled_back, PARTLY, State.published, State.no_source),
+)
+"""Of several partitions under one mark, the first of these that any is in is shown."""
+
+
+def _lines(partitions: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    """The grid: states by line, of partitions by key in order; at most `LINES` of them, if years allow it."""
+    marks = list(partitions)
+    while True:
+        unit = len(marks[0][0])
+        line = next((u for u in _UNITS if u < unit), unit)
+        lines = {label: [state for _, state in group] for label, group in groupby(marks, key=lambda m: m[0][:line])}
+        if len(lines) <= LINES or line == _UNITS[-1]:
+            return lines
+        marks = [(label, _together(set(states))) for label, states in lines.items()]
+
+
+def _together(states: set[str]) -> str:
+    """The state that stands for several partitions."""
+    if states == {State.published, State.no_source}:
+        return PARTLY
+    return min(states, key=_NEEDS_A_LOOK.index)
+
+
+def ingested(summary: Mapping[str, Any]) -> None:
+    """What a backfill did."""
+    if not summary["published"] and not summary["unchanged"] and not summary["older"]:
+        console.print("Nothing to do: every partition with a source is published.")
+    else:
+        console.print(
+            f"Published {summary['published']} partitions, {summary['rows']:,} rows, in {summary['commits']} commits"
+            + (f"; {summary['unchanged']} unchanged" if summary["unchanged"] else "")
+            + (f"; {summary['older']} older than what is published" if summary["older"] else "")
+            + f"; {summary['seconds']['total']:.1f} s."
+        )
+    if absent := summary["no_source"]:
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        console.print(f"No source (yet): {', '.join(absent[:3])}{more}.", style="dim")
+    for left in summary["left_out"]:
+        console.print(f"Left out: {left['error']}", style="dim")
+
+
+def transformed(summary: Mapping[str, Any]) -> None:
+    """What a transform did."""
+    if not summary["models"]:
+        console.print("Nothing to do: the models are up to date.")
+        return
+    table = Table(box=None, header_style="dim")
+    for name in ("model", "from", "to"):
+        table.add_column(name)
+    table.add_column("seconds", justify="right")
+    for m in summary["models"]:
+        table.add_row(m["model"], m["start"], m["end"], f"{m['seconds']:.1f}")
+    console.print(table)
+    console.print(f"Built {len(summary['models'])} intervals in {summary['seconds']:.1f} s.")
+
+
+def maintained(summary: Mapping[str, Any]) -> None:
+    """What maintenance found and did, and the lake before and after."""
+    table = Table(box=None, header_style="dim")
+    for name in ("step", "on"):
+        table.add_column(name)
+    for name in ("found", "done"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for step in summary["steps"]:
+        table.add_row(step["step"], step["subject"], f"{step['found']:,}", f"{step['done']:,}", step["unit"])
+    console.print(table)
+    for name, value in summary["before"].items():
+        after = summary["after"][name]
+        console.print(f"  {name:20} {value:>14,}" + ("" if after == value else f"  ->  {after:,}"))
+    for text in summary["left"]:
+        console.print(f"Left to the next run: {text}", markup=False)
+    console.print("Nothing was changed: a dry run." if summary["dry_run"] else f"{summary['seconds']:.1f} s.")
+
+
+def seconds(stages: Mapping[str, float]) -> None:
+    """The time each stage took."""
+    table = Table(box=None, header_style="dim")
+    table.add_column("stage")
+    table.add_column("seconds", justify="right")
+    for stage, took in stages.items():
+        table.add_row(stage, f"{took:.1f}")
+    console.print(table)
+
+
+def rows(found: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Rows of a query under a title."""
+    console.print(f"\n{title}", style="bold")
+    answer(list(found[0]) if found else [], [list(row.values()) for row in found])
+
+
+def answer(columns: Sequence[str], found: Sequence[Sequence[Any]]) -> None:
+    """What a query gave: a table, or a line for each value where a table would not fit; no value is cut."""
+    if not found:
+        console.print("No rows.")
+        return
+    cells = [[_cell(value) for value in row] for row in found]
+    widths = [max(map(_width, texts)) for texts in zip(columns, *cells, strict=True)]
+    if sum(widths) + len(widths) > console.width:
+        _vertical(columns, cells)
+        return
+    table = Table(box=None, header_style="dim")
+    for name, value in zip(columns, found[0], strict=True):
+        numeric = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def _vertical(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    """A line for each value, rows numbered where there are several."""
+    margin = max(map(cell_len, columns))
+    for number, row in enumerate(cells, start=1):
+        if len(cells) > 1:
+            console.print(f"row {number}", style="dim")
+        for name, text in zip(columns, row, strict=True):
+            label = name + " " * (margin - cell_len(name))
+            below = text.replace("\n", "\n" + " " * (margin + 2))
+            console.print(Text.assemble((label, "dim"), "  ", below), soft_wrap=True)
+
+
+def _width(text: str) -> int:
+    """The cells that the longest of a text's lines takes."""
+    return max(map(cell_len, text.splitlines()), default=0)
+
+
+def _cell(value: Any) -> str:
+    """A value as text: a number without separators, for it may be a year or a zip code."""
+    return "NULL" if value is None else str(value)
+
+
+def csv(columns: Sequence[str], found: Sequence[Sequence[Any]], file: TextIO) -> None:
+    """What a query gave, as CSV with a header; a null is an empty field."""
+    from csv import writer
+
+    out = writer(file, lineterminator="\n")
+    out.writerow(columns)
+    out.writerows(found)
+
+
+def _counts(planned: Sequence[Planned]) -> None:
+    for dataset, group in groupby(planned, key=lambda p: p.dataset):
+        found = counts(list(group))
+        console.print(
+            Text.assemble(
+                (f"{dataset:10}", "bold"), "  ".join(f"{n} {state.replace('_', ' ')}" for state, n in found.items())
+            )
+        )

@@ -1,0 +1,77 @@
+"""The contract: what a dataset's rows must look like."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+from zoneinfo import available_timezones
+
+from ducklake_flows.datasets.names import column_name
+from ducklake_flows.errors import BadInput
+
+DECIMAL = re.compile(r"decimal\((\d{1,2}), ?(\d{1,2})\)")
+
+DataType = str
+"""A column's type in a contract: one of `TYPES`, or ``decimal(p,s)`` with a precision and a scale."""
+
+TYPES = (
+    *("text", "bigint", "double", "bool", "timestamp", "timestamp_ntz"),
+    *("date", "time", "decimal", "binary", "json"),
+)
+"""dlt's names of the column types, and ``timestamp_ntz``: a moment without a zone. A ``timestamp`` is stored in UTC."""
+
+NewColumns = Literal["evolve", "freeze", "discard_value"]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a dataset's rows must look like.
+
+    Args:
+        columns: Name and data type of every column, in order. Empty: they are inferred.
+        new_columns: What becomes of a column that is not declared: ``evolve`` adds it to the table, ``freeze``
+            rejects the partition, ``discard_value`` leaves it out.
+        rename: The column that one of the source's names becomes, where it is not to be the one that
+            `ducklake_flows.datasets.names.column_name` makes of it.
+        timezone: The zone of moments that a source gives without one, for columns declared as ``timestamp``;
+            ``Europe/Berlin``. None refuses them.
+        known: The DuckDB type of each column that the raw table has by now, for sources whose own types say less. The
+            pipeline fills it in.
+    """
+
+    columns: Mapping[str, DataType] = field(default_factory=dict)
+    new_columns: NewColumns = "evolve"
+    rename: Mapping[str, str] = field(default_factory=dict)
+    timezone: str | None = None
+    known: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, data_type in self.columns.items():
+            if not isinstance(name, str) or not name or column_name(name) != name:
+                raise BadInput(f"{name!r} is not a column name.", like(name))
+            if data_type not in TYPES and not _is_decimal(data_type):
+                raise BadInput(
+                    f"{name}: {data_type!r} is not a column type.", f"choose from {', '.join(TYPES)}, decimal(p,s)"
+                )
+        if self.new_columns not in get_args(NewColumns):
+            raise BadInput(
+                f"new_columns={self.new_columns!r} is not known.", f"choose from {', '.join(get_args(NewColumns))}"
+            )
+        for source, name in self.rename.items():
+            if not name or column_name(name) != name:
+                raise BadInput(f"rename: {source!r} cannot become {name!r}.", like(name))
+        if self.timezone is not None and self.timezone not in available_timezones():
+            raise BadInput(f"{self.timezone!r} is not a time zone.", "name it as in Europe/Berlin or UTC")
+
+
+def _is_decimal(data_type: object) -> bool:
+    found = DECIMAL.fullmatch(data_type) if isinstance(data_type, str) else None
+    return found is not None and 1 <= int(found[1]) <= 38 and int(found[2]) <= int(found[1])
+
+
+def like(name: object) -> str:
+    """The next step after a bad column name: how to spell it."""
+    like = column_name(name) if isinstance(name, str) else ""
+    return f"write it like this: {like}" if like else "use letters, digits and underscores"

@@ -1,0 +1,318 @@
+"""Extract a chunk of a dataset's partitions through one dlt run, stage the files, and return a receipt for each.
+
+One run for many partitions: dlt's own cost is a run's, not a row's. All partitions of a chunk go through one resource,
+each row marked with its partition, and are split into one file a partition afterwards. A fault in one never takes its
+neighbours along: a value that cannot be stored or a reading error ends just that partition, and where dlt itself
+refuses the run every partition of the chunk is run again alone.
+
+A chunk has a time budget, too: when it is over, no further partition is begun, and those that were not are handed back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.partitions import parse_partition
+from ducklake_flows.errors import LakeError, NoSource, Rejected, SourceError
+from ducklake_flows.extract import dlt_run
+from ducklake_flows.extract.attempt import Attempt, said, timed
+from ducklake_flows.extract.items import items_of, tables_of
+from ducklake_flows.extract.pace import Pace
+from ducklake_flows.extract.split import split
+from ducklake_flows.project import get_dataset
+from ducklake_flows.settings import Settings
+from ducklake_flows.sources.values import Unfit
+from ducklake_flows.staging.inspect import MARK
+from ducklake_flows.staging.layout import staged_path
+from ducklake_flows.staging.receipt import Failure, Outcome, Receipt
+from ducklake_flows.storage import Storage, open_storage
+from ducklake_flows.testing.failpoints import failpoint
+
+SCRATCH = "lake-extract-"
+"""How the temporary folders of extraction are named."""
+
+
+class Stopped(BaseException):
+    """The run that wanted this chunk is gone. No fault of a partition, so nothing may take it for one."""
+
+
+def extract_chunk(
+    dataset_key: str,
+    versions: Mapping[str, str],
+    settings: Settings,
+    table: Mapping[str, str] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    pace: float = 0.0,
+    limit: float = math.inf,
+) -> list[Outcome]:
+    """Extract and stage some partitions of one dataset.
+
+    Args:
+        dataset_key: The dataset.
+        versions: The partitions' keys, each with the version its source had when the run was planned.
+        settings: Where the stage lies. No catalog is opened.
+        table: The raw table's columns and DuckDB types, so that what is staged agrees with them.
+        stopped: Asked between two of a source's items, and before a file is staged.
+        pace: Seconds to leave between two of a source's items.
+        limit: Seconds after which no further partition is begun; the first one always is.
+
+    Returns:
+        One outcome for each partition that was begun, in the order given. Nothing is raised for one that fails.
+
+    Raises:
+        Stopped: ``stopped`` said so.
+    """
+    return extract(get_dataset(dataset_key), versions, settings, table, stopped, pace, limit)
+
+
+def extract(
+    dataset: Dataset,
+    versions: Mapping[str, str],
+    settings: Settings,
+    table: Mapping[str, str] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    pace: float = 0.0,
+    limit: float = math.inf,
+) -> list[Outcome]:
+    """Extract and stage some partitions of a dataset; see `extract_chunk`."""
+    failpoint("before extract")
+    attempts = [Attempt(parse_partition(key, dataset.grain), version) for key, version in versions.items()]
+    stage = open_storage(settings.data_path, settings)
+
+    def go_on() -> None:
+        if stopped():
+            raise Stopped
+
+    run = _Run(dataset, table or {}, go_on, Pace(pace, go_on), time.monotonic() + limit)
+    with _scratch() as work:
+        begun = run.all(attempts, work)
+        for attempt in begun:
+            go_on()
+            _put(dataset, attempt, stage)
+        _sync(begun, stage)
+        return [_outcome(dataset, attempt) for attempt in begun]
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """A temporary folder, locked for as long as this process is at it; see `sweep`."""
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as folder, Path(folder, "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Path(folder)
+
+
+def sweep() -> None:
+    """Remove what killed workers left on this machine: the kernel took their locks away."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        # It may be another user's, in use, or just gone; and a young one may not have its lock yet.
+        with contextlib.suppress(OSError), (folder / "lock").open("r+") as lock:
+            if time.time() - Path(folder, "lock").stat().st_mtime > 60:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+
+
+class _Run:
+    """How partitions of one dataset are run.
+
+    Args:
+        dataset: Whose they are.
+        table: The raw table's columns and DuckDB types.
+        go_on: Raises `Stopped`.
+        pace: How often the source is asked.
+        until: The moment of `time.monotonic` after which no further partition is begun.
+    """
+
+    def __init__(
+        self, dataset: Dataset, table: Mapping[str, str], go_on: Callable[[], None], pace: Pace, until: float
+    ) -> None:
+        self._dataset, self._table, self._go_on, self._pace, self._until = dataset, table, go_on, pace, until
+
+    def all(self, attempts: Sequence[Attempt], work: Path) -> list[Attempt]:
+        """Run these attempts together, or each alone when dlt refuses them. Returns those that were begun."""
+        begun = self._once(attempts, work / "chunk")
+        if begun is not None:
+            return begun
+        begun = []
+        for number, attempt in enumerate(attempts):
+            if number == 0 or time.monotonic() < self._until:
+                begun += self._once([attempt], work / str(number)) or []
+        return begun
+
+    def _once(self, attempts: Sequence[Attempt], work: Path) -> list[Attempt] | None:
+        """One dlt run over these attempts; fills in their files.
+
+        Returns:
+            Those that were begun; None if dlt failed a run of several partitions; the failing one is unknown.
+        """
+        from dlt.pipeline.exceptions import PipelineStepFailed
+
+        begun: list[Attempt] = []
+        mark = len(attempts) > 1
+        try:
+            tables = self._tables(self._in_time(attempts, begun), mark)
+            shapes = dlt_run.run(tables, self._dataset.key, work, partial(timed, begun))
+            with timed(begun, "inspect"):
+                split(self._dataset, begun, shapes, self._table, work)
+        except PipelineStepFailed as error:
+            if mark:
+                return None
+            attempts[0].error = attempts[0].error or _cause(error)
+            return list(attempts)
+        except Rejected as error:
+            for attempt in begun:
+                attempt.error = attempt.error or error
+        return begun
+
+    def _in_time(self, attempts: Sequence[Attempt], begun: list[Attempt]) -> Iterator[Attempt]:
+        for attempt in attempts:
+            if begun and time.monotonic() >= self._until:
+                return
+            attempt.begin()
+            begun.append(attempt)
+            yield attempt
+
+    def _tables(self, attempts: Iterable[Attempt], mark: bool) -> Iterator[pa.Table]:
+        """All attempts' rows. One whose source raises, or whose values do not fit, ends there and keeps the error."""
+        for number, attempt in enumerate(attempts):
+            try:
+                for table in tables_of(self._items(attempt), self._dataset.contract):
+                    if table is not None and table.num_rows:
+                        found = attempt.take(table, self._dataset)
+                        if mark:
+                            found = found.append_column(
+                                MARK, pa.chunked_array([pa.repeat(pa.scalar(number, pa.int64()), found.num_rows)])
+                            )
+                        yield found
+            except Unfit as error:
+                attempt.error = said(error)
+            except Exception as error:  # noqa: BLE001 - any fault of a source is its partition's, not the chunk's
+                attempt.error = error
+                self._pace.asked()
+
+    def _items(self, attempt: Attempt) -> Iterator[Any]:
+        """What the source yields, no faster than it may be asked."""
+        self._pace.wait()
+        for item in items_of(self._dataset.read(attempt.partition, self._table)):
+            self._pace.asked()
+            self._go_on()
+            yield item
+            failpoint("mid extract")
+            self._pace.wait()
+
+
+def _put(dataset: Dataset, attempt: Attempt, stage: Storage) -> None:
+    """Put an attempt's files into the stage, unless something is wrong with it."""
+    try:
+        if attempt.error is None and attempt.seen is None:
+            raise SourceError("nothing came of it")
+        if attempt.error is None and attempt.seen and attempt.seen.broken:
+            raise Rejected("; ".join(attempt.seen.broken))
+        if attempt.error is None:
+            with timed([attempt], "stage"):
+                for number, file in enumerate(attempt.files):
+                    relative = staged_path(dataset, attempt.partition, attempt.id, number)
+                    stage.put(file, relative)
+                    attempt.paths.append(relative)
+                    failpoint("file written")
+    except Exception as error:  # noqa: BLE001 - whatever it is, it goes into the ledger by name
+        attempt.error = error
+
+
+def _sync(attempts: Sequence[Attempt], stage: Storage) -> None:
+    """Bring all that was staged to the disk: together it takes a fraction of the time of one after the other."""
+    whole = [attempt for attempt in attempts if attempt.error is None and attempt.paths]
+    if not whole:
+        return
+    try:
+        with timed(whole, "stage"):
+            stage.sync([path for attempt in whole for path in attempt.paths])
+    except OSError as error:
+        for attempt in whole:
+            attempt.error = error
+
+
+def _outcome(dataset: Dataset, attempt: Attempt) -> Outcome:
+    """What the publisher gets of an attempt."""
+    seen = attempt.seen
+    if attempt.error is not None or seen is None:
+        return _failure(dataset, attempt, attempt.error or SourceError("nothing came of it"))
+    return Receipt(
+        dataset.key,
+        attempt.partition.key,
+        attempt.id,
+        tuple(attempt.paths),
+        seen.rows,
+        sum(f.stat().st_size for f in attempt.files),
+        seen.columns,
+        seen.fingerprint,
+        attempt.source_version,
+        attempt.seconds,
+        _peak_rss(),
+        seen.warnings,
+        profile=attempt.profile,
+        source_values=dict(attempt.given),
+        values=attempt.staged,
+    )
+
+
+def _failure(dataset: Dataset, attempt: Attempt, error: Exception) -> Failure:
+    state: Literal["failed", "rejected", "no_source"] = "failed"
+    if isinstance(error, NoSource):
+        state = "no_source"
+    elif isinstance(error, Rejected):
+        state = "rejected"
+    return Failure(
+        dataset.key,
+        attempt.partition.key,
+        attempt.id,
+        state,
+        _text(error),
+        attempt.source_version,
+        attempt.seconds,
+        attempt.profile,
+    )
+
+
+def _peak_rss() -> int:
+    """The most memory this process has held, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Linux hands `ru_maxrss` down from the parent process, which may have held more than this one ever did.
+        return int(status.read_text().partition("VmHWM:")[2].split(maxsplit=1)[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def warm_up() -> None:
+    """Run a two-row extraction once so that imports and caches are warm."""
+    sweep()
+    dataset = Dataset("warm_up", lambda partition: [pa.table({"row": [1]})], partition_column="day")
+    attempts = [Attempt(parse_partition(key, dataset.grain), "") for key in ("2000-01-01", "2000-01-02")]
+    with _scratch() as work:
+        _Run(dataset, {}, lambda: None, Pace(0, lambda: None), math.inf).all(attempts, work)
+
+
+def _cause(error: BaseException) -> Exception:
+    """What is behind a failed dlt step, as the user's error."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    return next((link for link in chain if isinstance(link, LakeError)), SourceError(_text(chain[-1])))
+
+
+def _text(error: BaseException) -> str:
+    """One line, at most 500 characters; its type too, unless the error is one of ours."""
+    text = " ".join((error.message if isinstance(error, LakeError) else str(error)).split())[:500]
+    return text if isinstance(error, LakeError) else f"{type(error).__name__}: {text}"

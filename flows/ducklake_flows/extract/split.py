@@ -1,0 +1,166 @@
+"""From the files of a dlt run to a file a partition: cut by the mark, brought to one schema, inspected and counted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.errors import LakeError, Rejected
+from ducklake_flows.extract.attempt import ROWS, Attempt, as_arrow, with_neighbours
+from ducklake_flows.extract.dlt_run import Shape
+from ducklake_flows.sources.values import Unfit, fit
+from ducklake_flows.staging.footers import complete
+from ducklake_flows.staging.inspect import MARK, inspect
+from ducklake_flows.staging.lattice import contract_line
+
+BATCH = 122_880
+"""Rows read and written at once: one row group of DuckDB's size."""
+
+
+def split(
+    dataset: Dataset, attempts: Sequence[Attempt], shapes: Sequence[Shape], table: Mapping[str, str], work: Path
+) -> None:
+    """Give each attempt its own files and what was found in them, or its error.
+
+    Args:
+        dataset: Whose rows they are.
+        attempts: In the order of the mark.
+        shapes: The run's files, by their columns.
+        table: The raw table's columns and DuckDB types.
+        work: Where files are written.
+
+    Raises:
+        Rejected: an audit does not fit the columns.
+    """
+    targets: dict[int, dict[str, str]] = {}
+    known = with_neighbours(table, [attempt for attempt in attempts if attempt.error is None])
+    for number, attempt in enumerate(attempts):
+        if attempt.error is None:
+            try:
+                targets[number] = attempt.target(dataset, known)
+            except LakeError as error:
+                attempt.error = error
+    schemas = {number: as_arrow(types) for number, types in targets.items()}
+    wanted = {tuple(schema) for number, schema in schemas.items() if attempts[number].given[ROWS]}
+    whole = len(shapes) == 1 and {tuple(f for f in shapes[0].schema if f.name != MARK)} == wanted
+    if whole:
+        # All alike, as they mostly are: one pass over all of them finds more than one over each.
+        _inspect(dataset, attempts, [str(f) for f in shapes[0].files], targets)
+    _cut(attempts, shapes, schemas, work, whole)
+    if not whole:
+        for number, attempt in enumerate(attempts):
+            if attempt.error is None:
+                _inspect(dataset, [attempt], [str(f) for f in attempt.files], {0: targets[number]})
+    for number, attempt in enumerate(attempts):
+        if attempt.error is None:
+            is_json = [name for name, data_type in targets[number].items() if data_type == "JSON"]
+            attempt.files = [complete(file, is_json) for file in attempt.files]
+            attempt.staged = _counted(attempt)
+            attempt.error = _lost(attempt, attempt.staged)
+
+
+def _inspect(
+    dataset: Dataset, attempts: Sequence[Attempt], files: list[str], targets: Mapping[int, dict[str, str]]
+) -> None:
+    found = inspect(dataset, [a.partition for a in attempts], files)
+    for number, (attempt, seen) in enumerate(zip(attempts, found, strict=True)):
+        # What Arrow calls text may be JSON.
+        attempt.seen = replace(seen, columns={n: targets.get(number, {}).get(n, t) for n, t in seen.columns.items()})
+
+
+def _cut(
+    attempts: Sequence[Attempt], shapes: Sequence[Shape], schemas: Mapping[int, pa.Schema], work: Path, whole: bool
+) -> None:
+    """Write each attempt's rows into a file of its own, with its schema."""
+    writers: dict[int, pq.ParquetWriter] = {}
+    with contextlib.ExitStack() as open_files:
+        for shape in shapes:
+            marked = MARK in shape.schema.names
+            is_json = any(isinstance(field.type, pa.BaseExtensionType) for field in shape.schema)
+            if whole and not marked and not is_json:
+                attempts[0].files += shape.files
+                continue
+            for path in shape.files:
+                for batch in pq.ParquetFile(path).iter_batches(BATCH):
+                    for mark, rows in _runs(batch) if marked else [(0, batch)]:
+                        if attempts[mark].error is not None:
+                            continue
+                        try:
+                            table = _as_staged(rows, shape.schema, schemas[mark])
+                        except Unfit as error:
+                            attempts[mark].error = Rejected(
+                                f"column {error.column}: {error.why}, which it is in other rows or in the raw table; "
+                                f"declare it in the contract: {contract_line(error.column, 'DECIMAL(38,9)')}"
+                            )
+                            continue
+                        if mark not in writers:
+                            target = work / f"partition-{mark}.parquet"
+                            # Given a path, Arrow looks for its filesystem first: as long again as a small file takes.
+                            file = open_files.enter_context(pa.OSFile(str(target), "wb"))
+                            writers[mark] = open_files.enter_context(pq.ParquetWriter(file, schemas[mark]))
+                            attempts[mark].files.append(target)
+                        writers[mark].write_table(table)
+
+
+def _runs(batch: pa.RecordBatch) -> list[tuple[int, pa.RecordBatch]]:
+    """A batch's rows by their mark, which comes in runs."""
+    runs = pc.run_end_encode(batch.column(MARK))
+    ends = runs.run_ends.to_pylist()
+    return [
+        (mark, batch.slice(start, end - start))
+        for mark, start, end in zip(runs.values.to_pylist(), [0, *ends], ends, strict=False)
+    ]
+
+
+def _as_staged(rows: pa.RecordBatch, shape: pa.Schema, schema: pa.Schema) -> pa.Table:
+    """Rows of a shape as a partition's schema has them: columns in its order and types, nulls where they lack one."""
+    columns: list[Any] = []
+    for field in schema:
+        place = rows.schema.get_field_index(field.name)
+        if place < 0:
+            columns.append(pa.nulls(len(rows), field.type))
+            continue
+        column = rows.column(place)
+        kind = shape.field(field.name).type
+        if isinstance(kind, pa.BaseExtensionType):
+            column = pa.ExtensionArray.from_storage(kind, column)
+        if column.type.equals(field.type):
+            columns.append(column)
+        else:
+            columns.append(fit(pa.chunked_array([column]), field.type, field.name))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _lost(attempt: Attempt, staged: Mapping[str, int]) -> Rejected | None:
+    """What the staged files lack of what the source gave; None when they have all of it."""
+    for name, given in attempt.given.items():
+        if given != staged.get(name, 0):
+            what = f"values of column {name}" if name else "rows"
+            return Rejected(
+                f"the source gave {given:,} {what}, and {staged.get(name, 0):,} are in the staged file",
+                "this is a fault of the pipeline, not of the source: report it",
+            )
+    return None
+
+
+def _counted(attempt: Attempt) -> dict[str, int]:
+    """The rows of an attempt's files and the values of each column, as the files' footers tell them."""
+    assert attempt.seen is not None  # noqa: S101 - it was just inspected
+    counts = Counter({ROWS: 0, **attempt.seen.values})
+    for file in attempt.files:
+        footer = pq.read_metadata(file)
+        counts[ROWS] += footer.num_rows
+        for group in map(footer.row_group, range(footer.num_row_groups)):
+            for column in map(group.column, range(group.num_columns)):
+                if column.path_in_schema not in attempt.seen.values and column.is_stats_set:
+                    counts[column.path_in_schema] += column.num_values - column.statistics.null_count
+    return dict(counts)

@@ -1,0 +1,157 @@
+"""The ingest flow: plan, extract chunks of partitions on Dask, publish them in gated groups as they arrive."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import date
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.runtime import flow_run
+
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.errors import RunFailed
+from ducklake_flows.lake.publish import Published, Publisher
+from ducklake_flows.orchestration import events, gate
+from ducklake_flows.orchestration.bootstrap import check
+from ducklake_flows.orchestration.cluster import task_runner
+from ducklake_flows.orchestration.extraction import Extraction
+from ducklake_flows.orchestration.progress import progress
+from ducklake_flows.orchestration.summary import Summary, create_artifacts, failures_text, next_step
+from ducklake_flows.plan import LeftOut, Planned, counts, plan_each
+from ducklake_flows.project import broken_datasets, get_datasets
+from ducklake_flows.settings import Settings, load_settings
+from ducklake_flows.staging.receipt import Outcome
+from ducklake_flows.states import Mode, State
+from ducklake_flows.testing.failpoints import failpoint
+
+
+def range_name(start: date | None, end: date | None) -> str:
+    """A range of days as it stands in the names of runs."""
+    return f"{start or 'first'}..{end or 'last'}"
+
+
+def names_of(datasets: Sequence[str] | None) -> str:
+    """Datasets as they stand in the names of runs."""
+    return "+".join(datasets) if datasets else "all"
+
+
+def _flow_run_name() -> str:
+    parameters = flow_run.parameters
+    span = range_name(parameters["start"], parameters["end"])
+    if partitions := parameters["partitions"]:
+        span = partitions[0] if len(partitions) == 1 else f"{partitions[0]} and {len(partitions) - 1} more"
+    return f"ingest {'due' if parameters['due'] else names_of(parameters['datasets'])} {span}"
+
+
+@flow(name="ingest", flow_run_name=_flow_run_name)
+def ingest(
+    datasets: list[str] | None = None,
+    start: date | None = None,
+    end: date | None = None,
+    mode: Mode | list[Mode] = Mode.missing_failed,
+    workers: int = 2,
+    partitions: list[str] | None = None,
+    due: bool = False,
+) -> dict[str, Any]:
+    """Bring partitions of datasets into the lake.
+
+    Args:
+        datasets: Keys of the datasets; all when left open.
+        start: First day; each dataset's own when it is left open.
+        end: Last day, included; each dataset's own when it is left open.
+        mode: Which partitions: missing, failed, missing_failed, stale or all; or several of them.
+        workers: Processes of the local Dask cluster; an existing cluster has its own.
+        partitions: Just these partitions, by key, instead of a range.
+        due: Only the datasets whose hour (UTC) the run was scheduled for.
+
+    Returns:
+        The summary: counts, rows, bytes, commits, seconds by stage.
+
+    Raises:
+        RunFailed: some partitions failed; the others are published.
+    """
+    settings, logger, began = load_settings(), get_run_logger(), time.monotonic()
+    chosen = get_datasets(datasets or [])
+    if due:
+        chosen = [d for d in chosen if d.schedule_hour == flow_run.scheduled_start_time.hour]
+    summary = Summary([d.key for d in chosen], flow_run.name or "")
+    check(settings)
+    planned, summary.left_out = plan_each(settings, chosen, start, end, mode, partitions, named=bool(datasets))
+    if not datasets:
+        summary.left_out += [LeftOut(key, error, is_fault=True) for key, error in broken_datasets().items()]
+    summary.planned = dict(counts(planned))
+    summary.no_source = [f"{p.dataset} {p.partition}" for p in planned if p.state is State.no_source and not p.runs]
+    todo = [p for p in planned if p.runs]
+    summary.add_seconds("plan", began)
+    logger.info("plan: %d of %d partitions to do", len(todo), len(planned))
+    if todo:
+        publisher = Publisher(
+            settings,
+            chosen,
+            str(flow_run.id),
+            {p.partition for p in todo},
+            planned={(p.dataset, p.partition): p.entry.newest for p in todo if p.entry},
+            recheck=mode is Mode.all,
+        )
+        with contextlib.closing(publisher):
+            _extract_and_publish(settings, todo, {d.key: d for d in chosen}, publisher, workers, summary)
+    summary.add_seconds("total", began)
+    create_artifacts(summary)
+    for out in summary.left_out:
+        level = logging.ERROR if out.is_fault else logging.INFO
+        logger.log(level, "%s is left out: %s", out.dataset, out.error.message)
+    if summary.failed or summary.faults:
+        raise RunFailed(failures_text(summary), next_step(summary), summary.to_json())
+    return summary.to_json()
+
+
+def _extract_and_publish(
+    settings: Settings,
+    todo: Sequence[Planned],
+    datasets: Mapping[str, Dataset],
+    publisher: Publisher,
+    workers: int,
+    summary: Summary,
+) -> None:
+    """Extract the partitions on Dask, and publish each group of outcomes while the next ones arrive."""
+    began = time.monotonic()
+    tables = publisher.tables()
+    with task_runner(settings, workers) as runner:
+        summary.add_seconds("cluster start", began)
+        began = time.monotonic()
+        known = {key: tables.get(d.table, {}) for key, d in datasets.items()}
+        extraction = Extraction(settings, runner, workers, datasets, known)
+        with progress(len(todo), ", ".join(datasets)) as shown:
+            for group in extraction.groups(todo):
+                result = _publish(publisher, summary.without_absent(group, datasets), summary)
+                shown.advance(len(group), sum(r.rows for r in result.receipts), len(result.failures))
+        summary.add_seconds("extract and publish", began)
+
+
+def _publish(publisher: Publisher, group: Sequence[Outcome], summary: Summary) -> Published:
+    """Publish one group through the gate, then say so in an event."""
+    if not group:
+        return Published()
+    began = time.monotonic()
+    with gate.hold():
+        failpoint("gate held")
+        summary.add_seconds("wait for the gate", began)
+        waited = (time.monotonic() - began) / len(group)
+        group = [replace(o, profile={**o.profile, "gate_wait": waited}) for o in group]
+        began = time.monotonic()
+        result = publisher.publish(group)
+        summary.add_seconds("in the gate", began)
+        failpoint("before the slot is freed")
+    summary.add(result)
+    for receipt in result.older:
+        get_run_logger().warning(
+            "%s %s: dropped, an attempt that was extracted later is published", receipt.dataset, receipt.partition
+        )
+    failpoint("before the event")
+    events.published(result)
+    return result

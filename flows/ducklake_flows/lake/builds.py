@@ -1,0 +1,140 @@
+"""What the models were built from: which published attempts an environment has taken up, and which it has not."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.partitions import Grain, parse_partition
+from ducklake_flows.errors import BadInput
+from ducklake_flows.lake import ledger
+from ducklake_flows.lake.connect import commit_message, connected
+from ducklake_flows.lake.fence import advance_fence
+from ducklake_flows.lake.schema import table_columns
+from ducklake_flows.settings import Settings
+
+
+@dataclass(frozen=True)
+class TransformPlan:
+    """What a transform has to do.
+
+    Args:
+        environment: SQLMesh's environment.
+        changed: The published attempt that has not been built from, by dataset and partition.
+        project: Digest of the models as they are.
+        replan: Whether the environment was last built with other models, or never.
+    """
+
+    environment: str
+    changed: Mapping[str, Mapping[str, str]]
+    project: str
+    replan: bool
+
+    def __bool__(self) -> bool:
+        return bool(self.changed) or self.replan
+
+    @property
+    def changed_keys(self) -> dict[str, list[str]]:
+        """The changed partitions' keys, by dataset."""
+        return {dataset: sorted(partitions) for dataset, partitions in self.changed.items()}
+
+
+def plan_transform(settings: Settings, environment: str) -> TransformPlan:
+    """Compare the ledger with what was built. Partitions published later than this are left to the next transform.
+
+    Args:
+        settings: Where the lake and the models are.
+        environment: SQLMesh's environment.
+
+    Raises:
+        BadInput: the project has no folder of models.
+    """
+    if settings.models is None or not settings.models.is_dir():
+        raise BadInput(
+            f"There is no folder of models{f' at {settings.models}' if settings.models else ''}.",
+            "create it, or correct `models` in pyproject.toml (or LAKE_MODELS)",
+        )
+    with connected(settings, read_only=True) as con:
+        unbuilt = ledger.unbuilt(con, environment)
+        before = ledger.built_project(con, environment)
+    changed: dict[str, dict[str, str]] = {}
+    for (dataset, partition), attempt in sorted(unbuilt.items()):
+        changed.setdefault(dataset, {})[partition] = attempt
+    digest = project_digest(settings.models)
+    return TransformPlan(environment, changed, digest, replan=digest != before)
+
+
+def record(settings: Settings, todo: TransformPlan, flow_run_id: str) -> None:
+    """Write down what was built from what. Call it within the gate, after the build has succeeded."""
+    with connected(settings) as con:
+        con.execute("BEGIN")
+        token = advance_fence(con, "transform_fence")
+        common = {
+            "environment": todo.environment,
+            "project": todo.project,
+            "flow_run_id": flow_run_id,
+            "recorded_at": datetime.now(UTC),
+            "token": token,
+        }
+        rows = [
+            {**common, "dataset": dataset, "partition": partition, "attempt_id": attempt}
+            for dataset, partitions in todo.changed.items()
+            for partition, attempt in partitions.items()
+        ]
+        ledger.append(con, "builds", rows or [common])
+        commit_message(con, f"built {todo.environment}", flow_run_id=flow_run_id)
+        con.execute("COMMIT")
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What the models read of one dataset.
+
+    Args:
+        columns: Name and DuckDB type of the raw table's columns, in order; empty when there is no table yet.
+        since: The first moment of the earliest partition ever published, None when none was (or it has no time).
+    """
+
+    columns: Mapping[str, str]
+    since: datetime | None
+
+
+def read_raw(settings: Settings, datasets: Iterable[Dataset]) -> dict[str, Raw]:
+    """The raw tables as they are, by dataset.
+
+    Raises:
+        NotInitialised: there is no lake yet.
+    """
+    with connected(settings, read_only=True) as con:
+        tables = table_columns(con)
+        earliest = ledger.earliest(con)
+    return {
+        d.key: Raw(
+            tables.get(d.table, {}),
+            parse_partition(earliest[d.key], d.grain).start
+            if d.key in earliest and d.grain is not Grain.full
+            else None,
+        )
+        for d in datasets
+    }
+
+
+def project_digest(project: Path) -> str:
+    """A digest of every file that can change what is built: when it changes, a transform plans again.
+
+    All that lies in the folder counts, whatever its kind: models, audits, signals, macros, seeds, configuration. Only
+    the models' unit tests, logs, compiled Python and hidden files do not.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(project.rglob("*")):
+        parts = path.relative_to(project).parts
+        if path.is_dir() or parts[0] in ("tests", "logs") or any(p.startswith((".", "__pycache__")) for p in parts):
+            continue
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(project)}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,263 @@
+"""Connect to the lake: one way to attach it, for every reader and writer, with errors a user can act on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ducklake_flows.errors import CatalogError, LakeError, NotInitialised
+from ducklake_flows.settings import LAKE, Settings
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+ENGINE_CONFIG = {"autoinstall_known_extensions": "false", "TimeZone": "UTC"}
+"""Nothing is downloaded at run time, and a timestamp reads the same on every machine."""
+
+START_CONFIG: dict[str, str | bool | int | float | list[str]] = {"allow_unsigned_extensions": True}
+"""The extensions come from wheels whose hash was checked when they were installed. Without this DuckDB hashes each of
+their files, 20 to 40 MB, at every connection: four tenths of a second instead of a few milliseconds."""
+
+LIBPQ = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
+"""How soon a Postgres that does not answer, or a network that swallows packets, is noticed; seconds, the last in ms."""
+
+CATALOG_SECRET = "lake_catalog"  # noqa: S105 - a name, not a password
+"""DuckDB's secret with the catalog's password."""
+
+BUSY_MS = 10_000
+"""How long a SQLite catalog waits for its lock, in milliseconds. Readers overlap a commit; writers are gated."""
+
+
+def connect(settings: Settings, *, read_only: bool = False, create: bool = False) -> DuckDBPyConnection:
+    """Open a DuckDB connection of its own with the lake attached as ``lake``.
+
+    Args:
+        settings: Where the catalog and the data lie.
+        read_only: Refuse every write.
+        create: Make a new catalog where there is none: only `bootstrap` does.
+
+    Raises:
+        NotInitialised: there is no catalog yet.
+        CatalogError: the catalog is something else, is locked, or cannot be reached.
+    """
+    import duckdb
+
+    if settings.catalog_file is not None:
+        _check_place(settings.catalog_file, create=create)
+    con = duckdb.connect(config=START_CONFIG)
+    try:
+        prepare(con, settings)
+        if settings.catalog_file is not None:
+            _check_content(con, settings.catalog_file, create=create)
+        con.execute(attach_sql(settings, read_only=read_only, create=create))
+        con.execute(f"USE {LAKE}")
+    except duckdb.Error as error:
+        con.close()
+        raise _explain(error, settings) from None
+    return con
+
+
+@contextlib.contextmanager
+def connected(settings: Settings, *, read_only: bool = False) -> Iterator[DuckDBPyConnection]:
+    """A connection for the length of a block; see `connect`.
+
+    Raises:
+        NotInitialised, CatalogError: as `connect`; also when the catalog went away within the block.
+        StorageError: the object store did.
+    """
+    import duckdb
+
+    con = connect(settings, read_only=read_only)
+    try:
+        yield con
+    except (duckdb.IOException, duckdb.ConnectionException) as error:
+        raise service_error(error, settings) from None
+    finally:
+        con.close()
+
+
+def service_error(error: Exception, settings: Settings) -> LakeError:
+    """The user's error for one of DuckDB's while it read or wrote: the service that does not answer now.
+
+    DuckDB's texts do not tell a catalog from an object store, so each is asked.
+    """
+    from ducklake_flows import storage
+
+    try:
+        storage.check(settings)
+        connect(settings, read_only=True).close()
+    except LakeError as found:
+        return found
+    text = settings.redact(" ".join(str(error).split()))[:400]
+    return CatalogError(f"The lake could not be read or written: {text}", "run the command again, then: lake verify")
+
+
+def prepare(con: DuckDBPyConnection, settings: Settings) -> None:
+    """Load the extensions and set the secrets of a fresh DuckDB connection."""
+    for name, value in ENGINE_CONFIG.items():
+        con.execute(f"SET GLOBAL {name} = '{value}'")
+    extensions = ["ducklake", "sqlite_scanner" if settings.embedded else "postgres_scanner"]
+    if settings.in_s3:
+        extensions.append("httpfs")
+    for name in extensions:
+        _load(con, name)
+    if settings.catalog_password is not None and not settings.embedded:
+        password = literal(settings.catalog_password.get_secret_value())
+        con.execute(f"CREATE OR REPLACE SECRET {CATALOG_SECRET} (TYPE postgres, PASSWORD {password})")
+    if "httpfs" in extensions and settings.s3_key_id and settings.s3_secret:
+        options = {
+            "KEY_ID": settings.s3_key_id.get_secret_value(),
+            "SECRET": settings.s3_secret.get_secret_value(),
+            "REGION": settings.s3_region,
+            "URL_STYLE": "path",
+            **({"ENDPOINT": settings.s3_endpoint} if settings.s3_endpoint else {}),
+        }
+        given = ", ".join(f"{key} {literal(value)}" for key, value in options.items())
+        con.execute(f"CREATE OR REPLACE SECRET lake_s3 (TYPE s3, {given}, USE_SSL {settings.s3_use_ssl})")
+
+
+def attach_sql(settings: Settings, *, read_only: bool = False, create: bool = False) -> str:
+    """The ATTACH statement. It holds no password: `prepare` has put that where no error message shows it."""
+    target = settings.catalog
+    options = [f"DATA_PATH {literal(settings.data_path)}"]
+    if settings.embedded:
+        options.append(f"META_BUSY_TIMEOUT {BUSY_MS}")
+        if not read_only:
+            options.append("META_JOURNAL_MODE 'WAL'")
+    else:
+        for name, value in LIBPQ.items():
+            if f"{name}=" not in target:
+                target += f" {name}={value}"
+        if settings.catalog_password is not None:
+            options.append(f"META_SECRET '{CATALOG_SECRET}'")
+    if read_only:
+        options.append("READ_ONLY")
+    if not create:
+        options.append("CREATE_IF_NOT_EXISTS false")
+    return f"ATTACH IF NOT EXISTS {literal('ducklake:' + target)} AS {LAKE} ({', '.join(options)})"
+
+
+def literal(value: str) -> str:
+    """A SQL string literal, for the statements that take no bound parameters (ATTACH, CREATE SECRET)."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def rows(con: DuckDBPyConnection, sql: str, parameters: list[Any] | None = None) -> list[dict[str, Any]]:
+    """Run a query and return its rows as dicts."""
+    result = con.execute(sql, parameters)
+    names = [column[0] for column in result.description or []]
+    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+
+
+def commit_message(con: DuckDBPyConnection, message: str, **extra: Any) -> None:
+    """Name the transaction in DuckLake's snapshot: author, message, and a JSON of further facts."""
+    info = literal(json.dumps(extra))
+    con.execute(f"CALL {LAKE}.set_commit_message('ducklake-flows', {literal(message)}, extra_info => {info})")
+
+
+def _load(con: DuckDBPyConnection, name: str) -> None:
+    import duckdb
+
+    try:
+        con.execute(f"LOAD {name}")
+    except duckdb.Error:
+        import duckdb_extensions
+
+        # The wheel's file goes into DuckDB's own extension folder, once a machine.
+        duckdb_extensions.import_extension(name)
+        con.execute(f"LOAD {name}")
+
+
+def _check_place(path: Path, *, create: bool) -> None:
+    """Say what is wrong with the place of a SQLite catalog, without opening it."""
+    if path.is_dir():
+        raise CatalogError(f"The catalog is a folder: {path}", "set LAKE_CATALOG to sqlite:<file>")
+    if path.exists():
+        return
+    if not create:
+        raise NotInitialised(f"There is no lake yet: {path} does not exist.", "lake init")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CatalogError(
+            f"The lake's folder cannot be made: {error.strerror or error} ({path.parent})",
+            "set LAKE_HOME to a folder that can be written",
+        ) from None
+
+
+def _check_content(con: DuckDBPyConnection, path: Path, *, create: bool) -> None:
+    """Say what is wrong with a SQLite catalog's file before DuckLake writes its tables into it.
+
+    Only through DuckDB's own SQLite: were Python to open the file too, closing it would drop the locks that this
+    process holds on it, and the next writer would pull the WAL from under a reader (seen as SIGBUS).
+    """
+    import duckdb
+
+    if not path.exists():
+        return
+    try:
+        con.execute(f"ATTACH {literal(str(path))} AS probe (TYPE sqlite, READ_ONLY)")
+        found = con.execute("SELECT table_name FROM duckdb_tables() WHERE database_name = 'probe'").fetchall()
+        con.execute("DETACH probe")
+    except duckdb.Error as error:
+        raise CatalogError(
+            f"The catalog cannot be read: {' '.join(str(error).split())[:300]} ({path})",
+            "restore it from a backup, or set LAKE_CATALOG (or LAKE_HOME) to another place",
+        ) from None
+    names = {name for (name,) in found}
+    if names and "ducklake_metadata" not in names:
+        raise CatalogError(
+            f"{path} is a SQLite database, but not a DuckLake catalog.", "set LAKE_CATALOG to another file"
+        )
+    if not names and not create:
+        raise NotInitialised(f"There is no lake yet: {path} is empty.", "lake init")
+
+
+_POSTGRES = {
+    "password authentication failed": "check the user in LAKE_CATALOG, and LAKE_CATALOG_PASSWORD",
+    "no password supplied": "set LAKE_CATALOG_PASSWORD",
+    "does not exist": "check dbname and user in LAKE_CATALOG; the database must be there before: lake init",
+}
+"""What Postgres says, and what to do then; anything else is a server that cannot be reached."""
+
+
+def _explain(error: Exception, settings: Settings) -> CatalogError:
+    """The user's error for a failed attach: the cause without connection strings or secrets."""
+    text = settings.redact(" ".join(str(error).split()))
+    lower = text.lower()
+    if "creating a new ducklake is explicitly disabled" in lower or "no ducklake" in lower:
+        place = settings.catalog_file or "the Postgres catalog"
+        return NotInitialised(f"There is no lake yet in {place}.", "lake init")
+    if "data_path" in lower and "does not match" in lower:
+        return CatalogError(
+            f"The catalog's data path is not LAKE_DATA_PATH ({settings.data_path}): {text}",
+            "set LAKE_DATA_PATH to the path the lake was made with",
+        )
+    if "version mismatch" in lower:
+        found = re.search(r"catalog version is (\S+), .*requires version (\S+?)\.? ", text)
+        said = f" {found[1]}, and this release reads and writes {found[2]}" if found else f": {text}"
+        return CatalogError(
+            f"The catalog has DuckLake's format{said}.",
+            "run the release that made it, or move the catalog as docs/operations.md says",
+        )
+    if "unable to connect to postgres" in lower:
+        cause = text.rpartition(" failed: ")[2].removeprefix("FATAL: ")[:200]
+        if "could not translate host name" in text:
+            cause = text[text.index("could not translate") :][:200]
+        fix = next((fix for said, fix in _POSTGRES.items() if said in cause), "start it, or check LAKE_CATALOG")
+        return CatalogError(f"The Postgres catalog cannot be opened ({settings.catalog}): {cause}", fix)
+    if "locked" in lower:
+        return CatalogError(
+            f"The catalog is locked by another process: {settings.catalog_file}", "wait for it, then try again"
+        )
+    return CatalogError(f"The lake cannot be opened: {text[:400]}", "check LAKE_CATALOG and LAKE_DATA_PATH")

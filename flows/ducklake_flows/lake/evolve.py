@@ -1,0 +1,296 @@
+"""How raw tables evolve to hold what comes: which columns change, and how a staged file gets into its table.
+
+A value is stored exactly, or its partition is rejected: a column is widened to a type that holds all its values and
+the new ones, and a file whose types are read only with a cast is cast value by value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.partitions import parse_partition
+from ducklake_flows.datasets.types import declared_types, quoted
+from ducklake_flows.errors import Rejected
+from ducklake_flows.lake import ledger
+from ducklake_flows.lake.schema import create_table, is_outdated, qualified
+from ducklake_flows.settings import Settings
+from ducklake_flows.staging.inspect import fingerprint_sql, fingerprint_text
+from ducklake_flows.staging.lattice import contract_line, exact, is_untyped, join, reads_as
+from ducklake_flows.staging.receipt import Receipt
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+log = logging.getLogger(__name__)
+
+READ = "read_parquet(?, union_by_name => true, hive_partitioning => false)"
+"""Reads staged files, whose paths are bound: what they hold, and nothing that their paths say."""
+
+
+@dataclass(slots=True)
+class Evolved:
+    """What was done to the raw tables.
+
+    Args:
+        changed: The datasets whose table was made or changed: commit that before anything is registered.
+        rows: The ledger's rows for partitions whose fingerprint is another one now.
+        refused: Why a column could not be widened, by dataset and column.
+        respell: The tables with a FLOAT column that is a DOUBLE now: DuckLake keeps the bounds of their files as
+            texts of FLOATs, which `ducklake_flows.lake.repair` has to write again.
+    """
+
+    changed: list[str] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    refused: dict[tuple[str, str], str] = field(default_factory=dict)
+    respell: set[str] = field(default_factory=set)
+
+
+def evolve(
+    con: DuckDBPyConnection,
+    datasets: Mapping[str, Dataset],
+    receipts: Sequence[Receipt],
+    tables: Mapping[str, Mapping[str, str]],
+) -> Evolved:
+    """Bring the raw tables to where receipts fit, as far as lattice, contracts and values allow.
+
+    In one transaction with a registration, DuckLake 1.5.5 loses a widened column's minimum and maximum, and later
+    queries miss rows (https://github.com/duckdb/ducklake/issues/1308): the caller commits what was changed first.
+
+    Args:
+        con: Within a transaction.
+        datasets: By key.
+        receipts: What will be published. `fit` says why one does not fit.
+        tables: The columns of every table that is there.
+    """
+    done = Evolved()
+    for key in dict.fromkeys(receipt.dataset for receipt in receipts if receipt.columns):
+        dataset = datasets[key]
+        there = tables.get(dataset.table, {})
+        anew = bool(there) and is_outdated(con, dataset, there)
+        wanted = declared_types(dataset) if anew or not there else dict(there)
+        for receipt in receipts:
+            if receipt.dataset == key:
+                with contextlib.suppress(Rejected):
+                    wanted = wanted_columns(dataset, wanted, receipt.columns)
+        if anew or not there:
+            if anew:
+                con.execute(f"DROP TABLE {qualified(dataset)}")
+            create_table(con, dataset, wanted)
+            done.changed.append(key)
+            continue
+        for name, data_type in there.items():
+            if reason := _lost_by(con, dataset, name, data_type, wanted[name]):
+                done.refused[key, name] = reason
+                wanted[name] = data_type
+        if any("FLOAT" in there[name] and wanted[name] != there[name] for name in there):
+            done.respell.add(dataset.table)
+        if wanted != there:
+            done.rows += _widen(con, dataset, there, wanted)
+            done.changed.append(key)
+    return done
+
+
+def wanted_columns(dataset: Dataset, there: Mapping[str, str], staged: Mapping[str, str]) -> dict[str, str]:
+    """The columns that a raw table needs for a staged file to fit, as far as lattice and contract allow.
+
+    Args:
+        dataset: Whose contract counts.
+        there: The table's columns; empty for a table that is not there.
+        staged: The file's columns.
+
+    Returns:
+        The table's columns first, then the new ones.
+
+    Raises:
+        Rejected: a column is new and the contract frozen, or no type holds the values of both.
+    """
+    wanted = dict(there)
+    names = {name.casefold(): name for name in there}
+    seen: dict[str, str] = {}
+    frozen = bool(dataset.contract.columns) and dataset.contract.new_columns != "evolve"
+    for name, data_type in staged.items():
+        folded = name.casefold()
+        if folded in seen:
+            raise Rejected(f"columns {seen[folded]} and {name} differ in case only: a table cannot hold both")
+        seen[folded] = name
+        if is_untyped(data_type):
+            continue
+        known = names.get(folded)
+        if known is None:
+            if frozen and name not in dataset.contract.columns and name != dataset.partition_column:
+                raise Rejected(f"column {name} is not in the contract")
+            wanted[name] = data_type
+        else:
+            joined = join(wanted[known], data_type)
+            if joined is None:
+                raise Rejected(_no_join(dataset, known, wanted[known], data_type))
+            wanted[known] = joined
+    return wanted
+
+
+def _no_join(dataset: Dataset, name: str, there: str, staged: str) -> str:
+    """Why a partition's column does not fit, and what to declare."""
+    if name in dataset.contract.columns:
+        return (
+            f"column {name} is {staged} by the contract, but {there} in {dataset.table}, which has rows: "
+            "load the table again as docs/operations.md says under 'A column's type'"
+        )
+    nested = any("(" in t and not t.startswith("DECIMAL") or t.endswith("]") for t in (there, staged))
+    line = contract_line(name, "JSON" if nested else "VARCHAR" if "VARCHAR" in (there, staged) else staged)
+    return (
+        f"column {name} is {staged} in this partition, but {there} in {dataset.table}; declare it in the contract "
+        f"({line}), then load the table again as docs/operations.md says under 'A column's type'"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a table holds of one partition: its rows, and their fingerprint."""
+
+    rows: int
+    fingerprint: str
+
+
+def contents(
+    con: DuckDBPyConnection, dataset: Dataset, columns: Mapping[str, str], only: Iterable[str] | None = None
+) -> dict[str, Contents]:
+    """Read a raw table's partitions, by key; those without rows are left out.
+
+    Args:
+        con: A connection with the lake attached.
+        dataset: Whose table.
+        columns: The table's columns.
+        only: Just these partitions; None means all.
+    """
+    column, where = dataset.partition_column, ""
+    if only is not None and column:
+        values = ", ".join(f"'{parse_partition(key, dataset.grain).value}'" for key in sorted(only))
+        where = f"WHERE {quoted(column)} IN ({values})"
+    key = f"strftime({quoted(column)}, '{dataset.grain.key_format}')" if column else "'full'"
+    found = con.execute(
+        f"SELECT {key}, count(*), {fingerprint_sql(columns)} FROM {qualified(dataset)} {where} GROUP BY ALL"
+    ).fetchall()
+    return {name: Contents(rows, fingerprint_text(rows, digest)) for name, rows, digest in found if rows}
+
+
+def _lost_by(con: DuckDBPyConnection, dataset: Dataset, name: str, there: str, wanted: str) -> str:
+    """Why a table's column cannot be widened: it holds a value that would not survive. "" when all do."""
+    condition = exact(quoted(name), there, wanted)
+    if condition == "true":
+        return ""
+    lost = con.execute(f"SELECT {quoted(name)}::VARCHAR FROM {qualified(dataset)} WHERE NOT {condition} LIMIT 1")
+    for (value,) in lost.fetchall():
+        return (
+            f"column {name} would have to become {wanted}, but {dataset.table} holds {value[:100]} ({there}), "
+            f"which {wanted} cannot hold exactly; declare it in the contract ({contract_line(name, there)})"
+        )
+    return ""
+
+
+def _widen(
+    con: DuckDBPyConnection, dataset: Dataset, there: Mapping[str, str], wanted: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Add and widen a table's columns. Returns the ledger's rows for what has another fingerprint now.
+
+    The values are the same, so the attempts are. A partition that was not what the ledger says before has no row, and
+    `lake verify` goes on finding it.
+    """
+    wider = [name for name, data_type in there.items() if wanted[name] != data_type]
+    rehashed = any(not reads_as(there[name], wanted[name]) for name in wider)
+    before = contents(con, dataset, there) if rehashed else {}
+    changes = [f"ADD COLUMN {quoted(name)} {wanted[name]}" for name in wanted if name not in there]
+    changes += [f"ALTER COLUMN {quoted(name)} SET DATA TYPE {wanted[name]}" for name in wider]
+    for change in changes:
+        con.execute(f"ALTER TABLE {qualified(dataset)} {change}")
+    after = contents(con, dataset, wanted) if rehashed else {}
+    log.info("%s: %s; %d rows digested again", dataset.table, ", ".join(changes), sum(c.rows for c in after.values()))
+    entries = ledger.latest(con, dataset.key) if rehashed else {}
+    return [
+        ledger.retyped_row(entry, after[entry.partition].fingerprint)
+        for entry in entries.values()
+        if entry.partition in before
+        and entry.fingerprint == before[entry.partition].fingerprint
+        and before[entry.partition] != after[entry.partition]
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a staged file gets into its table.
+
+    Args:
+        select: What an INSERT selects from it; "" when it can be registered as it is.
+        fingerprint: Of its rows once they are in the table; "" when it is the receipt's.
+    """
+
+    select: str
+    fingerprint: str
+
+
+def fit(
+    con: DuckDBPyConnection,
+    settings: Settings,
+    dataset: Dataset,
+    columns: Mapping[str, str],
+    receipt: Receipt,
+    refused: Mapping[tuple[str, str], str],
+) -> Fit:
+    """Look how a staged partition gets into its table.
+
+    Three kinds of files are inserted instead of registered. One whose types are read only with a cast, once every
+    value has survived it. One that lacks a column of the table: DuckLake 1.5.5 registers it, but goes on telling
+    DuckDB that the column has no nulls, and ``WHERE it IS NULL`` finds none of its rows. And all of a lake below a
+    folder that looks like the partition of a column (``name=zzz``): DuckLake 1.5.5 takes it for one.
+
+    Args:
+        con: A connection with the lake attached.
+        settings: Where the files lie.
+        dataset: Whose table.
+        columns: The table's columns, after `evolve`.
+        receipt: Of the partition.
+        refused: From `evolve`.
+
+    Raises:
+        Rejected: it does not fit, or a value would not survive; names the column, the value and both types.
+    """
+    if not columns or not receipt.columns:
+        return Fit("", "")
+    for name, data_type in wanted_columns(dataset, columns, receipt.columns).items():
+        if columns.get(name) != data_type:
+            raise Rejected(refused[dataset.key, name])
+    names = {name.casefold(): name for name in columns}
+    source = {names[name.casefold()]: (name, t) for name, t in receipt.columns.items() if not is_untyped(t)}
+    as_it_is = all(name == target and reads_as(t, columns[target]) for target, (name, t) in source.items())
+    above = {part.partition("=")[0].casefold() for part in settings.data_path.split("/") if "=" in part}
+    if as_it_is and len(source) == len(columns) == len(receipt.columns) and above.isdisjoint(names):
+        return Fit("", "")
+    select = ", ".join(
+        f"CAST({quoted(name)} AS {columns[target]}) AS {quoted(target)}" for target, (name, _) in source.items()
+    )
+    if as_it_is:
+        return Fit(select, "")
+    files = full_paths(settings, receipt)
+    for target, (name, data_type) in source.items():
+        condition = exact(quoted(name), data_type, columns[target])
+        if condition == "true":
+            continue
+        for value, count in con.execute(
+            f"SELECT {quoted(name)}::VARCHAR, count(*) OVER () FROM {READ} WHERE NOT {condition} LIMIT 1", [files]
+        ).fetchall():
+            raise Rejected(
+                f"column {name} holds {value[:100]} ({data_type}), which {columns[target]} in {dataset.table} "
+                f"cannot hold exactly: {count:,} row{'s' if count > 1 else ''}"
+            )
+    digest = fingerprint_sql({target: columns[target] for target in source})
+    rows, found = con.execute(f"SELECT count(*), {digest} FROM (SELECT {select} FROM {READ})", [files]).fetchall()[0]
+    return Fit(select, fingerprint_text(rows, found))
+
+
+def full_paths(settings: Settings, receipt: Receipt) -> list[str]:
+    """A receipt's files, as DuckDB spells them."""
+    return [settings.data_path + path for path in receipt.files]

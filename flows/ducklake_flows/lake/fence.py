@@ -1,0 +1,75 @@
+"""The fences: what keeps two writers of the same kind from both committing, with or without the gate.
+
+DuckLake detects conflicts by table. Two publishers that each replace an empty partition touch no common file, so
+every transaction updates the single row of a fence table as well: of two that do so at once, one cannot commit.
+Publishers and transforms have a fence each, so that a publish does not abort a long model build. A repair writes the
+catalog's own tables, where the id of the next snapshot is the primary key that all commits compete for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, get_args
+
+from ducklake_flows.errors import LakeError
+from ducklake_flows.lake.connect import literal
+from ducklake_flows.settings import LAKE
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+META = f"__ducklake_metadata_{LAKE}"
+"""The catalog's own tables, as an attached DuckLake shows them."""
+
+Fence = Literal["fence", "transform_fence"]
+"""The table in ``lake.ops``: of publishers, and of transforms."""
+
+FENCES: tuple[Fence, ...] = get_args(Fence)
+
+
+def create_fence(con: DuckDBPyConnection, fence: Fence) -> None:
+    """Insert the row of a new fence table."""
+    con.execute(f"INSERT INTO {LAKE}.ops.{fence} VALUES (0)")
+
+
+def count_rows(con: DuckDBPyConnection, fence: Fence) -> int:
+    """Rows of a fence table: one, unless somebody changed it by hand."""
+    return int(con.execute(f"SELECT count(*) FROM {LAKE}.ops.{fence}").fetchall()[0][0])
+
+
+def advance_fence(con: DuckDBPyConnection, fence: Fence) -> int:
+    """Update the fence's row within the open transaction.
+
+    Returns:
+        The new token. Tokens order what transactions of this kind have written.
+
+    Raises:
+        LakeError: the fence table does not have exactly one row.
+    """
+    con.execute(f"UPDATE {LAKE}.ops.{fence} SET token = token + 1")
+    found = con.execute(f"SELECT token FROM {LAKE}.ops.{fence}").fetchall()
+    if len(found) != 1:
+        raise LakeError(f"ops.{fence} has {len(found)} rows instead of one.", "lake verify")
+    return int(found[0][0])
+
+
+def claim_snapshot(con: DuckDBPyConnection, snapshot: int, tables: Sequence[int], mark: str) -> None:
+    """Insert the snapshot after the one that was read; the commit fails if another writer inserted it first.
+
+    Args:
+        con: A connection with a transaction open on the catalog's own tables.
+        snapshot: The latest snapshot that the transaction read.
+        tables: Ids of the tables that the snapshot names as altered, so that concurrent commits to them conflict.
+        mark: A text by which the snapshot can be found if the answer to COMMIT is lost.
+    """
+    con.execute(
+        f"""INSERT INTO {META}.ducklake_snapshot
+            SELECT snapshot_id + 1, now(), schema_version, next_catalog_id, next_file_id + 1
+            FROM {META}.ducklake_snapshot WHERE snapshot_id = {snapshot}"""
+    )
+    altered = ",".join(f"altered_table:{table}" for table in tables)
+    con.execute(
+        f"INSERT INTO {META}.ducklake_snapshot_changes VALUES "
+        f"({snapshot + 1}, {literal(altered)}, 'ducklake-flows', 'repair', {literal(json.dumps({'repair': mark}))})"
+    )

@@ -1,0 +1,294 @@
+"""The ledger: what happened to each partition, in the lake itself; and what the models were built from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, cast
+
+from ducklake_flows.lake.connect import literal, rows
+from ducklake_flows.settings import LAKE
+from ducklake_flows.states import PUBLISHED, RETYPED, State
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+    from ducklake_flows.staging.receipt import Failure, Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where one partition stands: its latest ledger row, and the attempt whose rows are in the raw table.
+
+    Args:
+        dataset: The dataset's key.
+        partition: The partition's key.
+        state: Of the latest row: ``published``, ``failed``, ``rejected`` or ``rolled_back``.
+        error: Of the latest row.
+        attempt_id: The published attempt, "" when none was.
+        rows: Rows of the published attempt.
+        bytes: Size of its files.
+        seconds: Time a worker took over it.
+        fingerprint: Digest of its rows.
+        source_version: The source's version that was last published or found unchanged.
+        recorded_at: When the latest row was written.
+        newest: The latest attempt that was published, or that found its rows published already.
+    """
+
+    dataset: str
+    partition: str
+    state: str
+    error: str
+    attempt_id: str
+    rows: int
+    bytes: int
+    seconds: float
+    fingerprint: str
+    source_version: str
+    recorded_at: datetime
+    newest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What the ledger says of one attempt: the state of its latest row, its error, and the fence's token."""
+
+    state: str
+    error: str
+    token: int
+
+
+_PUBLISHED = str(tuple(state.value for state in PUBLISHED))
+
+_LATEST = f"""
+           dataset, partition,
+           arg_max(state, token) FILTER (state <> '{RETYPED}') AS state,
+           coalesce(arg_max_null(error, token) FILTER (state <> '{RETYPED}'), '') AS error,
+           coalesce(arg_max(attempt_id, token) FILTER (state IN {_PUBLISHED}), '') AS attempt_id,
+           coalesce(arg_max(rows_published, token) FILTER (state IN {_PUBLISHED}), 0) AS rows,
+           coalesce(arg_max(bytes, token) FILTER (state IN {_PUBLISHED}), 0) AS bytes,
+           arg_max(seconds, token) FILTER (state <> '{RETYPED}') AS seconds,
+           coalesce(arg_max(fingerprint, token) FILTER (state IN {_PUBLISHED} OR state = '{RETYPED}'), '')
+               AS fingerprint,
+           coalesce(arg_max(source_version, token) FILTER (state IN {_PUBLISHED}), '') AS source_version,
+           max(recorded_at) AS recorded_at,
+           coalesce(arg_max(coalesce(confirmed_by, attempt_id), token) FILTER (state IN {_PUBLISHED}), '') AS newest
+    FROM {LAKE}.ops.ledger
+"""
+
+
+def latest(
+    con: DuckDBPyConnection, dataset: str | None = None, between: Sequence[str] = ()
+) -> dict[tuple[str, str], Entry]:
+    """Where partitions stand, by dataset and partition; those without a row are left out.
+
+    Args:
+        con: A connection with the lake attached.
+        dataset: Only this dataset; None means all.
+        between: Only partitions from the first to the last of these keys, in the order of the text; empty means all.
+    """
+    # Not bound: to bind a parameter, DuckDB imports pandas and Arrow, a third of a second of a command's start.
+    where = f"dataset = {literal(dataset)}" if dataset is not None else "true"
+    if between:
+        where += f" AND partition BETWEEN {literal(min(between))} AND {literal(max(between))}"
+    found = con.execute(f"SELECT {_LATEST} WHERE {where} GROUP BY ALL").fetchall()
+    return {(row[0], row[1]): Entry(*row) for row in found}
+
+
+def after(entry: Entry | None, row: Mapping[str, Any]) -> Entry:
+    """Where a partition stands once a row has been appended: what `latest` would read."""
+    entry = entry or Entry(row["dataset"], row["partition"], "", "", "", 0, 0, 0.0, "", "", row["recorded_at"], "")
+    if row["state"] == RETYPED:
+        return replace(entry, fingerprint=row["fingerprint"], recorded_at=row["recorded_at"])
+    changed = {"state": row["state"], "error": row["error"] or "", "seconds": row["seconds"]}
+    if row["state"] in PUBLISHED:
+        changed |= {"rows": row["rows_published"], "newest": row["confirmed_by"] or row["attempt_id"]}
+        changed |= {name: row[name] for name in ("attempt_id", "bytes", "fingerprint", "source_version")}
+    return replace(entry, **changed, recorded_at=row["recorded_at"])
+
+
+class LedgerCache:
+    """Where partitions stand, read once and then kept: true for as long as nobody else has raised the fence.
+
+    A run that publishes in many groups would otherwise read the whole ledger for each of them.
+
+    Args:
+        expected: Keys of partitions that will be asked for; they are read along with the first.
+    """
+
+    def __init__(self, expected: Iterable[str] = ()) -> None:
+        self._expected = set(expected)
+        self.forget()
+
+    def forget(self) -> None:
+        """Read anew next time."""
+        self._fence: int | None = None
+        self._read: set[str] = set()
+        self.entries: dict[tuple[str, str], Entry] = {}
+        self.attempts: dict[str, Recorded] = {}
+        """What became of every attempt at these partitions that the ledger holds."""
+
+    def read(self, con: DuckDBPyConnection, token: int, partitions: Iterable[str]) -> None:
+        """Bring up to date what is known of these partitions.
+
+        Args:
+            con: Within the publishing transaction.
+            token: What the transaction has raised the fence to.
+            partitions: By key.
+        """
+        if self._fence != token - 1:
+            self.forget()
+            self._fence = token - 1
+        if new := set(partitions) - self._read:
+            new |= self._expected - self._read
+            self._read |= new
+            keys = ", ".join(map(literal, sorted(new)))
+            recorded = "row(attempt_id, state, coalesce(error, ''), token)"
+            for attempts, *row in con.execute(
+                f"SELECT list({recorded} ORDER BY token) FILTER (state <> '{RETYPED}'), {_LATEST} "
+                f"WHERE partition IN ({keys}) GROUP BY ALL"
+            ).fetchall():
+                self.entries[row[0], row[1]] = Entry(*row)
+                self.attempts.update((attempt, Recorded(*said)) for attempt, *said in attempts)
+
+    def committed(self, token: int, added: Sequence[Mapping[str, Any]]) -> None:
+        """Take up what a transaction has committed."""
+        self._fence = token
+        for row in added:
+            key = (row["dataset"], row["partition"])
+            self.entries[key] = after(self.entries.get(key), row)
+            if row["state"] != RETYPED:
+                self.attempts[row["attempt_id"]] = Recorded(row["state"], row["error"] or "", token)
+
+
+def snapshot_of(con: DuckDBPyConnection, token: int) -> int | None:
+    """The snapshot that a transaction made, by the fence's token in its message; None when it made none."""
+    return cast(
+        "int | None",
+        con.execute(
+            f"SELECT max(snapshot_id) FROM {LAKE}.snapshots() WHERE commit_extra_info->>'token' = '{token}'"
+        ).fetchall()[0][0],
+    )
+
+
+def attempts_in(con: DuckDBPyConnection, attempt_ids: Iterable[str]) -> set[str]:
+    """Which of these attempts the ledger holds, whatever became of them."""
+    ids = list(attempt_ids)
+    return {
+        found
+        for (found,) in con.execute(
+            f"SELECT attempt_id FROM {LAKE}.ops.ledger WHERE attempt_id IN (SELECT unnest(?::VARCHAR[]))", [ids]
+        ).fetchall()
+    }
+
+
+def history(con: DuckDBPyConnection, dataset: str, partition: str) -> list[dict[str, Any]]:
+    """Every attempt of one partition whose rows were published, oldest first.
+
+    Each with the token of its first ledger row, and the fingerprint of its latest one.
+    """
+    return rows(
+        con,
+        f"""SELECT attempt_id, min(token) AS token, any_value(restores) AS restores,
+                   arg_max(fingerprint, token) AS fingerprint, arg_max(source_version, token) AS source_version
+            FROM {LAKE}.ops.ledger
+            WHERE dataset = ? AND partition = ? AND (state IN {_PUBLISHED} OR state = '{RETYPED}')
+            GROUP BY attempt_id ORDER BY token""",
+        [dataset, partition],
+    )
+
+
+def receipt_row(receipt: Receipt) -> dict[str, Any]:
+    """The row of a published receipt, but for what all rows of a transaction share."""
+    return {
+        "dataset": receipt.dataset,
+        "partition": receipt.partition,
+        "attempt_id": receipt.attempt_id,
+        "state": State.rolled_back if receipt.restores else State.published,
+        "rows_in": receipt.rows,
+        "rows_published": receipt.rows,
+        "rows_quarantined": 0,
+        "files": len(receipt.files),
+        "bytes": receipt.bytes,
+        "fingerprint": receipt.fingerprint,
+        "source_version": receipt.source_version,
+        "seconds": receipt.seconds,
+        "error": "; ".join(receipt.warnings) or None,
+        "restores": receipt.restores or None,
+        "profile": receipt.profile,
+        "confirmed_by": None,
+    }
+
+
+def failure_row(failure: Failure) -> dict[str, Any]:
+    """The row of a failure; likewise."""
+    return {
+        "dataset": failure.dataset,
+        "partition": failure.partition,
+        "attempt_id": failure.attempt_id,
+        "state": State.failed if failure.state == State.no_source else failure.state,
+        "source_version": failure.source_version,
+        "seconds": failure.seconds,
+        "error": failure.error,
+        "profile": failure.profile,
+    }
+
+
+def retyped_row(entry: Entry, fingerprint: str) -> dict[str, Any]:
+    """The row that tells a published attempt's new fingerprint; likewise."""
+    return {
+        "dataset": entry.dataset,
+        "partition": entry.partition,
+        "attempt_id": entry.attempt_id,
+        "state": RETYPED,
+        "rows_published": entry.rows,
+        "fingerprint": fingerprint,
+    }
+
+
+def append(con: DuckDBPyConnection, table: str, added: Sequence[dict[str, Any]]) -> None:
+    """Append rows to ``ops.ledger`` or ``ops.builds``, by column name, within the caller's transaction."""
+    if not added:
+        return
+    import pyarrow as pa
+
+    # Every row's columns: Arrow would take the first row's for all.
+    names = dict.fromkeys(name for row in added for name in row)
+    staged = pa.table({name: [row.get(name) for row in added] for name in names})
+    con.register("appended", staged)
+    con.execute(f"INSERT INTO {LAKE}.ops.{table} BY NAME SELECT * FROM appended")
+    con.unregister("appended")
+
+
+def earliest(con: DuckDBPyConnection) -> dict[str, str]:
+    """The first partition that was ever published, by dataset; those without one are left out."""
+    found = con.execute(
+        f"SELECT dataset, min(partition) FROM {LAKE}.ops.ledger WHERE state IN {_PUBLISHED} GROUP BY ALL"
+    ).fetchall()
+    return dict(found)
+
+
+def unbuilt(con: DuckDBPyConnection, environment: str) -> dict[tuple[str, str], str]:
+    """The published attempts that an environment's models have not taken up, by dataset and partition."""
+    found = con.execute(
+        f"""WITH published AS (
+                SELECT dataset, partition,
+                       arg_max(attempt_id, token) FILTER (state IN {_PUBLISHED}) AS attempt_id
+                FROM {LAKE}.ops.ledger GROUP BY ALL
+            ), built AS (
+                SELECT dataset, partition, arg_max(attempt_id, token) AS attempt_id
+                FROM {LAKE}.ops.builds WHERE environment = {literal(environment)} GROUP BY ALL
+            )
+            SELECT p.dataset, p.partition, p.attempt_id FROM published p LEFT JOIN built b USING (dataset, partition)
+            WHERE p.attempt_id IS NOT NULL AND p.attempt_id IS DISTINCT FROM b.attempt_id"""
+    ).fetchall()
+    return {(dataset, partition): attempt for dataset, partition, attempt in found}
+
+
+def built_project(con: DuckDBPyConnection, environment: str) -> str:
+    """The digest of the models that an environment was last built with, "" when it never was."""
+    found = con.execute(
+        f"SELECT arg_max(project, token) FROM {LAKE}.ops.builds WHERE environment = {literal(environment)}"
+    ).fetchone()
+    return (found[0] if found else None) or ""

@@ -1,0 +1,214 @@
+"""Maintenance: flush, merge, rewrite, expire, clean up. Each step is one transaction that its caller gates.
+
+No step touches a file in flight: what no snapshot names is reclaimed only when it is older than `ORPHAN_AGE`, and so
+are files that an expired snapshot has let go of, since a reader may still be on them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from ducklake_flows.errors import CommitConflict
+from ducklake_flows.lake.connect import commit_message, connected
+from ducklake_flows.lake.fence import FENCES, META, advance_fence
+from ducklake_flows.lake.repair import settle
+from ducklake_flows.lake.schema import ORPHAN_AGE
+from ducklake_flows.settings import LAKE, Settings
+from ducklake_flows.storage import open_storage
+from ducklake_flows.testing.failpoints import failpoint
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+SMALL = 64 << 20
+"""Files below this size, in bytes, are merged with their partition's others."""
+
+DELETED = 0.3
+"""A file is written anew when more than this share of its rows is deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of maintenance.
+
+    Args:
+        name: What is done: flush, merge, rewrite, expire, clean up, orphans.
+        subject: The table, or the lake.
+        todo: How much there is to do, in the step's own unit; nothing is done where it is 0.
+        unit: Of what.
+        run: Does it, and returns how much was done. Call it within the gate. Raises `CommitConflict` when another
+            writer was first.
+    """
+
+    name: str
+    subject: str
+    todo: int
+    unit: str
+    run: Callable[[], int]
+
+
+def figures(settings: Settings) -> dict[str, int]:
+    """What the lake holds: snapshots, files, bytes, rows in the catalog, files to clean up, orphans."""
+    with connected(settings) as con:  # DuckLake looks for orphans only where it could also delete them
+        files, size, deletes = con.execute(
+            f"SELECT coalesce(sum(file_count), 0), coalesce(sum(file_size_bytes), 0), "
+            f"coalesce(sum(delete_file_count), 0) FROM ducklake_table_info('{LAKE}')"
+        ).fetchall()[0]
+        return {
+            "snapshots": con.execute(f"SELECT count(*) FROM {LAKE}.snapshots()").fetchall()[0][0],
+            "files": int(files),
+            "bytes": int(size),
+            "delete files": int(deletes),
+            "rows in the catalog": sum(count for _, _, count in _inlined(con)),
+            "files to clean up": _count(con, "cleanup_old_files", "cleanup_all => true"),
+            "stored files": len(open_storage(settings.data_path, settings).list()),
+            "orphans": _count(con, "delete_orphaned_files", "cleanup_all => true"),
+        }
+
+
+def steps(settings: Settings, retention: timedelta, now: datetime | None = None) -> Iterator[Step]:
+    """What there is to do, in order; each step is looked for when the ones before it are done. Reads only.
+
+    Args:
+        settings: Where the lake is.
+        retention: Snapshots older than this are expired; rolling back and time travel end there.
+        now: The moment that ages are counted from; the present, unless a test says otherwise.
+    """
+    now = now or datetime.now(UTC)
+    for find in (_flush, _merge, _rewrite):
+        with connected(settings, read_only=True) as con:
+            found = list(find(con, settings))
+        yield from found
+    before = f"older_than => TIMESTAMPTZ '{(now - retention).isoformat()}'"
+    let_go = f"older_than => TIMESTAMPTZ '{(now - _age()).isoformat()}'"
+    for name, function, bound, unit in (
+        ("expire", "expire_snapshots", before, "snapshots"),
+        ("clean up", "cleanup_old_files", let_go, "files"),
+        ("orphans", "delete_orphaned_files", let_go, "files"),
+    ):
+        with connected(settings) as con:
+            todo = _count(con, function, bound)
+        yield Step(name, "the lake", todo, unit, lambda f=function, b=bound: _call(settings, f, b))  # type: ignore[misc]
+
+
+def _age() -> timedelta:
+    number, unit = ORPHAN_AGE.split()
+    return timedelta(**{f"{unit.rstrip('s')}s": int(number)})
+
+
+def _inlined(con: DuckDBPyConnection) -> list[tuple[str, str, int]]:
+    """The tables with rows in the catalog instead of in files: schema, table, rows. Never the fences."""
+    tables = con.execute(
+        f"""SELECT s.schema_name, t.table_name, i.table_name
+            FROM {META}.ducklake_inlined_data_tables i
+            JOIN {META}.ducklake_table t ON t.table_id = i.table_id AND t.end_snapshot IS NULL
+            JOIN {META}.ducklake_schema s ON s.schema_id = t.schema_id AND s.end_snapshot IS NULL
+            WHERE t.table_name NOT IN ('fence', 'transform_fence')"""
+    ).fetchall()
+    counts: dict[tuple[str, str], int] = {}
+    for schema, table, inlined in tables:
+        rows = con.execute(f'SELECT count(*) FROM {META}."{inlined}" WHERE end_snapshot IS NULL').fetchall()[0][0]
+        counts[schema, table] = counts.get((schema, table), 0) + rows
+    return [(schema, table, count) for (schema, table), count in counts.items()]
+
+
+def _flush(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
+    """Rows that were inlined into the catalog go to Parquet files."""
+    for schema, table, count in _inlined(con):
+        if count:
+            call = f"FROM ducklake_flush_inlined_data('{LAKE}', schema_name => '{schema}', table_name => '{table}')"
+            name = f"{schema}.{table}"
+            yield Step("flush", name, count, "rows", _transaction(settings, name, call, "rows_flushed", fenced=True))
+
+
+def _merge(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
+    """Small files of one partition become one. Time travel is kept."""
+    for schema, table, count in _files(con, f"f.file_size_bytes < {SMALL}", "count(*) > 1"):
+        call = (
+            f"FROM ducklake_merge_adjacent_files('{LAKE}', '{table}', schema => '{schema}', max_file_size => {SMALL})"
+        )
+        name = f"{schema}.{table}"
+        yield Step("merge", name, count, "files", _transaction(settings, name, call, "files_processed", fenced=False))
+
+
+def _rewrite(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
+    """Files with many deleted rows are written anew without them."""
+    deleted = f"d.delete_count > {DELETED} * f.record_count"
+    for schema, table, count in _files(con, deleted, "true"):
+        named = f"'{LAKE}', '{table}', schema => '{schema}'"
+        call = f"FROM ducklake_rewrite_data_files({named}, delete_threshold => {DELETED})"
+        name = f"{schema}.{table}"
+        yield Step("rewrite", name, count, "files", _transaction(settings, name, call, "files_processed", fenced=False))
+
+
+def _files(con: DuckDBPyConnection, where: str, having: str) -> list[tuple[str, str, int]]:
+    """How many data files of each table match, partition by partition: schema, table, files."""
+    return con.execute(
+        f"""SELECT schema_name, table_name, sum(files)::BIGINT FROM (
+                SELECT s.schema_name, t.table_name, count(*) AS files
+                FROM {META}.ducklake_data_file f
+                JOIN {META}.ducklake_table t ON t.table_id = f.table_id AND t.end_snapshot IS NULL
+                JOIN {META}.ducklake_schema s ON s.schema_id = t.schema_id AND s.end_snapshot IS NULL
+                LEFT JOIN {META}.ducklake_delete_file d
+                       ON d.data_file_id = f.data_file_id AND d.end_snapshot IS NULL
+                LEFT JOIN (SELECT data_file_id, string_agg(partition_value, '/' ORDER BY partition_key_index) AS part
+                           FROM {META}.ducklake_file_partition_value GROUP BY ALL) p
+                       ON p.data_file_id = f.data_file_id
+                WHERE f.end_snapshot IS NULL AND {where}
+                GROUP BY s.schema_name, t.table_name, p.part HAVING {having})
+            GROUP BY ALL ORDER BY ALL"""
+    ).fetchall()
+
+
+def _transaction(settings: Settings, table: str, call: str, column: str, *, fenced: bool) -> Callable[[], int]:
+    """A step that writes a table, in one transaction; then its statistics are made safe to add to.
+
+    A compaction cannot raise the fences: DuckLake commits either compactions or changes. It needs none, since
+    DuckLake itself refuses the later one of a compaction and a delete (`tests/lake/test_maintain.py`).
+    """
+
+    def run() -> int:
+        with _refusals(), connected(settings) as con:
+            con.execute("BEGIN")
+            if fenced:
+                for fence in FENCES:
+                    advance_fence(con, fence)
+            done = con.execute(f"SELECT coalesce(sum({column}), 0)::BIGINT {call}").fetchall()[0][0]
+            commit_message(con, "maintain")
+            failpoint("mid compaction")
+            con.execute("COMMIT")
+        settle(settings, {table})
+        return int(done)
+
+    return run
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """A commit that DuckLake refuses is a `CommitConflict`: another writer was first, and nothing was changed."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.TransactionException as error:
+        text = " ".join(str(error).split())[:300]
+        raise CommitConflict(f"Another writer changed the lake first: {text}", "lake maintain") from error
+
+
+def _call(settings: Settings, function: str, bound: str) -> int:
+    with _refusals(), connected(settings) as con:
+        con.execute("BEGIN")
+        done = con.execute(f"FROM ducklake_{function}('{LAKE}', {bound})").fetchall()
+        if function == "cleanup_old_files":
+            failpoint("mid cleanup")
+        con.execute("COMMIT")
+    return len(done)
+
+
+def _count(con: DuckDBPyConnection, function: str, bound: str) -> int:
+    found: list[Any] = con.execute(f"FROM ducklake_{function}('{LAKE}', {bound}, dry_run => true)").fetchall()
+    return len(found)

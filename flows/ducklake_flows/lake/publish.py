@@ -1,0 +1,457 @@
+"""The publish protocol: one transaction that replaces many partitions, fences off other publishers, keeps the ledger.
+
+    BEGIN
+      fence       UPDATE the one row of ops.fence: of two transactions that touch it, one cannot commit
+      drop        what the ledger holds already, what is older than what is published, and what has not changed
+      schema      where a raw table has to change: ALTER, COMMIT, BEGIN, fence. Harmless alone, wrong in one
+                  transaction with the registration (https://github.com/duckdb/ducklake/issues/1308). And a table
+                  that was never filled is given its statistics first: see `ducklake_flows.lake.repair`
+      delete      the partitions' rows: whole files, so it is metadata only
+      register    the staged files; insert those that need a cast
+      ledger      a row for each partition
+    COMMIT        and when its outcome is unknown, begin again: the ledger tells what became of each attempt
+
+The caller holds the gate. The fence keeps the lake right even when the gate does not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.partitions import parse_partition
+from ducklake_flows.datasets.types import quoted
+from ducklake_flows.errors import CatalogError, CommitConflict, LakeError, PublishedInBetween, Rejected
+from ducklake_flows.lake import ledger, statistics
+from ducklake_flows.lake.connect import commit_message, connect
+from ducklake_flows.lake.evolve import READ, Contents, Fit, contents, evolve, fit, full_paths
+from ducklake_flows.lake.faults import Forbidden, explain, text_of
+from ducklake_flows.lake.fence import advance_fence
+from ducklake_flows.lake.repair import repair, settle
+from ducklake_flows.lake.schema import qualified, table_columns
+from ducklake_flows.settings import LAKE, Settings
+from ducklake_flows.staging.receipt import Failure, Outcome, Receipt
+from ducklake_flows.testing.failpoints import failpoint
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+log = logging.getLogger(__name__)
+
+RETRIES = 5
+"""Transactions begun anew after a known conflict, within one hold of the gate."""
+
+LOST_SECONDS = 60
+"""How long a catalog that went away in mid-run may stay away; within one hold of the gate."""
+
+
+@dataclass(slots=True)
+class Published:
+    """What became of a group.
+
+    Args:
+        snapshot_id: DuckLake's snapshot, None when nothing had to be committed.
+        receipts: Published, or found to be published by an earlier commit.
+        unchanged: Receipts whose rows were in the table already.
+        failures: Recorded as failed or rejected.
+        older: Receipts that were dropped, since an attempt that was extracted later is published.
+    """
+
+    snapshot_id: int | None = None
+    receipts: list[Receipt] = field(default_factory=list)
+    unchanged: list[Receipt] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    older: list[Receipt] = field(default_factory=list)
+
+    def add(self, other: Published) -> None:
+        """Take over the outcome of a further group."""
+        self.snapshot_id = other.snapshot_id if other.snapshot_id is not None else self.snapshot_id
+        self.receipts += other.receipts
+        self.unchanged += other.unchanged
+        self.failures += other.failures
+        self.older += other.older
+
+
+class Publisher:
+    """Publishes groups over one connection of its own, which it opens again when it was lost.
+
+    Args:
+        settings: Where the lake is.
+        datasets: What will be published.
+        flow_run_id: Stands in the ledger.
+        expected: Keys of the partitions that will come: the ledger is read once for all of them.
+        planned: The newest attempt that the ledger held when the run was planned, by dataset and partition. What is
+            extracted after that is not older, whatever the clocks of two hosts say.
+        recheck: Compare a receipt that the ledger calls unchanged with what the table holds.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        datasets: Sequence[Dataset],
+        flow_run_id: str,
+        expected: Iterable[str] = (),
+        *,
+        planned: Mapping[tuple[str, str], str] | None = None,
+        recheck: bool = False,
+    ) -> None:
+        self._settings = settings
+        self._ledger = ledger.LedgerCache(expected)
+        self._datasets = {d.key: d for d in datasets}
+        self._flow_run_id = flow_run_id
+        self._planned, self._recheck = planned or {}, recheck
+        self._con: DuckDBPyConnection | None = None
+        self._filled: set[str] = set()
+        """The tables that are known to have statistics."""
+        self._began = time.monotonic()
+        self._unanswered: int | None = None
+        """The fence's token of a COMMIT whose answer was lost."""
+
+    def tables(self) -> dict[str, dict[str, str]]:
+        """Every table's columns, by name, as they are now; see `table_columns`. Opens the connection."""
+        return table_columns(self._connection())
+
+    def close(self) -> None:
+        """Close the connection; an open transaction is rolled back."""
+        self._ledger.forget()
+        if self._con is not None:
+            # By hand: where Postgres is gone, DuckDB's own rollback at the end ends the whole process (1.5.5).
+            if _rollback(self._con):
+                self._con.close()
+            else:
+                _leave_to_the_end(self._con)
+            self._con = None
+
+    def publish(self, group: Sequence[Outcome]) -> Published:
+        """Publish a group of outcomes in one transaction. Call it within the gate.
+
+        A receipt that cannot be registered (its file is gone, say) does not stop the others: the group is then
+        published one by one, and that receipt becomes a failure. An error is a receipt's own only when it comes
+        again on a fresh connection: a catalog that is going away makes DuckDB say the strangest things.
+
+        Raises:
+            CommitConflict: other writers won every retry.
+            CatalogError: the catalog cannot be reached, or went away and did not come back.
+        """
+        import duckdb
+
+        self._began = time.monotonic()
+        try:
+            return self._with_retries(group)
+        except duckdb.Error as error:
+            if len(group) > 1:
+                log.warning(
+                    "a group of %d could not be published, trying one by one: %s",
+                    len(group),
+                    text_of(error, self._settings),
+                )
+                result = Published()
+                for outcome in group:
+                    result.add(self.publish([outcome]))
+                return result
+            if isinstance(group[0], Failure):
+                raise
+            return self._with_retries([_failed(group[0], "failed", text_of(error, self._settings))])
+
+    def _with_retries(self, group: Sequence[Outcome]) -> Published:
+        import duckdb
+
+        conflicts = Retrying(
+            retry=retry_if_exception_type(CommitConflict),
+            stop=stop_after_attempt(RETRIES),
+            wait=wait_random_exponential(0.05, max=1.0),
+            reraise=True,
+        )
+        losses = Retrying(
+            retry=retry_if_exception_type(CatalogError) & retry_if_not_exception_type(Forbidden),
+            stop=stop_after_delay(LOST_SECONDS),
+            wait=wait_random_exponential(0.1, max=5.0),
+            reraise=True,
+        )
+        strange = Retrying(
+            retry=retry_if_exception_type(duckdb.Error),
+            stop=stop_after_attempt(2),
+            reraise=True,
+        )
+        published: Published = losses(strange, conflicts, self._once, group)
+        return published
+
+    def _once(self, group: Sequence[Outcome]) -> Published:
+        """One transaction; a conflict and a lost answer each have an error of their own."""
+        import duckdb
+
+        con = self._connection()
+        token: int | None = None
+        try:
+            con.execute("BEGIN")
+            failpoint("after BEGIN")
+            result, raised, rows = self._fill(con, group)
+            if not rows:
+                con.execute("ROLLBACK")
+                if self._unanswered is not None:
+                    result.snapshot_id = ledger.snapshot_of(con, self._unanswered)
+                return result
+            token = raised
+            failpoint("before COMMIT")
+            con.execute("COMMIT")
+            failpoint("after COMMIT")
+            self._ledger.committed(token, rows)
+            result.snapshot_id = con.execute(f"SELECT id FROM {LAKE}.last_committed_snapshot()").fetchone()[0]  # type: ignore[index]
+        except duckdb.Error as error:
+            meaning = explain(error, self._settings, committing=token is not None)
+            if isinstance(meaning, CommitConflict):
+                self._abandon(con)
+                raise meaning from error
+            self.close()
+            if meaning is None:
+                raise
+            self._unanswered = token if token is not None else self._unanswered
+            raise meaning from error
+        except LakeError:
+            self._abandon(con)
+            raise
+        return result
+
+    def _abandon(self, con: DuckDBPyConnection) -> None:
+        """Roll back, and read the ledger again next time: this transaction may have read what was never committed."""
+        _rollback(con)
+        self._ledger.forget()
+
+    def _fill(
+        self, con: DuckDBPyConnection, group: Sequence[Outcome]
+    ) -> tuple[Published, int, Sequence[Mapping[str, Any]]]:
+        """Everything between BEGIN and COMMIT. Returns the outcome, the fence's token, and the ledger's new rows."""
+        token = self._advance_fence(con, group)
+        result = Published()
+        new = [outcome for outcome in group if self._is_new(outcome, result)]
+        receipts = [outcome for outcome in new if isinstance(outcome, Receipt)]
+        tables = table_columns(con)
+        evolved = evolve(con, self._datasets, receipts, tables)
+        if evolved.changed:
+            # Never in one transaction with the registration: https://github.com/duckdb/ducklake/issues/1308
+            self._record(con, evolved.rows, token, f"schema of {', '.join(evolved.changed)}")
+            con.execute("COMMIT")
+            failpoint("schema committed")
+            self._ledger.committed(token, evolved.rows)
+            self._filled -= {self._datasets[key].table for key in evolved.changed}
+        filling = {self._datasets[receipt.dataset].table for receipt in receipts} - self._filled
+        bare = {table for _, table in statistics.bare(con, filling)} if filling else set()
+        if evolved.changed or bare:
+            if not evolved.changed:
+                con.execute("ROLLBACK")
+            if evolved.respell:
+                repair(self._settings, evolved.respell)
+            if bare:
+                settle(self._settings, bare)
+            con.execute("BEGIN")
+            token = self._advance_fence(con, group)
+            tables = table_columns(con)
+        self._filled |= filling
+        held = self._held(con, receipts, tables) if self._recheck else {}
+        rows: list[dict[str, Any]] = []
+        changed: dict[str, list[tuple[Receipt, Fit]]] = defaultdict(list)
+        for outcome in new:
+            if isinstance(outcome, Failure):
+                result.failures.append(outcome)
+                rows.append(ledger.failure_row(outcome))
+                continue
+            dataset = self._datasets[outcome.dataset]
+            try:
+                there = tables.get(dataset.table, {})
+                way = fit(con, self._settings, dataset, there, outcome, evolved.refused)
+            except Rejected as error:
+                failure = _failed(outcome, "rejected", error.message)
+                result.failures.append(failure)
+                rows.append(ledger.failure_row(failure))
+                continue
+            receipt = replace(outcome, fingerprint=way.fingerprint or outcome.fingerprint)
+            entry = self._ledger.entries.get((outcome.dataset, outcome.partition))
+            if entry is not None and entry.fingerprint == receipt.fingerprint and self._is_there(receipt, held):
+                result.unchanged.append(outcome)
+                if entry.state != "published" or entry.source_version != receipt.source_version:
+                    # The rows of the published attempt stand for this version of the source, too.
+                    row = ledger.receipt_row(replace(receipt, attempt_id=entry.attempt_id))
+                    rows.append({**row, "confirmed_by": receipt.attempt_id})
+                continue
+            # An empty first partition of an inferred dataset has no columns, so no table to replace rows in.
+            if dataset.table in tables:
+                changed[dataset.key].append((receipt, way))
+            result.receipts.append(outcome)
+            rows.append(ledger.receipt_row(receipt))
+        for key, ready in changed.items():
+            self._replace(con, self._datasets[key], tables[self._datasets[key].table], ready)
+        in_gate = (time.monotonic() - self._began) / max(len(group), 1)
+        for row in rows:
+            row["profile"] = _json({**row["profile"], "gate": in_gate})
+        if rows:
+            self._record(con, rows, token, _message(result))
+        return result, token, rows
+
+    def _record(self, con: DuckDBPyConnection, rows: Sequence[dict[str, Any]], token: int, message: str) -> None:
+        """Append the ledger's rows, and name the transaction."""
+        now = datetime.now(UTC)
+        for row in rows:
+            row |= {"flow_run_id": self._flow_run_id, "recorded_at": now, "token": token}
+        ledger.append(con, "ledger", rows)
+        commit_message(con, message, token=token, flow_run_id=self._flow_run_id)
+
+    def _advance_fence(self, con: DuckDBPyConnection, group: Sequence[Outcome]) -> int:
+        """Advance the fence, and read what the ledger says of the group."""
+        token = advance_fence(con, "fence")
+        failpoint("after the fence")
+        self._ledger.read(con, token, {outcome.partition for outcome in group})
+        return token
+
+    def _is_new(self, outcome: Outcome, result: Published) -> bool:
+        """Whether an outcome has to be written; one that has not goes to where the ledger says it belongs.
+
+        Raises:
+            PublishedInBetween: a rollback would take back another attempt than it was asked to.
+        """
+        entry = self._ledger.entries.get((outcome.dataset, outcome.partition))
+        recorded = self._ledger.attempts.get(outcome.attempt_id)
+        if recorded is not None:
+            if isinstance(outcome, Failure):
+                result.failures.append(outcome)
+            elif recorded.state in ("failed", "rejected"):
+                result.failures.append(_failed(outcome, recorded.state, recorded.error))
+            else:
+                result.receipts.append(outcome)
+            return False
+        if isinstance(outcome, Failure) or entry is None or not entry.attempt_id:
+            return True
+        if outcome.restores:
+            if outcome.supersedes != entry.attempt_id:
+                raise PublishedInBetween(
+                    f"{outcome.dataset} {outcome.partition} was published in between, and is left as it is.",
+                    f"look, then roll back again: lake status {outcome.dataset}",
+                )
+            return True
+        planned = self._planned.get((outcome.dataset, outcome.partition))
+        if outcome.attempt_id < entry.newest and planned != entry.newest:
+            result.older.append(outcome)
+            return False
+        return True
+
+    def _held(
+        self, con: DuckDBPyConnection, receipts: Sequence[Receipt], tables: Mapping[str, Mapping[str, str]]
+    ) -> dict[tuple[str, str], Contents]:
+        """What the tables hold of the receipts' partitions."""
+        asked: dict[str, list[str]] = defaultdict(list)
+        for receipt in receipts:
+            asked[receipt.dataset].append(receipt.partition)
+        held: dict[tuple[str, str], Contents] = {}
+        for key, partitions in asked.items():
+            dataset = self._datasets[key]
+            if dataset.table in tables:
+                found = contents(con, dataset, tables[dataset.table], partitions)
+                held |= {(key, partition): what for partition, what in found.items()}
+        return held
+
+    def _is_there(self, receipt: Receipt, held: Mapping[tuple[str, str], Contents]) -> bool:
+        """Whether the table holds what the ledger says; looked up only when asked to."""
+        there = held.get((receipt.dataset, receipt.partition))
+        if not self._recheck or (there is None and not receipt.rows):
+            return True
+        return there == Contents(receipt.rows, receipt.fingerprint)
+
+    def _replace(
+        self,
+        con: DuckDBPyConnection,
+        dataset: Dataset,
+        columns: Mapping[str, str],
+        ready: Sequence[tuple[Receipt, Fit]],
+    ) -> None:
+        """Delete the partitions' rows, and register the staged files in their place, or insert what they hold."""
+        column = dataset.partition_column
+        if column is None:
+            con.execute(f"DELETE FROM {qualified(dataset)}")
+        else:
+            values = ", ".join(f"'{parse_partition(r.partition, dataset.grain).value}'" for r, _ in ready)
+            con.execute(f"DELETE FROM {qualified(dataset)} WHERE {quoted(column)} IN ({values})")
+        failpoint("after DELETE")
+        files: dict[str, list[str]] = defaultdict(list)
+        for receipt, way in ready:
+            if receipt.files:
+                files[way.select] += full_paths(self._settings, receipt)
+        for select, paths in files.items():
+            if select:
+                con.execute(f"INSERT INTO {qualified(dataset)} BY NAME SELECT {select} FROM {READ}", [paths])
+            else:
+                con.execute(
+                    f"CALL ducklake_add_data_files('{LAKE}', ?, ?, schema => 'raw', "
+                    f"hive_partitioning => {column is not None})",
+                    [dataset.key, paths],
+                )
+        if files:
+            failpoint("after registration")
+
+    def _connection(self) -> DuckDBPyConnection:
+        if self._con is None:
+            self._con = connect(self._settings)
+            # A commit is metadata: more threads only take the cores from the workers that extract.
+            self._con.execute("SET threads = 1")
+        return self._con
+
+
+def _json(profile: Mapping[str, float]) -> str:
+    """Seconds by stage, to a tenth of a millisecond."""
+    return json.dumps({stage: round(seconds, 4) for stage, seconds in profile.items()})
+
+
+def _rollback(con: DuckDBPyConnection) -> bool:
+    """Roll back what is open. Returns whether the connection is still fit to be closed."""
+    import duckdb
+
+    try:
+        con.execute("ROLLBACK")
+    except (duckdb.FatalException, duckdb.InternalException) as error:
+        log.warning("a connection is given up: %s", error)
+        return False
+    except duckdb.Error as error:
+        log.debug("there is no transaction to roll back, or nobody to tell: %s", error)
+    return True
+
+
+def _leave_to_the_end(con: DuckDBPyConnection) -> None:
+    """Keep a connection from ever being closed: after an error of its own, DuckDB ends the process over that."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(con))
+
+
+def _failed(receipt: Receipt, state: Any, error: str) -> Failure:
+    return Failure(
+        receipt.dataset,
+        receipt.partition,
+        receipt.attempt_id,
+        state,
+        error,
+        receipt.source_version,
+        receipt.seconds,
+        receipt.profile,
+    )
+
+
+def _message(result: Published) -> str:
+    parts = [f"publish {len(result.receipts)}"] if result.receipts else []
+    if result.unchanged:
+        parts.append(f"{len(result.unchanged)} unchanged")
+    if result.failures:
+        parts.append(f"{len(result.failures)} failed")
+    return ", ".join(parts)

@@ -1,0 +1,120 @@
+"""A way back: the rows of the attempt before, read from its snapshot and staged as a new attempt.
+
+A path is registered once in its life, so the old files are not registered again: they go when their snapshot expires.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.partitions import Partition
+from ducklake_flows.datasets.types import quoted
+from ducklake_flows.errors import BadInput
+from ducklake_flows.lake.connect import connected, literal, rows
+from ducklake_flows.lake.ledger import history
+from ducklake_flows.lake.schema import qualified
+from ducklake_flows.settings import LAKE, Settings
+from ducklake_flows.staging.inspect import inspect
+from ducklake_flows.staging.layout import new_attempt, staged_path
+from ducklake_flows.staging.receipt import Receipt
+from ducklake_flows.storage import open_storage
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+
+def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -> Receipt:
+    """Stage the rows that were published before the ones that are published now. Publishing them is the caller's.
+
+    Rolling back twice goes back two attempts.
+
+    Raises:
+        BadInput: nothing was published before, or its snapshot has expired.
+    """
+    started = time.monotonic()
+    name = f"{dataset.key} {partition}"
+    with connected(settings, read_only=True) as con, tempfile.TemporaryDirectory(prefix="lake-rollback-") as work:
+        published = history(con, dataset.key, partition.key)
+        if not published:
+            raise BadInput(f"{name} was never published.", f"lake status {dataset.key}")
+        current = published[-1]
+        before = [row for row in _still_meant(published) if row["fingerprint"] != current["fingerprint"]]
+        if not before:
+            raise BadInput(f"{name} has no attempt before the one that is published.", f"lake status {dataset.key}")
+        target = before[-1]
+        last_seen = max(n for n, row in enumerate(published) if _shown(row) == target["attempt_id"])
+        file = Path(work) / "rows.parquet"
+        _copy(con, dataset, partition, _snapshot_before(con, name, published[last_seen + 1]["token"]), file)
+        seen = inspect(dataset, [partition], [str(file)])[0]
+        if seen.fingerprint != target["fingerprint"]:
+            raise BadInput(f"The rows of {name}'s attempt before are not what was published.", "lake verify")
+        attempt = new_attempt()
+        staged = staged_path(dataset, partition, attempt, 0)
+        size = file.stat().st_size
+        if seen.rows:
+            stage = open_storage(settings.data_path, settings)
+            stage.put(file, staged)
+            stage.sync([staged])
+    return Receipt(
+        dataset=dataset.key,
+        partition=partition.key,
+        attempt_id=attempt,
+        files=(staged,) if seen.rows else (),
+        rows=seen.rows,
+        bytes=size if seen.rows else 0,
+        columns=seen.columns,
+        fingerprint=seen.fingerprint,
+        # Of what was rolled back: once the source is mended, the partition is stale and a run takes it up.
+        source_version=current["source_version"] or "",
+        seconds=time.monotonic() - started,
+        peak_rss=0,
+        restores=target["attempt_id"],
+        supersedes=current["attempt_id"],
+    )
+
+
+def _shown(row: Mapping[str, Any]) -> str:
+    """The attempt whose rows a ledger row shows."""
+    return str(row["restores"] or row["attempt_id"])
+
+
+def _still_meant(published: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A partition's attempts without those that were rolled back: nobody wants to go back to them."""
+    meant: list[Mapping[str, Any]] = []
+    for row in published:
+        if row["restores"]:
+            while meant and meant[-1]["attempt_id"] != row["restores"]:
+                meant.pop()
+        else:
+            meant.append(row)
+    return meant
+
+
+def _snapshot_before(con: DuckDBPyConnection, name: str, token: int) -> int:
+    """The last snapshot before a ledger row's commit, which the fence's token in its message tells.
+
+    Not the one in which the rows sought were published: that may be long expired while they were still to be read.
+    """
+    found = rows(con, f"SELECT snapshot_id, commit_extra_info FROM {LAKE}.snapshots()")
+    there = {int(snapshot["snapshot_id"]) for snapshot in found}
+    for snapshot in found:
+        before = int(snapshot["snapshot_id"]) - 1
+        if json.loads(snapshot["commit_extra_info"] or "{}").get("token") == token and before in there:
+            return before
+    raise BadInput(
+        f"The snapshot of {name}'s attempt before has expired, and its rows with it.",
+        f"load it again from its source: lake backfill {name.split()[0]} --mode all",
+    )
+
+
+def _copy(con: DuckDBPyConnection, dataset: Dataset, partition: Partition, snapshot: int, file: Path) -> None:
+    """Write the partition's rows as they were in a snapshot."""
+    where = f"WHERE {quoted(dataset.partition_column)} = '{partition.value}'" if dataset.partition_column else ""
+    source = f"SELECT * FROM {qualified(dataset)} AT (VERSION => {snapshot}) {where}"
+    con.execute(f"COPY ({source}) TO {literal(str(file))} (FORMAT parquet)")

@@ -1,0 +1,144 @@
+"""The lake's own tables, and how raw tables are made and evolve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.types import declared_types, partition_type, quoted
+from ducklake_flows.errors import CatalogError
+from ducklake_flows.lake.connect import commit_message, connect
+from ducklake_flows.lake.fence import FENCES, create_fence
+from ducklake_flows.settings import LAKE, Settings
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+ORPHAN_AGE = "1 day"
+"""How old a file that no snapshot names must be before any clean-up may take it; longer than any run."""
+
+OPS = {
+    "fence": "token BIGINT",
+    "transform_fence": "token BIGINT",
+    "ledger": """
+        dataset VARCHAR, partition VARCHAR, attempt_id VARCHAR, state VARCHAR,
+        rows_in BIGINT, rows_published BIGINT, rows_quarantined BIGINT, files BIGINT, bytes BIGINT,
+        fingerprint VARCHAR, source_version VARCHAR, seconds DOUBLE, flow_run_id VARCHAR, error VARCHAR,
+        recorded_at TIMESTAMP WITH TIME ZONE, token BIGINT, restores VARCHAR, profile VARCHAR, confirmed_by VARCHAR""",
+    "builds": """
+        environment VARCHAR, project VARCHAR, dataset VARCHAR, partition VARCHAR, attempt_id VARCHAR,
+        flow_run_id VARCHAR, recorded_at TIMESTAMP WITH TIME ZONE, token BIGINT""",
+}
+"""Columns of the tables in ``lake.ops``. ``token`` is the fence's, so it orders the rows.
+
+A later release only adds columns at the end, and `bootstrap` adds them to a lake that lacks them.
+"""
+
+
+def bootstrap(settings: Settings, datasets: Iterable[Dataset]) -> list[str]:
+    """Make the catalog, the schemas, the lake's own tables and the declared raw tables. Safe to repeat.
+
+    Only one process may do this at a time: DuckLake's first attach and its CREATEs are races. Call it within the
+    gate, before any worker starts.
+
+    Returns:
+        What was made, one name each; empty when everything was there.
+
+    Raises:
+        CatalogError: the catalog or the data path cannot be made or used.
+    """
+    import duckdb
+
+    con = connect(settings, create=True)
+    try:
+        if con.execute(f"SELECT value FROM {LAKE}.options() WHERE option_name = 'encrypted'").fetchall() == [("true",)]:
+            raise CatalogError(
+                "The catalog encrypts its files (ENCRYPTED), but staged files are registered as they were written: "
+                "raw would lie in the open.",
+                "make the lake in another catalog, and encrypt its bucket or disk: docs/production.md",
+            )
+        con.execute("BEGIN")
+        made = []
+        schemas = {
+            name
+            for (name,) in con.execute(
+                "SELECT schema_name FROM duckdb_schemas() WHERE database_name = 'lake'"
+            ).fetchall()
+        }
+        for schema in ("raw", "ops"):
+            if schema not in schemas:
+                con.execute(f"CREATE SCHEMA {LAKE}.{schema}")
+                made.append(schema)
+        there = table_columns(con)
+        for name, columns in OPS.items():
+            if f"ops.{name}" not in there:
+                con.execute(f"CREATE TABLE {LAKE}.ops.{name} ({columns})")
+                made.append(f"ops.{name}")
+                continue
+            for column in columns.split(","):
+                column_name, data_type = column.split(maxsplit=1)
+                if column_name not in there[f"ops.{name}"]:
+                    con.execute(f"ALTER TABLE {LAKE}.ops.{name} ADD COLUMN {column_name} {data_type}")
+                    made.append(f"ops.{name}.{column_name}")
+        for fence in FENCES:
+            if f"ops.{fence}" in made:
+                create_fence(con, fence)
+        for dataset in datasets:
+            if not dataset.contract.columns:
+                continue
+            if dataset.table not in there:
+                create_table(con, dataset, declared_types(dataset))
+                made.append(dataset.table)
+            elif is_outdated(con, dataset, there[dataset.table]):
+                con.execute(f"DROP TABLE {qualified(dataset)}")
+                create_table(con, dataset, declared_types(dataset))
+                made.append(f"{dataset.table}, by its new contract")
+        if made:
+            commit_message(con, "lake init", made=made)
+        con.execute("COMMIT")
+        # Model tables always go to files; the lake's own small rows stay in the catalog until they are flushed.
+        con.execute(f"CALL {LAKE}.set_option('data_inlining_row_limit', '0')")
+        con.execute(f"CALL {LAKE}.set_option('data_inlining_row_limit', '1000', schema => 'ops')")
+        con.execute(f"CALL {LAKE}.set_option('delete_older_than', '{ORPHAN_AGE}')")
+    except duckdb.Error as error:
+        raise CatalogError(
+            f"The lake cannot be initialised: {' '.join(str(error).split())[:400]}",
+            "check that LAKE_HOME, LAKE_CATALOG and LAKE_DATA_PATH can be written, then: lake init",
+        ) from None
+    finally:
+        con.close()
+    return made
+
+
+def table_columns(con: DuckDBPyConnection) -> dict[str, dict[str, str]]:
+    """Every table of ``raw`` and ``ops``, with the name and DuckDB type of its columns in order."""
+    found: dict[str, dict[str, str]] = {}
+    for schema, table, column, data_type in con.execute(
+        "SELECT schema_name, table_name, column_name, data_type FROM duckdb_columns() "
+        "WHERE database_name = 'lake' AND schema_name IN ('raw', 'ops') ORDER BY schema_name, table_name, column_index"
+    ).fetchall():
+        found.setdefault(f"{schema}.{table}", {})[column] = data_type
+    return found
+
+
+def is_outdated(con: DuckDBPyConnection, dataset: Dataset, there: Mapping[str, str]) -> bool:
+    """Whether a raw table is empty and its columns are not the contract's: it may be made again."""
+    fits = all(there.get(name) == data_type for name, data_type in declared_types(dataset).items())
+    return not fits and not con.execute(f"SELECT 1 FROM {qualified(dataset)} LIMIT 1").fetchall()
+
+
+def create_table(con: DuckDBPyConnection, dataset: Dataset, columns: Mapping[str, str]) -> None:
+    """Make a raw table with these columns and its partition column."""
+    wanted = dict(columns)
+    if dataset.partition_column:
+        wanted[dataset.partition_column] = partition_type(dataset.grain)
+    table = qualified(dataset)
+    con.execute(f"CREATE TABLE {table} ({', '.join(f'{quoted(n)} {t}' for n, t in wanted.items())})")
+    if dataset.partition_column:
+        con.execute(f"ALTER TABLE {table} SET PARTITIONED BY ({quoted(dataset.partition_column)})")
+
+
+def qualified(dataset: Dataset) -> str:
+    """The raw table's full name, quoted."""
+    return f"{LAKE}.raw.{quoted(dataset.key)}"

@@ -1,0 +1,117 @@
+"""The maintain flow: keep the lake small and fast, a short gated step at a time, beside whatever else runs."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from datetime import timedelta
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.runtime import flow_run
+
+from ducklake_flows.errors import BadInput, CommitConflict, GateBusy, RunFailed
+from ducklake_flows.lake.maintenance import figures, steps
+from ducklake_flows.models import runner
+from ducklake_flows.orchestration import gate
+from ducklake_flows.orchestration.bootstrap import check
+from ducklake_flows.settings import Settings, load_settings
+
+
+def _flow_run_name() -> str:
+    return "maintain (dry run)" if flow_run.parameters["dry_run"] else "maintain"
+
+
+@flow(name="maintain", flow_run_name=_flow_run_name)
+def maintain(dry_run: bool = False, retention_days: int | None = None) -> dict[str, Any]:
+    """Flush, merge, rewrite, expire and clean up; nothing that a run has in flight is touched.
+
+    Each step takes the gate by itself. What cannot be done beside what else runs is left to the next night, and said:
+    SQLMesh's janitor while a transform runs, and a step that conflicts with another writer.
+
+    Args:
+        dry_run: Only say what would be done.
+        retention_days: Snapshots older than this are expired; ``LAKE_RETENTION_DAYS`` when left open.
+
+    Returns:
+        The summary: figures before and after, each step with what it did, and what was left and why.
+
+    Raises:
+        BadInput: the retention is below 0 days.
+        RunFailed: SQLMesh's janitor failed; the other steps are done.
+    """
+    settings, logger = load_settings(), get_run_logger()
+    days = settings.retention_days if retention_days is None else retention_days
+    if days < 0:
+        raise BadInput(f"Snapshots cannot be kept for {days} days.", "give 0 or more days")
+    check(settings)
+    began = time.monotonic()
+    before = figures(settings)
+    done: list[dict[str, Any]] = []
+    left: list[str] = []
+    # The models' own janitor first: what it drops can then be expired.
+    cleaned, failure = (True, None) if dry_run else _clean_models(settings)
+    for step in steps(settings, timedelta(days=days)):
+        entry = {"step": step.name, "subject": step.subject, "found": step.todo, "unit": step.unit, "done": 0}
+        if step.todo and not dry_run:
+            try:
+                with gate.hold():
+                    entry["done"] = step.run()
+            except CommitConflict as error:
+                left.append(f"{step.name} {step.subject}: {error.message}")
+            logger.info("%(step)s %(subject)s: %(done)d of %(found)d %(unit)s", entry)
+        done.append(entry)
+    if not cleaned:
+        cleaned, failure = _clean_models(settings)
+    if not cleaned:
+        left.append("SQLMesh's janitor: a transform is running.")
+    for text in left:
+        logger.warning("left to the next run: %s", text)
+    summary = {
+        "flow_run": flow_run.name,
+        "dry_run": dry_run,
+        "steps": done,
+        "left": left,
+        "before": before,
+        "after": before if dry_run else figures(settings),
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    _artifacts(summary)
+    if failure is not None:
+        failure.summary = summary
+        raise failure
+    return summary
+
+
+def _clean_models(settings: Settings) -> tuple[bool, RunFailed | None]:
+    """Run SQLMesh's janitor unless a transform runs.
+
+    Returns:
+        Whether it ran, and how it failed.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(gate.hold(gate.TRANSFORM, 0))
+        except GateBusy:
+            return False, None
+        try:
+            runner.run({"janitor": True}, settings, [], gate.hold, get_run_logger())
+        except RunFailed as error:
+            return True, error
+    return True, None
+
+
+def _artifacts(summary: dict[str, Any]) -> None:
+    """What the Prefect UI shows: every step, and the figures before and after."""
+    if summary["steps"]:
+        create_table_artifact(summary["steps"], key="maintenance-steps", description="what each step found and did")
+    lines = [
+        f"## {summary['flow_run']}",
+        "",
+        "| | before | after |",
+        "| --- | ---: | ---: |",
+        *(f"| {name} | {value:,} | {summary['after'][name]:,} |" for name, value in summary["before"].items()),
+        *(f"\nLeft to the next run: {text}" for text in summary["left"]),
+    ]
+    create_markdown_artifact("\n".join(lines), key="maintenance-summary", description=summary["flow_run"])

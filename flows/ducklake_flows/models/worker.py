@@ -1,0 +1,63 @@
+"""The build's process: reads one request, writes one JSON event a line, asks its parent for the gate.
+
+The parent holds the Prefect limit on the build's behalf. A build that is killed frees the gate at once, since its
+parent sees the pipe close; a build whose parent is gone cannot enter the gate, and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from ducklake_flows.errors import LakeError, RunFailed
+
+
+def main() -> int:
+    """Serve one request: ``{"environment", "changed", "replan"}`` builds, ``{"janitor": true}`` cleans up.
+
+    See `ducklake_flows.models.build`.
+    """
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints goes to stderr, never between the events
+
+    def report(event: dict[str, Any]) -> None:
+        events.write(json.dumps(event) + "\n")
+
+    @contextlib.contextmanager
+    def gate() -> Iterator[None]:
+        report({"event": "enter"})
+        if sys.stdin.readline().strip() != "entered":
+            raise LakeError("The run that started this build is gone.", "lake transform")
+        try:
+            yield
+        finally:
+            report({"event": "leave"})
+
+    from ducklake_flows.models.adapter import LakeAdapter
+    from ducklake_flows.models.build import build, clean_up
+
+    LakeAdapter.gate = gate
+    if not (line := sys.stdin.readline()):
+        return 0  # there was nothing to build
+    request = json.loads(line)
+    try:
+        if request.get("janitor"):
+            clean_up(report)
+        else:
+            build(request["environment"], request["changed"], request["replan"], report)
+    except RunFailed as error:
+        report({"event": "failed", "message": error.message, "fix": error.fix})
+        return 1
+    except LakeError as error:
+        report({"event": "failed", "message": error.message, "fix": error.fix})
+        return 1
+    report({"event": "done"})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Prefect and Dask: the gate, the server, the cluster, events and automations."""

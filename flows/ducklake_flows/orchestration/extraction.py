@@ -1,0 +1,209 @@
+"""Extraction on Dask: chunks out as Prefect tasks, outcomes back in groups, as they arrive."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from distributed import KilledWorker
+from distributed.client import ClosedClientError
+from distributed.comm.core import CommClosedError
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import CrashedRun
+from prefect.runtime import task_run
+
+from ducklake_flows.errors import LakeError, redacted
+from ducklake_flows.extract.chunk import Stopped, extract_chunk
+from ducklake_flows.orchestration.chunks import CHUNK_SECONDS, GROUP, Chunk, ChunkScheduler, cut
+from ducklake_flows.orchestration.cluster import abandonment, given_at
+from ducklake_flows.settings import load_settings
+from ducklake_flows.staging.layout import new_attempt
+from ducklake_flows.staging.receipt import Failure, Outcome
+from ducklake_flows.states import State
+from ducklake_flows.testing.failpoints import failpoint
+
+if TYPE_CHECKING:
+    from prefect_dask.task_runners import DaskTaskRunner
+
+    from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.plan import Planned
+    from ducklake_flows.settings import Settings
+
+_DEATHS = (KilledWorker, CommClosedError, CrashedRun)
+"""Errors of a task whose worker died or was stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """What a task returns: its chunk's outcomes, and when it was received, began and ended, in seconds since 1970.
+
+    Comparable across hosts only if their clocks are in sync.
+    """
+
+    outcomes: list[Outcome]
+    given: float
+    began: float
+    ended: float
+
+    def profile(self, submitted: float) -> dict[str, float]:
+        """Seconds that the chunk's transport took, divided evenly among its partitions."""
+        way = {
+            "dask": self.given - submitted,
+            "prefect": self.began - self.given,
+            "receipt": time.time() - self.ended,
+        }
+        return {stage: max(seconds, 0.0) / max(len(self.outcomes), 1) for stage, seconds in way.items()}
+
+
+def _chunk_name() -> str:
+    parameters = task_run.parameters
+    keys = list(parameters["versions"])
+    span = keys[0] if len(keys) == 1 else f"{keys[0]}..{keys[-1]} ({len(keys)})"
+    return f"{parameters['dataset']} {span}"
+
+
+@task(name="extract", task_run_name=_chunk_name, cache_policy=NO_CACHE, persist_result=False)
+def extract(dataset: str, versions: dict[str, str], table: dict[str, str], pace: float, limit: float) -> Extracted:
+    """Extract one chunk of partitions on a Dask worker; see `ducklake_flows.extract.chunk.extract_chunk`."""
+    logger, given, began = get_run_logger(), given_at(), time.time()
+    outcomes: list[Outcome] = []
+    try:
+        settings = load_settings()
+        outcomes = extract_chunk(dataset, versions, settings, table, abandonment(), pace, limit)
+        # Before anything is logged, shown or recorded: the text of a source's error may contain its password.
+        outcomes = [replace(o, error=settings.redact(o.error)) if isinstance(o, Failure) else o for o in outcomes]
+    except Stopped:
+        logger.warning("stopped: the run that submitted this chunk has ended")
+    else:
+        if left := len(versions) - len(outcomes):
+            logger.info("time budget used up: %d of %d partitions are returned", left, len(versions))
+    for outcome in outcomes:
+        if isinstance(outcome, Failure) and outcome.state != State.no_source:
+            logger.error("%s %s %s: %s", outcome.dataset, outcome.partition, outcome.state, outcome.error)
+    return Extracted(outcomes, given, began, time.time())
+
+
+class Extraction:
+    """Extracts a plan on a started task runner.
+
+    Args:
+        settings: Names an existing scheduler, if there is one.
+        runner: Where tasks are submitted.
+        workers: Processes of the local cluster; an existing one has its own.
+        datasets: By key.
+        tables: Columns and DuckDB types of each dataset's raw table, by the dataset's key.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        runner: DaskTaskRunner,
+        workers: int,
+        datasets: Mapping[str, Dataset],
+        tables: Mapping[str, Mapping[str, str]],
+    ) -> None:
+        self._settings, self._runner, self._datasets, self._tables = settings, runner, datasets, tables
+        self._in_flight: dict[str, tuple[Any, Chunk, float]] = {}
+        self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
+        # An existing cluster has its own number of workers; one that scales with its load may have none yet.
+        there = sum(runner.client.nthreads().values())
+        if not there:
+            get_run_logger().warning("the Dask cluster has no workers: waiting for one")
+        self._slots = there or workers
+
+    def groups(self, todo: Sequence[Planned]) -> Iterator[list[Outcome]]:
+        """Extract these partitions.
+
+        Yields:
+            Outcomes in the order in which they arrive, at most `GROUP` at a time. Further ones arrive while the
+            caller publishes a group.
+
+        Raises:
+            LakeError: the Dask scheduler went away.
+        """
+        limited = [key for key, dataset in self._datasets.items() if dataset.rate is not None]
+        scheduler = ChunkScheduler(cut(todo, self._slots), self._slots, limited)
+        waiting: list[Outcome] = []
+        while waiting or scheduler.unfinished:
+            for chunk in scheduler.ready():
+                self._submit(chunk)
+            for key in self._next(wait=not waiting):
+                waiting += self._outcomes(scheduler, *self._in_flight.pop(key))
+            group, waiting = waiting[:GROUP], waiting[GROUP:]
+            if group:
+                yield group
+
+    def _submit(self, chunk: Chunk) -> None:
+        rate = self._datasets[chunk.dataset].rate
+        try:
+            future = self._runner.submit(
+                extract,
+                parameters={
+                    "dataset": chunk.dataset,
+                    "versions": chunk.versions,
+                    "table": self._tables[chunk.dataset],
+                    "pace": self._slots / rate if rate else 0.0,
+                    "limit": CHUNK_SECONDS,
+                },
+            )
+        except ClosedClientError:
+            raise self._scheduler_is_gone() from None
+        wrapped = future.wrapped_future
+        self._in_flight[str(wrapped.key)] = (future, chunk, time.time())
+        wrapped.add_done_callback(lambda done: self._ended.put(str(done.key)))
+
+    def _next(self, *, wait: bool) -> list[str]:
+        """The keys of all chunks that have ended; waits for one if asked to."""
+        keys = [self._ended.get()] if wait else []
+        while not self._ended.empty():
+            keys.append(self._ended.get())
+        return keys
+
+    def _outcomes(self, scheduler: ChunkScheduler, future: Any, chunk: Chunk, submitted: float) -> list[Outcome]:
+        """The outcomes of a chunk that has ended; of a lost one, those of partitions that are not retried.
+
+        An error that does not depend on the partition fails the chunk at once: a dataset's file that cannot be loaded
+        on the worker, or a worker without the code.
+        """
+        try:
+            extracted: Extracted = future.result()
+            failpoint("receipted")
+        except Exception as error:  # noqa: BLE001 - a dead worker, or any error of its task
+            if self._runner.client.status in ("closing", "closed"):
+                raise self._scheduler_is_gone() from None
+            cause = lost_because(error)
+            get_run_logger().warning("a chunk of %s was lost: %s", chunk.dataset, cause)
+            retry = not isinstance(error, LakeError | ImportError | SyntaxError)
+            return [
+                Failure(chunk.dataset, key, new_attempt(), "failed", cause, chunk.versions[key])
+                for key in scheduler.lost(chunk, retry=retry)
+            ]
+        finally:
+            # Dask runs a finished task again when its worker dies while a client still holds its future.
+            future.wrapped_future.release()
+        scheduler.finished(chunk, len(extracted.outcomes))
+        way = extracted.profile(submitted)
+        return [replace(o, profile={**o.profile, **way}) for o in extracted.outcomes]
+
+    def _scheduler_is_gone(self) -> LakeError:
+        return LakeError(
+            f"The Dask scheduler at {self._settings.dask_address} went away, and its running tasks with it.",
+            "start it again, then run the same command: published partitions stay published",
+        )
+
+
+def lost_because(error: Exception) -> str:
+    """One line on why a chunk came back without outcomes, without secrets."""
+    if isinstance(error, _DEATHS):
+        return f"its worker died: {type(error).__name__}"
+    if isinstance(error, LakeError):
+        text = error.message
+    elif isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return redacted(" ".join(text.split()))[:500]

@@ -1,0 +1,210 @@
+"""The embedded default's Prefect server: `lake` starts it when no PREFECT_API_URL is set, and reuses it.
+
+A normal server, not Prefect's ephemeral one: that starts once per Dask worker, never frees a dead holder's slot and
+runs no schedules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+from ducklake_flows.errors import CatalogError, LakeError
+from ducklake_flows.settings import Settings
+
+START_SECONDS = 240
+"""How long a new server may take until it answers; the first start on a machine migrates its database."""
+
+SERVER_SETTINGS = {
+    # A restarted server must know who holds the gate, and free what a killed holder left: leases on disk.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "5",
+    # The gate is held for fractions of a second: a waiter asks again after one, not after thirty.
+    "PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
+    # A run that waits for its deployment's limit asks again after five seconds.
+    "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "5",
+    # SQLite has one writer: wait for it instead of failing, and write less.
+    "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+    "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
+    "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P3D",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+}
+
+CLIENT_SETTINGS = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_CLI_COLORS": "false",
+    # How often a run says that it is there, in seconds; see `ducklake_flows.orchestration.automations`.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+}
+
+
+def use(settings: Settings) -> str:
+    """Make sure that this process and its children have a Prefect server that answers; see `begin`."""
+    url = begin(settings)
+    wait(settings, url)
+    return url
+
+
+def begin(settings: Settings) -> str:
+    """Point this process and its children at a Prefect server, starting one when there is none.
+
+    Where PREFECT_API_URL is set, that server is used as it is. Otherwise the lake's own one is used, and started
+    first when it does not run. Call it before Prefect is imported.
+
+    Returns:
+        The API's URL, which may not answer yet: `wait` for it before the first call.
+
+    Raises:
+        CatalogError: the lake's folder cannot be written.
+    """
+    for name, value in CLIENT_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if url := os.environ.get("PREFECT_API_URL"):
+        return url
+    home = _home(settings)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with (home / "server.lock").open("w") as lock:
+            # Two commands at once must not start two servers on one database.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            url = running(settings) or _start(home)
+    except OSError as error:
+        raise CatalogError(
+            f"The lake's folder cannot be written: {error.strerror or error} ({home})",
+            "set LAKE_HOME to a folder that can be written",
+        ) from None
+    os.environ["PREFECT_HOME"] = str(home)
+    os.environ["PREFECT_API_URL"] = url
+    return url
+
+
+def wait(settings: Settings, url: str) -> None:
+    """Wait until the server answers.
+
+    Raises:
+        LakeError: it ended or took too long; names its log, or the setting that points at it.
+    """
+    state = _state(settings)
+    ours = state if state and state["url"] == url else None
+    if ours is None and not until(lambda: answers(url), 10):
+        raise LakeError(f"The Prefect server at {url} does not answer.", "start it, or unset PREFECT_API_URL")
+    if ours and not until(lambda: answers(url) or not _alive(ours["pid"]), START_SECONDS) or not answers(url):
+        raise LakeError("The local Prefect server did not start.", f"read {_home(settings) / 'server.log'}")
+
+
+def running(settings: Settings) -> str | None:
+    """The URL of the lake's own server's API, None when its process does not run."""
+    state = _state(settings)
+    return str(state["url"]) if state and _alive(state["pid"]) else None
+
+
+def stop(settings: Settings) -> bool:
+    """Stop the lake's own server by its process id.
+
+    Returns:
+        Whether one was running.
+    """
+    state = _state(settings)
+    _state_file(settings).unlink(missing_ok=True)
+    if not state or not _alive(state["pid"]):
+        return False
+    os.kill(state["pid"], signal.SIGTERM)
+    until(lambda: not _alive(state["pid"]), 15)
+    if _alive(state["pid"]):
+        os.kill(state["pid"], signal.SIGKILL)
+    return True
+
+
+def ui_url(api_url: str) -> str:
+    """The address of the server's UI."""
+    return api_url.removesuffix("/api")
+
+
+def _home(settings: Settings) -> Path:
+    return settings.home / "prefect"
+
+
+def _state_file(settings: Settings) -> Path:
+    return _home(settings) / "server.json"
+
+
+def _state(settings: Settings) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(_state_file(settings).read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def _start(home: Path) -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    environment = {**os.environ, **SERVER_SETTINGS, "PREFECT_HOME": str(home), "PREFECT_API_URL": url}
+    with (home / "server.log").open("ab") as log:
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
+    (home / "server.json").write_text(json.dumps({"pid": process.pid, "url": url}))
+    return url
+
+
+def answers(url: str) -> bool:
+    """Whether a Prefect API answers at this address."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:  # noqa: S310
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
+
+
+def _alive(pid: int) -> bool:
+    """Whether the process runs and is a Prefect server: its number may have been given to another one since."""
+    with contextlib.suppress(ChildProcessError):
+        # A child of ours that ended stays a zombie until it is asked about.
+        os.waitpid(pid, os.WNOHANG)
+    proc = Path("/proc")
+    if proc.exists():
+        try:
+            command = (proc / str(pid) / "cmdline").read_bytes()
+            ended = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+            # Empty for a moment, while a new process is being put in its place.
+            return not ended and (not command or b"prefect" in command)
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def until(condition: Callable[[], object], seconds: float = 60, every: float = 0.1) -> bool:
+    """Ask again and again, so many seconds apart, until a condition holds. Returns whether it ever did."""
+    try:
+        Retrying(retry=retry_if_result(lambda held: not held), stop=stop_after_delay(seconds), wait=wait_fixed(every))(
+            condition
+        )
+    except RetryError:
+        return False
+    return True

@@ -1,0 +1,58 @@
+"""The pipeline flow: ingest, then transform what was published, even where some partitions failed."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from ducklake_flows.errors import RunFailed
+from ducklake_flows.ingest import ingest, names_of, range_name
+from ducklake_flows.models import runner
+from ducklake_flows.settings import load_settings
+from ducklake_flows.states import Mode
+from ducklake_flows.transform import transform
+
+
+def _flow_run_name() -> str:
+    parameters = flow_run.parameters
+    return f"pipeline {names_of(parameters['datasets'])} {range_name(parameters['start'], parameters['end'])}"
+
+
+@flow(name="pipeline", flow_run_name=_flow_run_name)
+def pipeline(
+    datasets: list[str] | None = None,
+    start: date | None = None,
+    end: date | None = None,
+    mode: Mode | list[Mode] = Mode.missing_failed,
+    workers: int = 2,
+    environment: str = "prod",
+) -> dict[str, Any]:
+    """Bring partitions into the lake and the models up to date.
+
+    Args:
+        datasets: Keys of the datasets; all when left open.
+        start: First day; each dataset's own when it is left open.
+        end: Last day, included; each dataset's own when it is left open.
+        mode: Which partitions: missing, failed, missing-failed, stale or all; or several of them.
+        workers: Processes of the local Dask cluster.
+        environment: SQLMesh's environment.
+
+    Returns:
+        The summaries of both, under ``ingest`` and ``transform``.
+
+    Raises:
+        RunFailed: some partitions or models failed; the others are done.
+    """
+    failure: RunFailed | None = None
+    with runner.prepared(load_settings()):
+        try:
+            ingested = ingest(datasets, start, end, mode, workers)
+        except RunFailed as error:
+            failure, ingested = error, error.summary
+        summary = {"ingest": ingested, "transform": transform(environment)}
+    if failure is not None:
+        raise RunFailed(failure.message, failure.fix, summary)
+    return summary

@@ -1,0 +1,201 @@
+"""The plan: where every partition of a range stands, and which of them a run would do, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from ducklake_flows import storage
+from ducklake_flows.datasets.dataset import Dataset, Strays
+from ducklake_flows.datasets.partitions import Partition, parse_partition
+from ducklake_flows.errors import BadInput, LakeError, SourceError, StorageError, redacted
+from ducklake_flows.lake.connect import connected
+from ducklake_flows.lake.ledger import Entry, latest
+from ducklake_flows.settings import Settings
+from ducklake_flows.states import PUBLISHED, Mode, State
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One partition of a plan.
+
+    Args:
+        dataset: The dataset's key.
+        partition: The partition's key.
+        state: Where it stands.
+        runs: Whether the mode does it.
+        found_version: What the source has now, "" when it cannot say; None when it has nothing.
+        entry: What the ledger says of it, None when it says nothing.
+    """
+
+    dataset: str
+    partition: str
+    state: State
+    runs: bool
+    found_version: str | None
+    entry: Entry | None
+
+    @property
+    def source_version(self) -> str:
+        """What the source has now, "" when it cannot say or has nothing."""
+        return self.found_version or ""
+
+    @property
+    def why(self) -> str:
+        """One line on why it stands so."""
+        if self.state is State.missing:
+            return "not in the ledger yet"
+        if self.state is State.no_source:
+            return "the source has nothing for it (yet); tried again next time"
+        if self.state is State.stale:
+            return "its source changed since it was published"
+        error = self.entry.error if self.entry else ""
+        return f"{error}; the source has nothing for it now" if error and self.found_version is None else error
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A dataset that is not in a plan.
+
+    Args:
+        dataset: Its key.
+        error: Why, and what to do.
+        is_fault: Whether something is wrong; a dataset without a start that was not asked for by name is fine.
+    """
+
+    dataset: str
+    error: LakeError
+    is_fault: bool
+
+
+def make_plan(
+    settings: Settings,
+    datasets: Sequence[Dataset],
+    start: date | None = None,
+    end: date | None = None,
+    mode: Mode | Sequence[Mode] = Mode.missing_failed,
+    only: Sequence[str] | None = None,
+) -> list[Planned]:
+    """Plan a run of datasets that must all be in it; see `plan_each`.
+
+    Raises:
+        LakeError: as `plan_each`; and the first dataset's that is left out.
+    """
+    planned, left_out = plan_each(settings, datasets, start, end, mode, only, named=True)
+    for left in left_out:
+        raise left.error
+    return planned
+
+
+def plan_each(
+    settings: Settings,
+    datasets: Sequence[Dataset],
+    start: date | None = None,
+    end: date | None = None,
+    mode: Mode | Sequence[Mode] = Mode.missing_failed,
+    only: Sequence[str] | None = None,
+    *,
+    named: bool = False,
+    recorded: bool = False,
+) -> tuple[list[Planned], list[LeftOut]]:
+    """Plan a run. Reads the ledger and lists the sources; changes nothing.
+
+    A dataset whose source cannot be listed ends no other's plan; nor does one without a start, unless it was named.
+
+    Args:
+        settings: Where the lake is.
+        datasets: What to plan.
+        start: First day, the dataset's own when None.
+        end: Last day, included; the dataset's own when None.
+        mode: Which partitions would run.
+        only: Just these partitions, by key, instead of a range.
+        named: Whether the datasets were asked for by name.
+        recorded: Take the partitions that the ledger has for a dataset without a start.
+
+    Returns:
+        The plan, and the datasets that are not in it.
+
+    Raises:
+        BadInput: the range is reversed; a named dataset has no start; or a key is not a partition of a dataset.
+        NotInitialised: there is no lake yet.
+        LakeError: no dataset can be planned, all for this one reason.
+        StorageError: the object store does not answer.
+    """
+    modes = [mode] if isinstance(mode, Mode) else mode
+    states = frozenset[State]().union(*(m.states for m in modes))
+    wanted: dict[str, list[Partition]] = {}
+    left_out = []
+    for dataset in datasets:
+        try:
+            if only:
+                wanted[dataset.key] = [parse_partition(key, dataset.grain) for key in only]
+            elif not (recorded and start is None and dataset.needs_start):
+                wanted[dataset.key] = dataset.partitions(start, end)
+        except BadInput as error:
+            if named or only or not dataset.needs_start:
+                raise
+            left_out.append(LeftOut(dataset.key, error, is_fault=False))
+    asked = [d for d in datasets if d.key not in {left.dataset for left in left_out}]
+    with connected(settings, read_only=True) as con:
+        entries: dict[tuple[str, str], Entry] = {}
+        for dataset in asked:
+            entries |= latest(con, dataset.key, [p.key for p in wanted.get(dataset.key, [])])
+    planned: list[Planned] = []
+    for dataset in asked:
+        if dataset.key not in wanted:
+            keys = sorted(partition for key, partition in entries if key == dataset.key)
+            wanted[dataset.key] = [parse_partition(key, dataset.grain) for key in keys]
+        try:
+            versions = dataset.versions(wanted[dataset.key])
+        except Exception as error:  # noqa: BLE001 - whatever a source does, it is that dataset's fault
+            if isinstance(error, StorageError):
+                storage.check(settings)  # unless the whole object store is out of reach
+            left_out.append(LeftOut(dataset.key, _source_error(dataset, error), is_fault=True))
+            continue
+        for partition in wanted[dataset.key]:
+            version = versions.get(partition.key)
+            entry = entries.get((dataset.key, partition.key))
+            state = _state(entry, version)
+            absent = version is None and state is not State.published
+            runs = dataset.complete if absent else state in states
+            planned.append(Planned(dataset.key, partition.key, state, runs, version, entry))
+    faults = {str(left.error): left.error for left in left_out if left.is_fault}
+    if not planned and len(faults) == 1:
+        raise next(iter(faults.values()))
+    return planned, left_out
+
+
+def _source_error(dataset: Dataset, error: Exception) -> LakeError:
+    """The user's error for a source that cannot say what it has."""
+    if isinstance(error, StorageError):
+        return error
+    text = error.message if isinstance(error, LakeError) else f"{type(error).__name__}: {error}"
+    cause = redacted(" ".join(text.split()))[:300]
+    fix = error.fix if isinstance(error, LakeError) else ""
+    return SourceError(f"The source of {dataset.key} cannot say what it has: {cause}", fix or "correct the source")
+
+
+def strays(datasets: Sequence[Dataset]) -> dict[str, list[str]]:
+    """The files that are no partition's, by dataset, where a source can say so."""
+    found: dict[str, list[str]] = {}
+    for dataset in datasets:
+        if isinstance(dataset.source, Strays) and not dataset.needs_start:
+            found[dataset.key] = dataset.source.unmatched(dataset.partitions())
+    return {key: names for key, names in found.items() if names}
+
+
+def counts(planned: Sequence[Planned]) -> Mapping[str, int]:
+    """How many partitions stand how, in the order of `State`."""
+    found = Counter(p.state for p in planned)
+    return {state.value: found[state] for state in State if found[state]}
+
+
+def _state(entry: Entry | None, version: str | None) -> State:
+    if entry is None:
+        return State.missing if version is not None else State.no_source
+    there = entry.state in PUBLISHED
+    if there and version and entry.source_version and version != entry.source_version:
+        return State.stale
+    return State(entry.state)

@@ -1,0 +1,176 @@
+"""A project: the folder with `[tool.ducklake-flows]` in its `pyproject.toml`, and the datasets that it defines.
+
+All files of its dataset folders are imported as one package, `lake_datasets`, so that they can share helpers:
+``from lake_datasets.common import LANDING``. Every `Dataset` at the top of a file is one of the project's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.errors import BadInput, LakeError, redacted
+from ducklake_flows.settings import load_settings
+
+PACKAGE = "lake_datasets"
+"""The name under which a project's dataset files are imported."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the files define.
+
+    Args:
+        datasets: By key.
+        broken: The error of each file or key that defines no usable dataset; by key where it is known, else by the
+            file's name without its ending.
+    """
+
+    datasets: dict[str, Dataset] = field(default_factory=dict)
+    broken: dict[str, BadInput] = field(default_factory=dict)
+
+
+def all_datasets() -> dict[str, Dataset]:
+    """Every dataset of the project by key, sorted. Files that cannot be loaded are in `broken_datasets`.
+
+    Raises:
+        BadInput: there is no project, or one of its dataset folders does not exist.
+    """
+    return _find().datasets
+
+
+def broken_datasets() -> dict[str, BadInput]:
+    """The error of each dataset file that cannot be loaded, with its file and line; by key or name of the file.
+
+    Raises:
+        BadInput: there is no project, or one of its dataset folders does not exist.
+    """
+    return _find().broken
+
+
+def get_datasets(keys: Sequence[str]) -> list[Dataset]:
+    """These datasets, in this order, each once; all that can be loaded when none is named.
+
+    Raises:
+        BadInput: one is unknown, or its file is broken; or there is no project.
+    """
+    found = _find()
+    unknown = [k for k in keys if k not in found.datasets]
+    for key in unknown:
+        if key in found.broken:
+            raise found.broken[key]
+    if unknown:
+        known = f"choose from {', '.join(found.datasets)}" if found.datasets else "lake new dataset NAME"
+        if found.broken:
+            known += f"; broken: {', '.join(found.broken)}: lake plan says why"
+        raise BadInput(f"Unknown dataset: {', '.join(map(repr, unknown))}.", known)
+    return [found.datasets[k] for k in dict.fromkeys(keys)] if keys else list(found.datasets.values())
+
+
+def get_dataset(key: str) -> Dataset:
+    """One dataset by key.
+
+    Raises:
+        BadInput: it is unknown, or its file is broken; or there is no project.
+    """
+    return get_datasets([key])[0]
+
+
+def _find() -> _Found:
+    found: dict[str, Dataset] = {}
+    broken: dict[str, BadInput] = {}
+    places: dict[str, Path] = {}
+    for path, error in _files():
+        try:
+            if error is not None:
+                raise error
+            defined = _defined(importlib.import_module(f"{PACKAGE}.{path.stem}"))
+        except (Exception, SystemExit) as fault:  # noqa: BLE001 - any error of a file leaves out just that file
+            broken[path.stem] = _broken(path, fault)
+            continue
+        for dataset in defined:
+            if found.get(dataset.key) is dataset:
+                continue  # imported from the file that defines it
+            if dataset.key in places:
+                both = " and ".join(sorted({str(places[dataset.key]), str(path)}))
+                broken[dataset.key] = BadInput(f"Two datasets have the key {dataset.key}: {both}.", "change one's key")
+                found.pop(dataset.key, None)
+            else:
+                found[dataset.key] = dataset
+                places[dataset.key] = path
+    return _Found(dict(sorted(found.items())), dict(sorted(broken.items())))
+
+
+def _defined(module: ModuleType) -> list[Dataset]:
+    """The datasets at the top of a module.
+
+    Raises:
+        BadInput: ``DATASET`` is something else.
+    """
+    defined = {id(value): value for value in vars(module).values() if isinstance(value, Dataset)}
+    if "DATASET" in vars(module) and id(module.DATASET) not in defined:
+        raise BadInput(f"DATASET is {type(module.DATASET).__name__}, not a Dataset")
+    return list(defined.values())
+
+
+def _files() -> Iterator[tuple[Path, BadInput | None]]:
+    """Every file that may define datasets, importable from the package; or why it is not."""
+    folders = _folders()
+    _package(folders)
+    first: dict[str, Path] = {}
+    for folder in folders:
+        for module in pkgutil.iter_modules([str(folder)]):
+            if module.ispkg or module.name.startswith("_"):
+                continue
+            path = folder / f"{module.name}.py"
+            other = first.setdefault(module.name, path)
+            yield path, None if other is path else BadInput(f"{other} has the same name", "rename one of the files")
+
+
+def _folders() -> tuple[Path, ...]:
+    settings = load_settings()
+    if not settings.datasets:
+        raise BadInput(
+            f"There is no project here: no pyproject.toml with [tool.ducklake-flows] in {Path.cwd()} or above it.",
+            "lake new NAME makes one; or change to its folder, or set LAKE_PROJECT",
+        )
+    for folder in settings.datasets:
+        if not folder.is_dir():
+            raise BadInput(
+                f"There is no folder of datasets at {folder}.",
+                "create it, or correct `datasets` in pyproject.toml (or LAKE_DATASETS)",
+            )
+    return settings.datasets
+
+
+def _package(folders: Sequence[Path]) -> None:
+    """Make the folders importable as one package; what was imported from other folders is forgotten."""
+    wanted = [str(folder) for folder in folders]
+    loaded = sys.modules.get(PACKAGE)
+    if loaded is None or list(loaded.__path__) != wanted:
+        for name in [n for n in sys.modules if n == PACKAGE or n.startswith(f"{PACKAGE}.")]:
+            del sys.modules[name]
+        spec = ModuleSpec(PACKAGE, None, is_package=True)
+        spec.submodule_search_locations = wanted
+        sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
+    importlib.invalidate_caches()  # a file may have been added since the folder was last read
+
+
+def _broken(path: Path, error: BaseException) -> BadInput:
+    """The user's error for a file that cannot be loaded: where in it, and why."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines.append(error.lineno)
+    text = error.message if isinstance(error, LakeError) else f"{type(error).__name__}: {error}"
+    cause = redacted(" ".join(text.split()))[:300]
+    fix = error.fix if isinstance(error, LakeError) and error.fix else "correct the file"
+    return BadInput(f"The dataset file {path}{f', line {lines[-1]}' if lines else ''} cannot be loaded: {cause}", fix)

@@ -1,0 +1,66 @@
+"""The rollback flow: a partition back to the attempt before, as a new commit, and the models after it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.runtime import flow_run
+
+from ducklake_flows.datasets.partitions import parse_partition
+from ducklake_flows.errors import LakeError, RunFailed
+from ducklake_flows.lake.publish import Publisher
+from ducklake_flows.lake.restore import stage_previous
+from ducklake_flows.orchestration import events, gate
+from ducklake_flows.orchestration.bootstrap import check
+from ducklake_flows.project import get_dataset
+from ducklake_flows.settings import load_settings
+from ducklake_flows.transform import transform
+
+
+def _flow_run_name() -> str:
+    return f"rollback {flow_run.parameters['dataset']} {flow_run.parameters['partition']}"
+
+
+@flow(name="rollback", flow_run_name=_flow_run_name)
+def rollback(dataset: str, partition: str) -> dict[str, Any]:
+    """Publish what was published before, and restate what was built from it.
+
+    Args:
+        dataset: The dataset's key.
+        partition: The partition's key.
+
+    Returns:
+        The summary: rows, the attempt restored, the new one, its snapshot, and the transform's summary.
+
+    Raises:
+        BadInput: there is no attempt before, or its snapshot has expired.
+        RunFailed: the models failed; the partition is rolled back.
+    """
+    settings = load_settings()
+    definition = get_dataset(dataset)
+    key = parse_partition(partition, definition.grain)
+    check(settings)
+    receipt = stage_previous(settings, definition, key)
+    publisher = Publisher(settings, [definition], str(flow_run.id))
+    try:
+        with gate.hold():
+            result = publisher.publish([receipt])
+    finally:
+        publisher.close()
+    if result.failures:
+        raise LakeError(f"{dataset} {partition} could not be rolled back: {result.failures[0].error}", "lake verify")
+    get_run_logger().info("%s %s is back at attempt %s", dataset, partition, receipt.restores)
+    events.published(result)
+    summary: dict[str, Any] = {
+        "dataset": dataset,
+        "partition": partition,
+        "rows": receipt.rows,
+        "restores": receipt.restores,
+        "attempt_id": receipt.attempt_id,
+        "snapshot_id": result.snapshot_id,
+    }
+    try:
+        return {**summary, "transform": transform()}
+    except RunFailed as error:
+        raise RunFailed(error.message, error.fix, {**summary, "transform": error.summary}) from error

@@ -1,0 +1,264 @@
+"""Settings: the one place that reads the environment (prefix ``LAKE_``), ``.env`` and the project's table."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from ducklake_flows.errors import BadInput, redacted
+
+LAKE = "lake"
+"""The alias every reader and writer attaches the lake under; SQLMesh writes it into its views."""
+
+TABLE = ("tool", "ducklake-flows")
+"""The table of `pyproject.toml` that makes a folder a project."""
+
+
+class Settings(BaseSettings):
+    """Where the project and its lake are, and how to reach them. The defaults give the embedded lake in ``.lake``.
+
+    The environment comes before ``.env``, and that before the project's table. Relative paths start from the
+    project's folder (without a project, from the working directory). Every path is absolute after validation, so that
+    a worker in another folder means the same place.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="LAKE_", env_file=".env", extra="ignore", frozen=True)
+
+    project: Path | None = None
+    datasets: Annotated[tuple[Path, ...], NoDecode] = ()
+    models: Path | None = None
+    home: Path = Path(".lake")
+    catalog: str = ""
+    catalog_password: SecretStr | None = None
+    data_path: str = ""
+    landing: str = ""
+    state: str = ""
+    state_password: SecretStr | None = None
+    dask_address: str | None = None
+    s3_endpoint: str | None = None
+    s3_key_id: SecretStr | None = None
+    s3_secret: SecretStr | None = None
+    s3_region: str = "us-east-1"
+    s3_use_ssl: bool = True
+    notify_url: SecretStr | None = None
+    retention_days: int = 30
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the project's ``.env`` and its table, where a project is given."""
+        project = init_settings.init_kwargs.get("project") if isinstance(init_settings, InitSettingsSource) else None
+        if project is None:
+            return init_settings, env_settings, dotenv_settings
+        folder = Path(project)
+        return (
+            init_settings,
+            env_settings,
+            DotEnvSettingsSource(settings_cls, folder / ".env"),
+            InitSettingsSource(settings_cls, _table(folder) or {}),
+        )
+
+    @field_validator("datasets", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        """One folder, or several: a list, or a text with the system's path separator (``:``) between them."""
+        return [path for path in value.split(os.pathsep) if path] if isinstance(value, str) else value
+
+    @field_validator("catalog")
+    @classmethod
+    def _known_catalog(cls, value: str) -> str:
+        if value and not value.startswith(("sqlite:", "postgres:")):
+            raise ValueError("must start with sqlite: or postgres:")
+        if "password=" in value or "://" in value:
+            raise ValueError("must be postgres:host=... dbname=... user=..., its password in LAKE_CATALOG_PASSWORD")
+        return value
+
+    @field_validator("state")
+    @classmethod
+    def _known_state(cls, value: str) -> str:
+        if "://" in value and not value.startswith(("postgres://", "postgresql://")):
+            raise ValueError("must be a file, or postgres://user@host:port/database")
+        if "://" in value and urlsplit(value).password is not None:
+            raise ValueError("must not hold the password; put it into LAKE_STATE_PASSWORD")
+        return value
+
+    @field_validator("s3_endpoint")
+    @classmethod
+    def _no_scheme(cls, value: str | None) -> str | None:
+        if value and "/" in value:
+            raise ValueError("must be host:port; LAKE_S3_USE_SSL says whether it speaks TLS")
+        return value or None
+
+    @field_validator("s3_key_id", "s3_secret", "catalog_password", "state_password", "notify_url")
+    @classmethod
+    def _empty_is_none(cls, value: SecretStr | None) -> SecretStr | None:
+        return value if value is not None and value.get_secret_value() else None
+
+    @model_validator(mode="after")
+    def _s3_needs_keys(self) -> Self:
+        names = [n for n in ("data_path", "landing") if getattr(self, n).startswith("s3://")]
+        if names and not (self.s3_key_id and self.s3_secret):
+            raise ValueError(f"LAKE_{names[0].upper()} is in S3, so LAKE_S3_KEY_ID and LAKE_S3_SECRET must be set")
+        return self
+
+    @model_validator(mode="after")
+    def _absolute(self) -> Self:
+        base = self.project.expanduser().absolute() if self.project is not None else Path.cwd()
+
+        def absolute(path: str | Path) -> Path:
+            return Path(os.path.normpath(base / Path(path).expanduser()))
+
+        found: dict[str, Any] = {"home": absolute(self.home), "datasets": tuple(map(absolute, self.datasets))}
+        if self.project is not None:
+            found["project"] = base
+            found["datasets"] = found["datasets"] or (absolute("datasets"),)
+            found["models"] = absolute(self.models or "sqlmesh_project")
+        elif self.models is not None:
+            found["models"] = absolute(self.models)
+        for name, path in found.items():
+            object.__setattr__(self, name, path)
+        defaults = {
+            "catalog": f"sqlite:{self.home / 'catalog.sqlite'}",
+            "data_path": f"{self.home / 'data'}/",
+            "landing": f"{self.home / 'landing'}/",
+            "state": str(self.home / "sqlmesh.duckdb"),
+        }
+        for name, value in defaults.items():
+            if not getattr(self, name):
+                object.__setattr__(self, name, value)
+        for name in ("data_path", "landing"):
+            value = getattr(self, name)
+            if not value.startswith("s3://"):
+                value = str(absolute(value))
+            object.__setattr__(self, name, value.rstrip("/") + "/")
+        if self.catalog.startswith("sqlite:"):
+            object.__setattr__(self, "catalog", f"sqlite:{absolute(self.catalog.removeprefix('sqlite:'))}")
+        if "://" not in self.state:
+            object.__setattr__(self, "state", str(absolute(self.state)))
+        return self
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the catalog is a SQLite file of this machine."""
+        return self.catalog.startswith("sqlite:")
+
+    @property
+    def catalog_file(self) -> Path | None:
+        """The SQLite catalog's file, or None for Postgres."""
+        return Path(self.catalog.removeprefix("sqlite:")) if self.embedded else None
+
+    @property
+    def in_s3(self) -> bool:
+        """Whether the data or the landing zone is in S3."""
+        return self.data_path.startswith("s3://") or self.landing.startswith("s3://")
+
+    @property
+    def secrets(self) -> list[str]:
+        """Every secret's text, to keep it out of messages."""
+        found = (self.catalog_password, self.state_password, self.s3_key_id, self.s3_secret, self.notify_url)
+        return [secret.get_secret_value() for secret in found if secret is not None]
+
+    def redact(self, text: str) -> str:
+        """A text without any secret in it: neither one of the settings, nor what looks like one."""
+        for secret in filter(None, self.secrets):
+            text = text.replace(secret, "***")
+        return redacted(text)
+
+    def environment(self) -> dict[str, str]:
+        """The plain (not secret) settings as environment variables, for a child process in any folder."""
+        names = ("project", "home", "catalog", "data_path", "landing", "state", "models")
+        found = {f"LAKE_{n.upper()}": str(getattr(self, n)) for n in names if getattr(self, n) is not None}
+        return found | {"LAKE_DATASETS": os.pathsep.join(map(str, self.datasets))}
+
+    def worker_environment(self) -> dict[str, str]:
+        """The environment of a worker that extracts: the plain settings, and no password of a database."""
+        return {**self.environment(), "LAKE_CATALOG_PASSWORD": "", "LAKE_STATE_PASSWORD": "", "LAKE_NOTIFY_URL": ""}
+
+
+def find_project(folder: Path) -> Path | None:
+    """The nearest folder, from this one upwards, whose `pyproject.toml` has the project's table; None without one.
+
+    Raises:
+        BadInput: a `pyproject.toml` on the way cannot be read, or its table has an unknown key.
+    """
+    return next((place for place in (folder, *folder.parents) if _table(place) is not None), None)
+
+
+def _table(folder: Path) -> dict[str, Any] | None:
+    """The project's table in a folder's `pyproject.toml`; None where there is none."""
+    path = folder / "pyproject.toml"
+    try:
+        tool = tomllib.loads(path.read_text(encoding="utf-8")).get(TABLE[0])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} cannot be read: {error}", "correct the file") from None
+    if not isinstance(tool, dict) or not isinstance(table := tool.get(TABLE[1]), dict):
+        return None
+    if unknown := [key for key in table if key not in ("datasets", "models")]:
+        raise BadInput(
+            f"{path}: [{'.'.join(TABLE)}] has the unknown key {unknown[0]!r}.",
+            "it takes `datasets` and `models`; everything else is a LAKE_ setting of the environment or .env",
+        )
+    return table
+
+
+def load_settings() -> Settings:
+    """Read the environment, ``.env`` and the project's table.
+
+    The project is the folder that ``LAKE_PROJECT`` names, or the nearest one from the working directory upwards.
+
+    Raises:
+        BadInput: a setting is malformed; names it, never its value. Or ``LAKE_PROJECT`` is no project.
+    """
+    return _load(frozenset((k, v) for k, v in os.environ.items() if k.upper().startswith("LAKE_")), Path.cwd())
+
+
+def project_settings(folder: Path) -> Settings:
+    """The settings of the project in this folder; the environment comes first, as for `load_settings`.
+
+    Raises:
+        BadInput: as `load_settings`; or the folder is no project.
+    """
+    folder = folder.expanduser().absolute()
+    if _table(folder) is None:
+        raise BadInput(f"{folder} has no pyproject.toml with [{'.'.join(TABLE)}].", "name a project's folder")
+    return _read(folder)
+
+
+@lru_cache(maxsize=8)
+def _load(_environment: frozenset[tuple[str, str]], folder: Path) -> Settings:
+    """Read once for the same environment and folder: it takes milliseconds, and sources ask for each partition."""
+    if named := os.environ.get("LAKE_PROJECT"):
+        return project_settings(Path(named))
+    return _read(find_project(folder))
+
+
+def _read(project: Path | None) -> Settings:
+    try:
+        return Settings(project=project)
+    except ValidationError as error:
+        said = (e["msg"].removeprefix("Value error, ") for e in error.errors())
+        names = ("_".join(["LAKE", *map(str, e["loc"])]).upper() if e["loc"] else "" for e in error.errors())
+        what = "; ".join(f"{name} {text}".strip() for name, text in zip(names, said, strict=True))
+        raise BadInput(f"Bad settings: {what}", "correct the environment, .env or pyproject.toml") from None

@@ -1,0 +1,450 @@
+"""CSV through DuckDB's reader: every value as text first, then by type, so that none is guessed or cut.
+
+Arrow's reader loses a byte where a quoted line break meets the end of a block (apache/arrow#51368), and takes a quote
+that is never closed for data. A small file without any quote it reads right, and in a third of the time: a query costs
+DuckDB a millisecond, whatever is in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from ducklake_flows.errors import SourceError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from duckdb import DuckDBPyConnection
+
+BATCH = 122_880
+"""Rows read at once."""
+
+PIECE = 1 << 20
+"""Characters copied at once."""
+
+LONGEST = 64 << 20
+"""Bytes of the longest line that is read."""
+
+SMALL = 4 << 20
+"""Bytes of a file that is read as a whole if there is no quote in it."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a CSV file is written. See `ducklake_flows.sources.files.Files`."""
+
+    delimiter: str = ","
+    quote: str = '"'
+    escape: str = '"'
+    decimal: str = "."
+    comment: str = ""
+    skip: int = 0
+    nulls: tuple[str, ...] = ("",)
+
+
+@cache
+def _connection() -> DuckDBPyConnection:
+    import duckdb
+
+    return duckdb.connect(config={"threads": 2, "autoinstall_known_extensions": False, "memory_limit": "512MB"})
+
+
+def header(path: Path, dialect: Dialect) -> list[str]:
+    """The names in a file's first line, after those that are skipped.
+
+    Raises:
+        SourceError: there is none, or it names a column twice.
+    """
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        try:
+            for _ in range(dialect.skip):
+                next(file)
+            lines = (line for line in file if not (dialect.comment and line.startswith(dialect.comment)))
+            names = next(_reader(lines, dialect))
+        except StopIteration:
+            raise SourceError("has no header", "have the source write it again, or set skip") from None
+        except csv.Error as error:
+            raise SourceError(f"has no header that can be read: {error}", "set the file's dialect") from None
+    if any(not name.isprintable() and "\udc80" <= max(name) <= "\udcff" for name in names):
+        raise SourceError("its header is not UTF-8", "say which encoding it is: encoding='latin-1'")
+    if not any(names):
+        raise SourceError("its first line is blank, where the header should be", "set skip")
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise SourceError(f"the header names a column twice: {', '.join(map(repr, twice))}", "mend the file")
+    if len(names) == 1 and (other := next((c for c in ";\t|" if c != dialect.delimiter and c in names[0]), None)):
+        raise SourceError(
+            f"the header is one column, {names[0]!r}: the file looks as if it were separated by {other!r}",
+            f"say so in the dataset: delimiter={other!r}",
+        )
+    return names
+
+
+def simplified(path: Path, dialect: Dialect, names: Sequence[str], copy: Path) -> tuple[Dialect, list[str]]:
+    """Copy a file with a header of one line, and blank lines where lines are skipped or comments.
+
+    DuckDB 1.5.5 takes the first line break of a file, also one that is skipped or within quotes, for that of all its
+    lines; and what follows a comment's sign within a line for a comment, too. The lines keep their numbers, but in a
+    file of one column, where a blank line is a row.
+
+    Args:
+        path: A local file in UTF-8.
+        dialect: How it is written.
+        names: Its header.
+        copy: Where the copy is written.
+
+    Returns:
+        The copy's dialect and header.
+    """
+    before: list[str] = []
+    plain = [f"c{number}" for number in range(len(names))]
+    with (
+        path.open(encoding="utf-8", errors="surrogateescape", newline="") as file,
+        copy.open("w", encoding="utf-8", errors="surrogateescape", newline="") as target,
+    ):
+        for line in file:
+            before.append(line)
+            if len(before) > dialect.skip and not (dialect.comment and line.startswith(dialect.comment)):
+                break
+        break_in_names = sum(len(re.findall("\r\n|\r|\n", name)) for name in names)
+        before += [next(file) for _ in range(break_in_names)]
+        end = before[-1][len(before[-1].rstrip("\r\n")) :]
+        target.write(end * (len(before) - 1) + dialect.delimiter.join(plain) + end)
+        if dialect.comment:
+            _copy_without_comments(file, target, dialect, end if len(names) > 1 else "")
+        shutil.copyfileobj(file, target, PIECE)
+    return replace(dialect, skip=len(before) - 1, comment=""), plain
+
+
+def _copy_without_comments(file: TextIO, target: TextIO, dialect: Dialect, blank: str) -> None:
+    """Copy rows, and a blank instead of each comment. A line within a quoted value is none."""
+    is_start = True
+
+    def lines() -> Iterator[str]:
+        nonlocal is_start
+        for line in file:
+            if is_start and line.startswith(dialect.comment):
+                target.write(blank)
+                continue
+            is_start = False
+            target.write(line)
+            yield line
+
+    csv.field_size_limit(LONGEST)
+    # Where the file breaks its dialect DuckDB finds it, too, and tells the line.
+    with contextlib.suppress(csv.Error):
+        for _ in _reader(lines(), dialect):
+            is_start = True
+
+
+_DELIMITER = "\ue000"
+"""Stands for a delimiter of several characters: it is of the range that means nothing in Unicode."""
+
+
+def _reader(lines: Iterator[str], dialect: Dialect) -> Iterator[list[str]]:
+    if len(dialect.delimiter) > 1:
+        # Python's reader knows delimiters of one character.
+        one = replace(dialect, delimiter=_DELIMITER)
+        for fields in _reader((line.replace(dialect.delimiter, _DELIMITER) for line in lines), one):
+            yield [field.replace(_DELIMITER, dialect.delimiter) for field in fields]
+        return
+    doubled = dialect.escape == dialect.quote
+    yield from csv.reader(
+        lines,
+        delimiter=dialect.delimiter,
+        quotechar=dialect.quote or None,
+        quoting=csv.QUOTE_MINIMAL if dialect.quote else csv.QUOTE_NONE,
+        doublequote=doubled,
+        escapechar=None if doubled or not dialect.escape else dialect.escape,
+        strict=True,
+    )
+
+
+def read(
+    path: Path, dialect: Dialect, columns: Mapping[str, str], size: int, integers: Set[str] = frozenset()
+) -> Iterator[pa.Table]:
+    """A file's rows, every value as text; null where the dialect says so.
+
+    Args:
+        path: A local file in UTF-8, without a byte order mark.
+        dialect: How it is written.
+        columns: The column of each of the header's names, in order.
+        size: Bytes of the file.
+        integers: Columns that may come as integers, where that is quicker and all of their texts are.
+
+    Raises:
+        SourceError: it breaks the dialect, names the line; or its header stands in it again.
+    """
+    import duckdb
+    import pyarrow as pa
+
+    if (table := _unquoted(path, dialect, columns, size, integers)) is not None:
+        yield table
+        return
+    try:
+        reader = (
+            _connection().cursor().execute(f"FROM {_scan(path, dialect, len(columns), size)}").to_arrow_reader(BATCH)
+        )
+        names: list[str] | None = list(columns)
+        for batch in reader:
+            if names:
+                batch = _without_header(batch, names, dialect)
+                names = None
+            _check_no_header(batch, list(columns))
+            yield pa.table(batch.columns, names=list(columns.values()))
+    except duckdb.Error as error:
+        raise _named(error, dialect) from None
+    except pa.ArrowException as error:  # DuckDB's own, when it comes in mid-stream
+        raise _named(error, dialect) from None
+
+
+def _without_header(batch: pa.RecordBatch, names: Sequence[str], dialect: Dialect) -> pa.RecordBatch:
+    """The first rows of a file without its header, which DuckDB must have read as Python did."""
+    first = [column[0].as_py() for column in batch.columns]
+    if first != [None if name in dialect.nulls else name for name in names]:
+        raise SourceError("its header cannot be told from its rows", _FIX)
+    return batch.slice(1)
+
+
+def _unquoted(
+    path: Path, dialect: Dialect, columns: Mapping[str, str], size: int, integers: Set[str]
+) -> pa.Table | None:
+    """A small file without quotes, read by Arrow in one block; None for any other, and for one with a fault in it."""
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    if size > SMALL or dialect.skip or dialect.comment or len(dialect.delimiter) > 1 or len(columns) == 1:
+        return None
+    content = path.read_bytes()
+    ends = content.count(b"\r")
+    if (dialect.quote or '"').encode() in content or b"\0" in content or (ends and ends != content.count(b"\r\n")):
+        return None
+    if dialect.escape != dialect.quote and dialect.escape.encode() in content:
+        return None
+    if ends and ends != content.count(b"\n"):
+        return None
+    if b"0x" in content or b"0X" in content:
+        integers = frozenset()  # Arrow takes 0x10 for 16
+    try:
+        table = arrow_csv.read_csv(
+            pa.py_buffer(content),
+            arrow_csv.ReadOptions(
+                use_threads=False, block_size=max(size, 1), column_names=list(columns.values()), skip_rows=1
+            ),
+            arrow_csv.ParseOptions(delimiter=dialect.delimiter, quote_char=False),
+            arrow_csv.ConvertOptions(
+                column_types={c: pa.int64() if c in integers else pa.string() for c in columns.values()},
+                null_values=list(dialect.nulls),
+                strings_can_be_null=True,
+            ),
+        )
+    except pa.ArrowException:
+        return None  # DuckDB tells the line, and what is wrong with it
+    if not integers:
+        _check_no_header(table, list(columns))
+    return table
+
+
+def _check_no_header(batch: pa.RecordBatch | pa.Table, names: Sequence[str]) -> None:
+    """Files that were put together with their headers. In a single column the name may well be a value."""
+    import pyarrow.compute as pc
+
+    rows = pc.equal(batch.column(0), names[0])
+    for column, name in zip(batch.columns[1:], names[1:], strict=True):
+        if not pc.any(rows).as_py():
+            return
+        rows = pc.and_(rows, pc.equal(column, name))
+    if len(names) > 1 and pc.any(rows).as_py():
+        raise SourceError("its header stands in it again, further down", "have the source write it again")
+
+
+def _scan(path: Path, dialect: Dialect, columns: int, size: int) -> str:
+    """The table function that reads a file as text."""
+    options = {
+        "columns": "{" + ", ".join(f"'c{number}': 'VARCHAR'" for number in range(columns)) + "}",
+        "auto_detect": "false",
+        # As DuckDB 1.5.5 skips a header, it loses every row where a line break in it is not like those after it.
+        "header": "false",
+        "delim": _literal(dialect.delimiter),
+        "quote": _literal(dialect.quote),
+        "escape": _literal(dialect.escape),
+        "comment": _literal(dialect.comment),
+        "skip": str(dialect.skip),
+        "nullstr": "[" + ", ".join(map(_literal, dialect.nulls or (_NEVER,))) + "]",
+        "allow_quoted_nulls": "false",
+        "hive_partitioning": "false",
+        "null_padding": "false",
+        "strict_mode": "true",
+        "compression": "'none'",
+        "encoding": "'utf-8'",
+        "max_line_size": str(LONGEST),
+        # By default 32 MB are set aside for a file of any size.
+        "buffer_size": str(min(max(size, 1 << 16), 2 * LONGEST) + 64),
+    }
+    if size < LONGEST:
+        options["max_line_size"] = str(max(size, 1 << 14))
+    given = ", ".join(f"{name} = {value}" for name, value in options.items())
+    return f"read_csv({_literal(str(path))}, {given})"
+
+
+_NEVER = "\ue000 this text is no file's \ue001"
+"""What stands for null where nothing does: DuckDB wants to be told a text."""
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _named(error: Exception, dialect: Dialect) -> SourceError:
+    """DuckDB's error as the user's: the line, and what is wrong with it."""
+    text = str(error)
+    line = re.search(r"CSV Error on Line: (\d+)", text)
+    where = f"line {line[1]}: " if line else ""
+    for pattern, says in _SAYS:
+        if found := re.search(pattern, text):
+            return SourceError(where + says.format(*found.groups()), _FIX)
+    return SourceError(where + " ".join(text.split("Possible")[0].split())[:300], _FIX)
+
+
+_FIX = "have the source write it again, or set the file's dialect in the dataset"
+_SAYS = (
+    (r"Value with unterminated quote found", "a quote is not closed, or text stands beside a quoted value"),
+    (r"Expected Number of Columns: (\d+) Found: (\d+)", "it has {1} columns instead of {0}"),
+    (r"Invalid unicode", "it is not UTF-8; say which encoding it is: encoding='latin-1'"),
+    (r"[Mm]aximum line size", "the line is longer than 64 MiB"),
+    (r"invalid state", "its lines end in different ways, or a quote is out of place"),
+)
+
+
+@dataclass
+class Facts:
+    """What is known of all of a column's texts, file after file.
+
+    Args:
+        values: How many there are that are not null.
+        kinds: For each kind in `KINDS`, whether every one of them is of it.
+        left: Digits before the decimal point at most.
+        places: Digits after it at most.
+    """
+
+    values: int = 0
+    kinds: dict[str, bool] | None = None
+    left: int = 0
+    places: int = 0
+
+    def add(self, values: int, kinds: Mapping[str, bool], left: int, places: int) -> None:
+        """Take up a further file."""
+        if values:
+            self.kinds = {kind: (self.kinds is None or self.kinds[kind]) and holds for kind, holds in kinds.items()}
+            self.values += values
+            self.left, self.places = max(self.left, left), max(self.places, places)
+
+    def type_of(self) -> pa.DataType:
+        """The Arrow type that holds all of them exactly, and gives their text back as far as it is a value's."""
+        import pyarrow as pa
+
+        if self.kinds is None:
+            return pa.null()
+        for kind, data_type in (
+            ("bigint", pa.int64()),
+            ("bool", pa.bool_()),
+            ("date", pa.date32()),
+            ("moment", pa.timestamp("us", tz="UTC")),
+            ("local moment", pa.timestamp("us")),
+            ("double", pa.float64()),
+        ):
+            if self.kinds[kind]:
+                return data_type
+        if self.kinds["decimal"] and self.left + self.places <= 38:
+            return pa.decimal128(18 if self.left + self.places <= 18 else 38, self.places)
+        return pa.string()
+
+
+_INTEGER = "0|-?[1-9][0-9]*"
+_DECIMAL = r"-?(0|[1-9][0-9]*)(\.[0-9]+)?"
+_DOUBLE = _DECIMAL + "([eE][+-]?[0-9]+)?"
+_DAY = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+_MOMENT = _DAY + r"[ T][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?"
+_ZONE = "(Z|[+-][0-9]{2}(:?[0-9]{2})?)"
+KINDS = {
+    "bigint": f"regexp_full_match($c, '{_INTEGER}') AND TRY_CAST($c AS BIGINT) IS NOT NULL",
+    "bool": "lower($c) IN ('true', 'false')",
+    "date": f"regexp_full_match($c, '{_DAY}') AND TRY_CAST($c AS DATE) IS NOT NULL",
+    "local moment": f"regexp_full_match($c, '{_MOMENT}') AND TRY_CAST($c AS TIMESTAMP) IS NOT NULL",
+    "moment": f"regexp_full_match($c, '{_MOMENT}{_ZONE}')",
+    # 15 digits are always exact; more only where the double is written just so.
+    "double": f"""regexp_full_match($c, '{_DOUBLE}') AND (TRY_CAST($c AS DOUBLE)::VARCHAR = $c
+        OR length(ltrim(regexp_replace($c, '[eE].*|[.-]', '', 'g'), '0')) <= 15
+           AND (abs(TRY_CAST($c AS DOUBLE)) BETWEEN 1e-300 AND 1e300 OR regexp_full_match($c, '[-0.]+')))""",
+    "decimal": f"regexp_full_match($c, '{_DECIMAL}')",
+}
+"""What a text must be like to be of a kind, in SQL. Ids such as 007 are of none, so they stay text."""
+
+
+def look(path: Path, dialect: Dialect, columns: Mapping[int, Facts], names: Sequence[str], size: int) -> None:
+    """Read a file once, and add what its texts are like to the facts of some of its columns.
+
+    Args:
+        path: A local file in UTF-8, without a byte order mark.
+        dialect: How it is written.
+        columns: The facts of each column of interest, by its number.
+        names: The header's names.
+        size: Bytes of the file.
+
+    Raises:
+        SourceError: it breaks the dialect, or its header stands in it again.
+    """
+    import duckdb
+
+    selected = []
+    for number in columns:
+        text = f"c{number}" if dialect.decimal == "." else f"replace(c{number}, {_literal(dialect.decimal)}, '.')"
+        selected.append(f"count({text})")
+        selected += [f"coalesce(bool_and({condition.replace('$c', text)}), true)" for condition in KINDS.values()]
+        point = f"strpos({text}, '.')"
+        whole = f"length(ltrim({text}, '-'))"
+        selected.append(
+            f"coalesce(max(CASE WHEN {point} = 0 THEN {whole} ELSE strpos(ltrim({text}, '-'), '.') - 1 END), 0)"
+        )
+        selected.append(f"coalesce(max(CASE WHEN {point} = 0 THEN 0 ELSE length({text}) - {point} END), 0)")
+    try:
+        found = (
+            _connection()
+            .cursor()
+            .execute(f"SELECT {', '.join(selected)} FROM (FROM {_scan(path, dialect, len(names), size)} OFFSET 1)")
+            .fetchall()[0]
+        )
+    except duckdb.Error as error:
+        raise _named(error, dialect) from None
+    width = len(KINDS) + 3
+    for place, facts in enumerate(columns.values()):
+        values, *kinds, left, places = found[place * width : (place + 1) * width]
+        facts.add(values, dict(zip(KINDS, kinds, strict=True)), left, places)
+
+
+def line_of(path: Path, dialect: Dialect, record: int, columns: int) -> int:
+    """The line of a file on which a record ends, counted from 1; records from 0, without the header."""
+    read = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal read
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            for line in file:
+                read += 1
+                if read > dialect.skip and not (dialect.comment and line.startswith(dialect.comment)):
+                    yield line
+
+    left = record + 1
+    for fields in _reader(lines(), dialect):
+        # A blank line is no record, but in a file of one column, where it is a null.
+        left -= bool(fields) or columns == 1
+        if left < 0:
+            break
+    return read

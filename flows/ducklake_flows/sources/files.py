@@ -1,0 +1,516 @@
+"""The shared ``files`` source: CSV, JSON or Parquet files, one or several a partition, by a path pattern."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import hashlib
+import re
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from ducklake_flows.datasets.contract import Contract
+from ducklake_flows.datasets.partitions import Grain, Partition, parse_partition
+from ducklake_flows.errors import BadInput, NoSource, SourceError
+from ducklake_flows.settings import load_settings
+from ducklake_flows.storage import File, Storage, open_storage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ducklake_flows.sources.csv_files import Dialect, Facts
+
+Format = Literal["csv", "json", "jsonl", "parquet"]
+
+PIECE = 1 << 20
+"""Bytes copied at once."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files in the landing zone (a folder or S3), found by a pattern with the partition in it.
+
+    Args:
+        pattern: Path below ``LAKE_LANDING``: ``{partition}`` stands for the partition's key, ``%Y``, ``%m``, ``%d`` and
+            ``%H`` for parts of its start, ``*`` for any run of characters but a slash. ``flights/{partition}.csv``,
+            ``weather/year=%Y/month=%m/%d/*.jsonl``. Hidden files (``.name``, ``_SUCCESS``) are never data.
+        format: How the files are written. ``json`` and ``jsonl`` both read lines as well as one array.
+        nulls: The texts that mean null, in CSV, where they stand without quotes.
+        ends_with_newline: Whether a CSV file whose last line has no end is taken for truncated. A value cut short
+            can look like a whole one, so turn this off only for a source that never writes the last line's end.
+        delimiter: What stands between two values, in CSV.
+        quote: What a value that holds a delimiter or a line break stands between, in CSV; "" for nothing.
+        escape: What stands before a quote within a quoted value, in CSV: the quote itself, or a backslash.
+        encoding: The text's encoding, as Python names it.
+        decimal: The decimal mark of numbers, in CSV.
+        comment: A line that starts with this is left out, in CSV; "" for none.
+        skip: Lines before the header, in CSV.
+        empty: Whether a file of 0 bytes is a partition without rows. A CSV file of just a header always is.
+
+    A file whose name ends with ``.gz`` or ``.zst`` is decompressed.
+    """
+
+    pattern: str
+    format: Format
+    nulls: tuple[str, ...] = ("",)
+    ends_with_newline: bool = True
+    delimiter: str = ","
+    quote: str = '"'
+    escape: str = '"'
+    encoding: str = "utf-8"
+    decimal: str = "."
+    comment: str = ""
+    skip: int = 0
+    empty: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pattern.startswith("/") or ".." in self.pattern.split("/"):
+            raise BadInput(f"{self.pattern!r} leaves the landing zone.", "give a path below LAKE_LANDING")
+        if self.format not in get_args(Format):
+            raise BadInput(f"{self.format!r} is not a file format.", f"choose from {', '.join(get_args(Format))}")
+        if "**" in self.pattern or (found := re.search(r"[?\[\]]", self.pattern)):
+            sign = "**" if "**" in self.pattern else found[0]  # type: ignore[index]
+            raise BadInput(f"{self.pattern!r}: {sign!r} is not part of a pattern.", _PATTERN)
+        if found := re.search(r"%(?![YmdH])", self.pattern):
+            raise BadInput(f"{self.pattern!r}: % stands before Y, m, d or H.", _PATTERN)
+        if found := re.search(r"\{(?!partition\})[^}]*\}?", self.pattern):
+            raise BadInput(f"{self.pattern!r}: {found[0]!r} stands for nothing.", _PATTERN)
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise BadInput(
+                f"{self.encoding!r} is not an encoding.", "name one that Python knows, such as latin-1"
+            ) from None
+        for name, most in (("delimiter", 4), ("quote", 1), ("escape", 1), ("comment", 1), ("decimal", 1)):
+            value = getattr(self, name)
+            if len(value) > most or (not value and name in ("delimiter", "decimal")):
+                raise BadInput(f"{name}={value!r} is not a {name} that is read.", f"give {most} character at most")
+        if isinstance(self.nulls, str) or self.skip < 0:
+            raise BadInput("nulls is a tuple of texts, and skip a number of lines.", 'nulls=("NA", "")')
+
+    def check(self, key: str, grain: Grain) -> None:
+        """Make sure that the pattern tells partitions of this grain apart.
+
+        Raises:
+            BadInput: it does not.
+        """
+        if grain is Grain.full:
+            if "{partition}" in self.pattern or "%" in self.pattern:
+                raise BadInput(f"{key}: {self.pattern!r} names partitions, but there is just one.", "name the file")
+            return
+        parts = set(re.findall("%([YmdH])", self.pattern))
+        if "{partition}" not in self.pattern and not set(_PARTS[grain]) <= parts:
+            needed = "".join(f"%{part}" for part in _PARTS[grain])
+            raise BadInput(
+                f"{key}: {self.pattern!r} does not say which {grain} a file is of.", f"use {{partition}}, or {needed}"
+            )
+
+    def versions(self, partitions: Sequence[Partition]) -> Mapping[str, str]:
+        """The version of every partition that has files: a digest of their names, sizes and times."""
+        return {key: _version(infos) for key, infos in self._found(partitions, self._landing()).items()}
+
+    def unmatched(self, partitions: Sequence[Partition]) -> list[str]:
+        """The files in the pattern's folder that are of no partition, by their paths below the landing zone.
+
+        Hidden ones are left out, and those of partitions after the last: their time has not come.
+        """
+        if not partitions:
+            return []
+        landing = self._landing()
+        grain, first = partitions[0].grain, min(p.key for p in partitions)
+        match = _matcher(self.pattern, grain)
+        names = [landing.relative(info.path) for info in landing.list(_fixed_folder(self.pattern))]
+        keys = {name: match(name) for name in names if not _is_hidden(name, self.pattern)}
+        return sorted(name for name, key in keys.items() if key is None or key < first or not _is_key(key, grain))
+
+    def read(self, partition: Partition, contract: Contract) -> Iterator[pa.Table]:
+        """Stream one partition's rows. A value that does not fit its type is an error, never a null.
+
+        Args:
+            partition: Which.
+            contract: Types of declared columns, names, the zone of local times; and the raw table's column types:
+                where one is text, a CSV file's column is read as text.
+
+        Raises:
+            NoSource: no file matches.
+            SourceError: a file is empty, truncated, has other columns or values of another type, or changed while it
+                was read.
+        """
+        landing = self._landing()
+        files = self._found([partition], landing).get(partition.key, [])
+        if not files:
+            raise NoSource(f"no file matches {self._spelt(partition)}")
+        # Not as they were listed: an object store rounds the time of one object in its own way.
+        before = {name: landing.find(name) for name in (landing.relative(info.path) for info in files)}
+        with contextlib.ExitStack() as opened:
+            read = {"csv": self._csv, "parquet": self._parquet}.get(self.format, self._json)
+            yield from read(landing, files, contract, opened)
+            for name, info in before.items():
+                if landing.find(name) != info:
+                    raise SourceError(f"{name} changed while it was read", "the next run reads it again")
+
+    def _csv(
+        self,
+        landing: Storage,
+        files: Sequence[File],
+        contract: Contract,
+        opened: contextlib.ExitStack,
+    ) -> Iterator[pa.Table]:
+        """CSV files: as text, then by the contract's types, or by what all of a column's texts are like."""
+        from ducklake_flows.sources import csv_files
+
+        local: list[tuple[str, Path, int, dict[str, str], Dialect]] = []
+        for info in files:
+            name = landing.relative(info.path)
+            with _in_file(name, self.format):
+                path = self._plain(landing, info, opened)
+                size = path.stat().st_size
+                if self._is_empty(size):
+                    continue
+                if self.ends_with_newline:
+                    _check_end(path, size)
+                dialect = self._dialect()
+                names = csv_files.header(path, dialect)
+                columns = _columns(names, contract)
+                if dialect.skip or dialect.comment or any(set(name) & {"\r", "\n"} for name in names):
+                    copy = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="lake-file-")), "plain")
+                    dialect, names = csv_files.simplified(path, dialect, names, copy)
+                    path, columns = copy, dict(zip(names, columns.values(), strict=True))
+                local.append((name, path, size, columns, dialect))
+        facts = self._look(local, contract)
+        types = {column: found.type_of() for column, found in facts.items()}
+        integers = {name for name, data_type in contract.columns.items() if data_type == "bigint"}
+        for name, path, size, columns, dialect in local:
+            with _in_file(name, self.format) as place:
+                place.find = partial(_line, path, dialect, len(columns))
+                for table in csv_files.read(path, dialect, columns, size, integers):
+                    yield place.tell(_typed(self._with_points(table, contract, types), contract, types))
+                    place.row += table.num_rows
+
+    def _look(
+        self,
+        local: Sequence[tuple[str, Path, int, dict[str, str], Dialect]],
+        contract: Contract,
+    ) -> dict[str, Facts]:
+        """What the texts of undeclared columns are like, in all files together."""
+        from ducklake_flows.sources import csv_files
+
+        facts: dict[str, Facts] = {}
+        for name, path, size, columns, dialect in local:
+            wanted = {
+                number: facts.setdefault(column, csv_files.Facts())
+                for number, column in enumerate(columns.values())
+                if column not in contract.columns and contract.known.get(column) != "VARCHAR" and _is_taken(contract)
+            }
+            if wanted:
+                with _in_file(name, self.format):
+                    csv_files.look(path, dialect, wanted, list(columns), size)
+        return facts
+
+    def _with_points(self, table: pa.Table, contract: Contract, types: Mapping[str, pa.DataType]) -> pa.Table:
+        """A table of texts whose numbers are written with a point."""
+        if self.decimal == ".":
+            return table
+        import pyarrow.compute as pc
+
+        from ducklake_flows.sources.values import contract_type, is_number
+
+        for number, name in enumerate(table.column_names):
+            wanted = contract_type(contract.columns[name]) if name in contract.columns else types.get(name)
+            if wanted is not None and is_number(wanted):
+                column = table.column(number)
+                if self.decimal != "." and pc.any(pc.match_substring(column, ".")).as_py():
+                    raise SourceError(f"column {name}: a number has a point, but {self.decimal!r} is the decimal mark")
+                table = table.set_column(number, name, pc.replace_substring(column, self.decimal, "."))
+        return table
+
+    def _json(
+        self,
+        landing: Storage,
+        files: Sequence[File],
+        contract: Contract,
+        opened: contextlib.ExitStack,
+    ) -> Iterator[pa.Table]:
+        """JSON files, of lines or of one array each."""
+        from ducklake_flows.sources import json_files
+        from ducklake_flows.sources.rows import rows_to_table
+        from ducklake_flows.sources.values import conform
+
+        for info in files:
+            with _in_file(landing.relative(info.path), self.format) as place:
+                path = self._plain(landing, info, opened)
+                if self._is_empty(path.stat().st_size):
+                    continue
+                for number, rows in json_files.read(path):
+                    place.find = partial(_row, number)
+                    yield place.tell(conform(rows_to_table(rows, contract), contract, dict.fromkeys(contract.known)))
+
+    def _parquet(
+        self,
+        landing: Storage,
+        files: Sequence[File],
+        contract: Contract,
+        opened: contextlib.ExitStack,
+    ) -> Iterator[pa.Table]:
+        """Parquet files."""
+        from ducklake_flows.sources.parquet_files import ParquetFile
+        from ducklake_flows.sources.values import conform
+
+        for info in files:
+            with _in_file(landing.relative(info.path), self.format) as place:
+                if self._is_empty(info.size):
+                    continue
+                file = ParquetFile(opened.enter_context(landing.fs.open_input_file(info.path)))
+                for table in file.read(_columns(file.names, contract)):
+                    yield place.tell(conform(table, contract, dict.fromkeys(contract.known)))
+                    place.row += table.num_rows
+
+    def _is_empty(self, size: int) -> bool:
+        if size == 0 and not self.empty:
+            raise SourceError(
+                "is empty (0 bytes)", "have the source write it again; or is that a day without rows? empty=True"
+            )
+        return size == 0
+
+    def _dialect(self) -> Dialect:
+        from ducklake_flows.sources.csv_files import Dialect
+
+        return Dialect(
+            self.delimiter, self.quote, self.escape, self.decimal, self.comment, self.skip, tuple(self.nulls)
+        )
+
+    def _plain(self, landing: Storage, info: File, opened: contextlib.ExitStack) -> Path:
+        """A local file with the text in UTF-8: the one that is there, or a temporary copy.
+
+        A copy has no byte order mark: DuckDB 1.5.5 takes a quote or a comment that follows one for text.
+        """
+        kind = {"gz": "gzip", "zst": "zstd"}.get(info.path.rpartition(".")[2])
+        is_utf8 = codecs.lookup(self.encoding).name == "utf-8"
+        start = _check_kind(landing, info, kind, is_utf8)
+        plain = is_utf8 and kind is None and not start.startswith(codecs.BOM_UTF8)
+        if landing.is_local and plain and not set("*?[]") & set(info.path):
+            return Path(info.path)
+        copy = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="lake-file-")), "plain")
+        with landing.fs.open_input_stream(info.path, compression=kind) as source, copy.open("wb") as target:
+            decode = codecs.getincrementaldecoder(self.encoding)() if not is_utf8 else None
+            while piece := source.read(PIECE):
+                text = decode.decode(piece).encode() if decode else piece
+                target.write(text if target.tell() else text.removeprefix(codecs.BOM_UTF8))
+            if decode:
+                target.write(decode.decode(b"", final=True).encode())
+        return copy
+
+    def _landing(self) -> Storage:
+        settings = load_settings()
+        return open_storage(settings.landing, settings)
+
+    def _found(self, partitions: Sequence[Partition], landing: Storage) -> dict[str, list[File]]:
+        """The files of each of these partitions, in the order of their names."""
+        if not partitions:
+            return {}
+        if "*" not in self.pattern and len(partitions) == 1:
+            file = landing.find(self._spelt(partitions[0]))
+            return {partitions[0].key: [file]} if file else {}
+        match = _matcher(self.pattern, partitions[0].grain)
+        wanted = {p.key for p in partitions}
+        found: dict[str, list[File]] = defaultdict(list)
+        folder = _fixed_folder(self.pattern if len(partitions) > 1 else self._spelt(partitions[0]))
+        for info in sorted(landing.list(folder), key=lambda i: i.path):
+            name = landing.relative(info.path)
+            if (key := match(name)) in wanted and not _is_hidden(name, self.pattern):
+                found[key].append(info)
+        return dict(found)
+
+    def _spelt(self, partition: Partition) -> str:
+        """The pattern with a partition's key and date in it."""
+        spelt = self.pattern.replace("{partition}", partition.key)
+        if partition.grain is not Grain.full:
+            for part in "YmdH":
+                spelt = spelt.replace(f"%{part}", partition.start.strftime(f"%{part}").rjust(_WIDTHS[part], "0"))
+        return spelt
+
+
+_PATTERN = "use {partition}, %Y, %m, %d, %H, and * for a run of characters within a name"
+_WIDTHS = {"Y": 4, "m": 2, "d": 2, "H": 2}
+_PARTS = {Grain.hour: "YmdH", Grain.day: "Ymd", Grain.month: "Ym"}
+_KEYS = {Grain.hour: "{Y}-{m}-{d}T{H}", Grain.day: "{Y}-{m}-{d}", Grain.month: "{Y}-{m}"}
+
+
+@lru_cache(maxsize=256)
+def _matcher(pattern: str, grain: Grain) -> Any:
+    """A function that tells the key of the partition that a path is of; None for a path that is of none."""
+    written: set[str] = set()
+
+    def group(part: str) -> str:
+        if part in written:
+            return f"(?P={part})"
+        written.add(part)
+        return rf"(?P<{part}>\d{{{_WIDTHS[part]}}})"
+
+    key = _KEYS.get(grain, "full")
+    regex = ""
+    for token in re.findall(r"\{partition\}|%[YmdH]|\*|[^{%*]+", pattern):
+        if token == "{partition}":  # noqa: S105 - no password
+            regex += re.sub(r"\{(\w)\}", lambda found: group(found[1]), key)
+        elif token.startswith("%"):
+            regex += group(token[1])
+        else:
+            regex += "[^/]*?" if token == "*" else re.escape(token)  # noqa: S105
+    compiled = re.compile(regex)
+
+    def match(path: str) -> str | None:
+        hit = compiled.fullmatch(path)
+        return key.format(**hit.groupdict()) if hit else None
+
+    return match
+
+
+def _is_key(key: str, grain: Grain) -> bool:
+    """Whether there is such a partition: 2024-13-01 is written like a day."""
+    try:
+        parse_partition(key, grain)
+    except BadInput:
+        return False
+    return True
+
+
+def _is_hidden(name: str, pattern: str) -> bool:
+    base = name.rpartition("/")[2]
+    return base.startswith((".", "_")) and not pattern.rpartition("/")[2].startswith((".", "_"))
+
+
+def _fixed_folder(pattern: str) -> str:
+    return re.split(r"[{%*]", pattern)[0].rpartition("/")[0]
+
+
+def _is_taken(contract: Contract) -> bool:
+    """Whether columns that the contract does not declare are taken at all."""
+    return not contract.columns or contract.new_columns == "evolve"
+
+
+def _line(path: Path, dialect: Dialect, columns: int, row: int) -> str:
+    from ducklake_flows.sources.csv_files import line_of
+
+    return f"line {line_of(path, dialect, row, columns)}"
+
+
+def _row(first: int, row: int) -> str:
+    return f"row {first + row}"
+
+
+class _Place:
+    """A file, and where in it a row is."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.row = name, 0
+        self.find: Callable[[int], str] = partial(_row, 1)
+
+    def tell(self, table: pa.Table) -> pa.Table:
+        """A table of its rows that says so: see `ducklake_flows.sources.values.FILE`."""
+        from ducklake_flows.sources.values import FILE
+
+        return table.replace_schema_metadata({FILE: self.name})
+
+
+@contextlib.contextmanager
+def _in_file(name: str, kind: str) -> Iterator[_Place]:
+    """Name the file, and the place in it, in whatever goes wrong within the block."""
+    import pyarrow as pa
+
+    from ducklake_flows.sources.values import Unfit
+
+    place = _Place(name)
+    try:
+        yield place
+    except SourceError as error:
+        raise SourceError(f"{name}: {error.message}", error.fix) from None
+    except Unfit as error:
+        where = f" {place.find(place.row + error.row)}" if error.row is not None else ""
+        column = f" column {error.column}:" if error.column else ""
+        raise SourceError(f"{name}{where}:{column} {error.why}", "mend the file, or the dataset's contract") from None
+    except UnicodeError as error:
+        raise SourceError(f"{name} is not in the encoding it should be: {error}", "say which: encoding=") from None
+    except (ValueError, OSError, EOFError, pa.ArrowException) as error:
+        cause = " ".join(str(error).split())[:300]
+        raise SourceError(
+            f"{name} cannot be read as {kind}: {cause}", "have the source write it again, or mend the dataset"
+        ) from None
+
+
+def _check_kind(landing: Storage, info: File, compression: str | None, is_utf8: bool) -> bytes:
+    """Refuse what is another kind of file than its name and the dataset say, by its first bytes. Returns them."""
+    with landing.fs.open_input_file(info.path) as file:
+        start = file.read(4)
+    for magic, name in _MAGIC.items():
+        if start.startswith(magic) and name != compression and not (name == "UTF-16" and not is_utf8):
+            raise SourceError(f"is {name}, not text", _MAGIC_FIX.get(name, "have the source write it again"))
+    return bytes(start)
+
+
+_MAGIC = {
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PAR1": "Parquet",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+_MAGIC_FIX = {
+    "gzip": "give it a name that ends with .gz",
+    "zstd": "give it a name that ends with .zst",
+    "Parquet": 'say so in the dataset: format="parquet"',
+    "UTF-16": "say so in the dataset: encoding='utf-16'",
+}
+
+
+def _check_end(path: Path, size: int) -> None:
+    with path.open("rb") as file:
+        file.seek(size - 1)
+        if file.read(1) not in (b"\n", b"\r"):
+            raise SourceError("its last line has no end: it is truncated", "have the source write it again")
+
+
+def _columns(names: Sequence[str], contract: Contract) -> dict[str, str]:
+    """The column of each name in a file's header; all that the contract declares, and only what it allows."""
+    from ducklake_flows.datasets.names import clash, clash_text, columns_of
+
+    if len(set(names)) < len(names):
+        raise SourceError(f"the header names a column twice: {', '.join(map(repr, names))}", "mend the file")
+    columns = columns_of(names, contract.rename)
+    if pair := clash(columns):
+        raise SourceError(clash_text(*pair, columns[pair[0]]), "mend the contract, or the file")
+    missing = [c for c in contract.columns if c not in columns.values()]
+    extra = [n for n, c in columns.items() if c not in contract.columns and c not in contract.known]
+    if missing or (extra and contract.columns and contract.new_columns == "freeze"):
+        raise SourceError(
+            "wrong header:"
+            + (f" lacks {', '.join(missing)};" if missing else "")
+            + (f" has {', '.join(extra)}, which the contract does not know" if extra else ""),
+            "mend the file, or the contract in flows/datasets",
+        )
+    return columns
+
+
+def _typed(table: pa.Table, contract: Contract, types: Mapping[str, pa.DataType]) -> pa.Table:
+    """A table of texts by the contract's types, and by those that were found for the other columns."""
+    import pyarrow as pa
+
+    from ducklake_flows.sources.values import conform, fit
+
+    columns = {
+        name: fit(table.column(name), types[name], name) if name in types else table.column(name)
+        for name in table.column_names
+    }
+    return conform(pa.table(columns), contract, dict.fromkeys(contract.known))
+
+
+def _version(infos: Sequence[File]) -> str:
+    digest = hashlib.sha256()
+    for info in sorted(infos, key=lambda i: i.path):
+        digest.update(f"{info.path}\0{info.size}\0{info.mtime_ns}\0".encode())
+    return digest.hexdigest()[:16]

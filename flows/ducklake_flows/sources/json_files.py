@@ -1,0 +1,116 @@
+"""JSON through Python's reader: lines or one array, numbers with all their digits, and errors with their line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from ducklake_flows.errors import SourceError
+from ducklake_flows.sources.values import is_exact_double
+
+BATCH = 10_000
+"""Rows handed on at once."""
+
+_FIX = "have the source write it again"
+
+
+def read(path: Path) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """A file's objects, in lists, each with the number of its first: a line, or a place in the array, from 1.
+
+    A number is an int, a float where that holds all of its digits, or a Decimal.
+
+    Args:
+        path: A local file in UTF-8, of JSON lines or one JSON array of objects. An array is read as a whole.
+
+    Raises:
+        SourceError: something in it is not a JSON object; names the line.
+    """
+    with path.open("rb") as file:
+        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        file.seek(0)
+        if start.startswith(b"["):
+            yield from _array(file.read())
+            return
+        rows: list[dict[str, Any]] = []
+        first = 1
+        for number, line in enumerate(file, 1):
+            if not line.strip(b" \t\r\n\xef\xbb\xbf" if number == 1 else b" \t\r\n"):
+                if rows:  # rows of a list follow each other line by line
+                    yield first, rows
+                    rows = []
+                continue
+            if not rows:
+                first = number
+            rows.append(_quickly(line) or _object(_parsed(line, f"line {number}"), f"line {number}"))
+            if len(rows) == BATCH:
+                yield first, rows
+                rows = []
+        if rows:
+            yield first, rows
+
+
+def _quickly(line: bytes) -> dict[str, Any] | None:
+    """A flat object without long numbers and without a key that stands in it twice; None for any other line."""
+    if _LONG.search(line):
+        return None
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and line.count(b'":') == len(value) else None
+
+
+_LONG = re.compile(rb"[0-9.]{17}|[0-9.][eE]|NaN|Infinity")
+"""What may be a number that a double does not hold."""
+
+
+def _array(text: bytes) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    rows = [_object(row, f"element {number}") for number, row in enumerate(_parsed(text, "the array"), 1)]
+    for start in range(0, len(rows), BATCH):
+        yield start + 1, rows[start : start + BATCH]
+
+
+def _parsed(text: bytes, where: str) -> Any:
+    try:
+        return _DECODER.decode(text.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{where} is not UTF-8 (byte {error.start + 1} of it)", _FIX) from None
+    except json.JSONDecodeError as error:
+        raise SourceError(f"{where} is not JSON: {error.msg} at character {error.colno}", _FIX) from None
+    except _Twice as error:
+        raise SourceError(f"{where} has the key {error.args[0]!r} twice", _FIX) from None
+    except RecursionError:
+        raise SourceError(f"{where} is nested too deeply", _FIX) from None
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise SourceError(f"{where} is not a JSON object", _FIX)
+    return value
+
+
+class _Twice(Exception):
+    """A key that an object has more than once."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+def _number(text: str) -> float | Decimal:
+    """A number with a point or an exponent: the double that it is, or else the decimal."""
+    value = float(text)
+    if len(text) <= 16 and "e" not in text and "E" not in text:
+        return value
+    return value if is_exact_double(text) else Decimal(text)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_number)

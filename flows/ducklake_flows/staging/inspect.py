@@ -1,0 +1,229 @@
+"""Look into a staged file with an in-memory DuckDB: rows, types, fingerprint and audits in one pass.
+
+The fingerprint is the same SQL over a staged file and over the published table, so that `lake verify` can compare
+what is in the lake with what was staged.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.partitions import Partition
+from ducklake_flows.datasets.types import declared_types, is_nested, partition_type, quoted
+from ducklake_flows.errors import Rejected
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection, DuckDBPyRelation
+
+MEMORY = "256MB"
+"""What DuckDB may use for a partition; a primary key that needs more to be checked goes to the disk."""
+
+ALGORITHM = "h1"
+"""Names the way the fingerprint is computed; it changes with the way, and with DuckDB's hash function."""
+
+MARK = "lake partition"
+"""The column that says which partition of a chunk a row is of, by its number in the chunk; never published. No
+column of a source is called so: names have no spaces."""
+
+_FAMILIES = {
+    **dict.fromkeys(("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"), "BIGINT"),
+    **dict.fromkeys(("FLOAT", "DOUBLE"), "DOUBLE"),
+}
+
+
+def fingerprint_sql(columns: Mapping[str, str]) -> str:
+    """The aggregate that digests rows of these columns, whatever the order of rows or columns.
+
+    A null counts as an absent column, and integers and floats are widened first: so adding a column or widening
+    one does not change the fingerprint of rows that are there already.
+
+    Args:
+        columns: Name and DuckDB type.
+    """
+    terms = []
+    for name, data_type in sorted(columns.items()):
+        column = quoted(name)
+        value = f"{column}::{_FAMILIES[data_type]}" if data_type in _FAMILIES else column
+        label = name.replace("'", "''")
+        terms.append(f"CASE WHEN {column} IS NULL THEN 0::UBIGINT ELSE hash({value}, '{label}') END")
+    row = _sum([f"({t})::HUGEINT" for t in terms]) or "0::HUGEINT"
+    return f"sum(hash({row})::HUGEINT)"
+
+
+def _sum(terms: Sequence[str]) -> str:
+    """Terms added up, paired off so that thousands of them stay below DuckDB's depth of an expression."""
+    if len(terms) < 3:
+        return " + ".join(terms)
+    half = len(terms) // 2
+    return f"({_sum(terms[:half])}) + ({_sum(terms[half:])})"
+
+
+def fingerprint_text(rows: int, digest: int | None) -> str:
+    """The fingerprint as it stands in receipts and in the ledger: algorithm, row count and digest."""
+    return f"{ALGORITHM}:{rows}:{(digest or 0) & ((1 << 128) - 1):032x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What one pass over a staged partition found.
+
+    Args:
+        rows: How many there are.
+        columns: Name and DuckDB type.
+        fingerprint: See `fingerprint_sql`.
+        broken: Audits that reject, with counts.
+        warnings: Audits that warn, with counts.
+        values: How many values each nested column has that are not null. A file's footer has the others'.
+    """
+
+    rows: int
+    columns: dict[str, str]
+    fingerprint: str
+    broken: tuple[str, ...]
+    warnings: tuple[str, ...]
+    values: dict[str, int]
+
+
+@cache
+def _connection() -> DuckDBPyConnection:
+    import duckdb
+
+    return duckdb.connect(
+        config={
+            # A second one is of use for a large partition only: DuckDB shares work out by the row group.
+            "threads": 2,
+            "autoinstall_known_extensions": False,
+            # Every file is read once: nothing is worth keeping.
+            "enable_external_file_cache": False,
+            "memory_limit": MEMORY,
+            "temp_directory": str(Path(tempfile.gettempdir(), f"lake-inspect-{os.getpid()}")),
+        }
+    )
+
+
+def inspect(dataset: Dataset, partitions: Sequence[Partition], paths: Sequence[str]) -> list[Inspection]:
+    """Read the files of some partitions once.
+
+    Args:
+        dataset: Whose primary key and audits are checked.
+        partitions: Whose rows the files hold, in the order of the mark; a single one needs no mark.
+        paths: Local Parquet files, all with the same columns. The mark is left out of what is found.
+
+    Returns:
+        What was found of each partition, in the same order.
+
+    Raises:
+        Rejected: an audit's condition does not fit the columns.
+    """
+    import duckdb
+
+    con = _connection()
+    try:
+        found = _rows_of(con.read_parquet(list(paths), hive_partitioning=False), dataset, partitions) if paths else {}
+        if len(found) < len(partitions):
+            # No row of a partition is no group. Every condition on a row holds of none; only the whole is asked.
+            whole = [check for check in _checks(dataset, partitions, "0") if check.of_the_whole]
+            empty = _aggregate(_nothing(con, dataset), {}, whole, "0")[0]
+            found = {number: found.get(number, empty) for number in range(len(partitions))}
+    except duckdb.Error as error:
+        raise Rejected(f"the audits do not fit the rows: {' '.join(str(error).split())[:300]}") from None
+    return [found[number] for number in range(len(partitions))]
+
+
+def _rows_of(files: DuckDBPyRelation, dataset: Dataset, partitions: Sequence[Partition]) -> dict[int, Inspection]:
+    """What the files say of each partition that has rows, by number."""
+    types = dict(zip(files.columns, map(str, files.types), strict=True))
+    mark = MARK if MARK in types else "0"
+    columns = {name: t for name, t in types.items() if name != MARK}
+    return _aggregate(files, columns, _checks(dataset, partitions, mark), mark)
+
+
+def _aggregate(
+    files: DuckDBPyRelation, columns: dict[str, str], checks: Sequence[_Check], mark: str
+) -> dict[int, Inspection]:
+    """One pass over a relation: an inspection for each mark in it."""
+    counts = [f"count({quoted(name)})" for name, data_type in columns.items() if is_nested(data_type)]
+    selected = ", ".join(
+        [
+            _as_name(mark),
+            "count(*)",
+            fingerprint_sql(columns),
+            f"[{', '.join(counts)}]::BIGINT[]",
+            *(c.sql for c in checks),
+        ]
+    )
+    return {
+        row[0]: _inspection(columns, checks, *row[1:])
+        for row in files.aggregate(selected, quoted(mark) if mark == MARK else "").fetchall()
+    }
+
+
+def _inspection(
+    columns: dict[str, str], checks: Sequence[_Check], rows: int, digest: int | None, values: list[int], *counts: int
+) -> Inspection:
+    broken = [
+        (f"{check.name}: {count:,} row{'s' if count != 1 else ''}" if count > 0 else check.name, check.on_fail)
+        for check, count in zip(checks, counts, strict=True)
+        if count
+    ]
+    return Inspection(
+        rows,
+        columns,
+        fingerprint_text(rows, digest),
+        tuple(text for text, on_fail in broken if on_fail == "reject"),
+        tuple(text for text, on_fail in broken if on_fail == "warn"),
+        dict(zip((name for name, data_type in columns.items() if is_nested(data_type)), values, strict=True)),
+    )
+
+
+def _as_name(mark: str) -> str:
+    return quoted(mark) if mark == MARK else mark
+
+
+def _nothing(con: DuckDBPyConnection, dataset: Dataset) -> DuckDBPyRelation:
+    """The relation of an empty partition: the declared columns, no rows."""
+    columns = declared_types(dataset)
+    if dataset.partition_column:
+        columns[dataset.partition_column] = partition_type(dataset.grain)
+    selected = ", ".join(f"NULL::{t} AS {quoted(n)}" for n, t in columns.items()) or "NULL AS nothing"
+    return con.sql(f"SELECT {selected} WHERE false")
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """An aggregate that counts the rows which break a condition; -1 when the partition as a whole does."""
+
+    name: str
+    sql: str
+    on_fail: str = "reject"
+    of_the_whole: bool = False
+
+
+def _checks(dataset: Dataset, partitions: Sequence[Partition], mark: str) -> list[_Check]:
+    checks = []
+    if column := dataset.partition_column:
+        values = ", ".join(f"'{p.value}'" for p in partitions)
+        wanted = f"[{values}][{_as_name(mark)} + 1]::{partition_type(dataset.grain)}"
+        sql = f"count(*) FILTER ({quoted(column)} IS DISTINCT FROM {wanted})"
+        checks.append(_Check(f"{column} is not the partition's", sql))
+    if key := dataset.primary_key:
+        names = ", ".join(map(quoted, key))
+        label = ", ".join(key)
+        nulls = " OR ".join(f"{quoted(c)} IS NULL" for c in key)
+        checks += [
+            _Check(f"null in the primary key ({label})", f"count(*) FILTER ({nulls})"),
+            _Check(f"duplicate of the primary key ({label})", f"count(*) - count(DISTINCT row({names}))"),
+        ]
+    for audit in dataset.audits:
+        sql = f"CASE WHEN {audit.condition} THEN 0 ELSE -1 END"
+        if not audit.aggregate:
+            sql = f"count(*) FILTER (NOT ({audit.condition}))"
+        checks.append(_Check(f"audit {audit.name!r} failed", sql, audit.on_fail, audit.aggregate))
+    return checks

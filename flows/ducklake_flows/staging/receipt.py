@@ -1,0 +1,78 @@
+"""What a worker hands to the publisher: a receipt for a staged partition, or why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """One staged partition, ready to publish.
+
+    Args:
+        dataset: The dataset's key.
+        partition: The partition's key.
+        attempt_id: Names this attempt, its files and its ledger row.
+        files: Paths below the data path.
+        rows: Rows in the files.
+        bytes: Size of the files.
+        columns: Name and DuckDB type of each column, in the files' order.
+        fingerprint: Digest of the rows, whatever their order.
+        source_version: What the source said of itself before it was read, "" when it cannot say.
+        seconds: Time the worker took over this partition.
+        peak_rss: Peak memory of the worker process so far, in bytes.
+        warnings: Audits that failed and only warn.
+        restores: The earlier attempt whose rows these are, when this is a rollback.
+        profile: Seconds by stage, in order; the partition's share where many went through a stage together.
+        source_values: How many values of each column the source gave that are not null, with its rows under "".
+        values: How many are in the staged files.
+        supersedes: The attempt that a rollback takes back; it is refused when another one is published by then.
+    """
+
+    dataset: str
+    partition: str
+    attempt_id: str
+    files: tuple[str, ...]
+    rows: int
+    bytes: int
+    columns: dict[str, str]
+    fingerprint: str
+    source_version: str
+    seconds: float
+    peak_rss: int
+    warnings: tuple[str, ...] = ()
+    restores: str = ""
+    profile: Mapping[str, float] = field(default_factory=dict)
+    source_values: Mapping[str, int] = field(default_factory=dict)
+    values: Mapping[str, int] = field(default_factory=dict)
+    supersedes: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A partition that could not be staged.
+
+    Args:
+        dataset: The dataset's key.
+        partition: The partition's key.
+        attempt_id: Names this attempt and its ledger row.
+        state: ``failed`` (could not be read), ``rejected`` (breaks the contract or an audit), or ``no_source``.
+        error: One line, without secrets.
+        source_version: As in the receipt.
+        seconds: Time the worker took.
+        profile: As in the receipt.
+    """
+
+    dataset: str
+    partition: str
+    attempt_id: str
+    state: Literal["failed", "rejected", "no_source"]
+    error: str
+    source_version: str = ""
+    seconds: float = 0.0
+    profile: Mapping[str, float] = field(default_factory=dict)
+
+
+Outcome = Receipt | Failure

@@ -1,0 +1,1 @@
+"""Switches of this project's tests. Nothing here does anything unless a test arms it."""

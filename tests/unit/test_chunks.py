@@ -1,0 +1,109 @@
+"""The scheduler of chunks, without Dask: every partition ends once, in bounds, whatever dies on the way."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ducklake_flows.orchestration.chunks import CHUNK, Chunk, ChunkScheduler, cut
+from ducklake_flows.plan import Planned
+from ducklake_flows.states import State
+
+
+def planned(**partitions: int) -> list[Planned]:
+    return [
+        Planned(d, f"{n:04}", State.missing, True, "", None) for d, count in partitions.items() for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("partitions", "slots", "sizes"), [(365, 2, {92, 89}), (4, 2, {2}), (1, 4, {1}), (900, 4, {75}), (0, 2, set())]
+)
+def test_chunks_hold_every_partition_once_and_are_bounded(partitions: int, slots: int, sizes: set[int]) -> None:
+    todo = planned(a=partitions)
+    chunks = cut(todo, slots)
+    assert [key for chunk in chunks for key in chunk.versions] == [p.partition for p in todo]
+    assert {len(chunk.versions) for chunk in chunks} == sizes
+
+
+def test_a_chunk_is_of_one_dataset() -> None:
+    chunks = cut(planned(a=3, b=2), 1)
+    assert [(c.dataset, len(c.versions)) for c in chunks] == [("a", 3), ("b", 2)]
+
+
+def test_a_limited_dataset_has_no_more_chunks_in_flight_than_slots() -> None:
+    chunks = [Chunk("slow", {str(n): ""}) for n in range(5)] + [Chunk("free", {str(n): ""}) for n in range(5)]
+    scheduler = ChunkScheduler(chunks, 2, {"slow"})
+    first = scheduler.ready()
+    assert Counter(c.dataset for c in first) == {"slow": 2, "free": 5}
+    assert scheduler.ready() == []
+    scheduler.finished(first[0], 1)
+    assert [c.versions for c in scheduler.ready()] == [{"2": ""}]
+
+
+def test_what_a_chunk_had_no_time_for_is_queued_in_even_chunks_no_larger_than_what_it_did() -> None:
+    chunk = Chunk("a", {str(n): "" for n in range(10)})
+    scheduler = ChunkScheduler([chunk], 2)
+    assert scheduler.ready() == [chunk]
+    scheduler.finished(chunk, 3)
+    assert [list(c.versions) for c in scheduler.ready()] == [["3", "4", "5"], ["6", "7", "8"], ["9"]]
+
+
+def test_a_partition_that_is_lost_alone_has_failed() -> None:
+    chunk, other = Chunk("a", {"1": "", "2": ""}), Chunk("b", {"1": ""})
+    scheduler = ChunkScheduler([chunk, other], 2)
+    scheduler.ready()
+    assert scheduler.lost(chunk, retry=True) == []
+    assert scheduler.ready() == []  # the other one is in flight, and might be to blame for what happens next
+    scheduler.finished(other, 1)
+    (alone,) = scheduler.ready()
+    assert alone.alone
+    assert scheduler.lost(alone, retry=True) == list(alone.versions)
+
+
+def test_a_chunk_that_no_retry_can_help_fails_at_once() -> None:
+    chunk = Chunk("a", {"1": "", "2": ""})
+    scheduler = ChunkScheduler([chunk], 1)
+    scheduler.ready()
+    assert scheduler.lost(chunk, retry=False) == ["1", "2"]
+    assert not scheduler.unfinished
+
+
+@given(
+    st.dictionaries(st.sampled_from("abc"), st.integers(1, 250), min_size=1),
+    st.integers(1, 5),
+    st.sets(st.sampled_from("abc")),
+    st.randoms(use_true_random=False),
+)
+def test_every_partition_ends_once_whatever_is_lost(
+    counts: dict[str, int], slots: int, limited: set[str], random
+) -> None:  # type: ignore[no-untyped-def]
+    """Chunks end in any order, are cut short, and are lost; a few partitions kill their worker each time."""
+    todo = planned(**counts)
+    deadly = {(p.dataset, p.partition) for p in todo if random.random() < 0.02}
+    scheduler = ChunkScheduler(cut(todo, slots), slots, limited)
+    in_flight: list[Chunk] = []
+    ended: Counter[tuple[str, str]] = Counter()
+    failed: set[tuple[str, str]] = set()
+    while scheduler.unfinished:
+        in_flight += scheduler.ready()
+        assert in_flight, "nothing is in flight, and nothing is ready"
+        assert all(len(c.versions) <= CHUNK for c in in_flight)
+        assert len(in_flight) == 1 or not any(c.alone for c in in_flight)
+        for key in limited:
+            assert sum(c.dataset == key for c in in_flight) <= slots
+        chunk = in_flight.pop(random.randrange(len(in_flight)))
+        keys = [(chunk.dataset, key) for key in chunk.versions]
+        if deadly & set(keys) or random.random() < 0.1:
+            lost = [(chunk.dataset, key) for key in scheduler.lost(chunk, retry=True)]
+            failed |= set(lost)
+            ended.update(lost)
+        else:
+            started = random.randint(1, len(keys))
+            scheduler.finished(chunk, started)
+            ended.update(keys[:started])
+    assert ended == Counter((p.dataset, p.partition) for p in todo)
+    assert failed >= deadly
