@@ -1,10 +1,10 @@
-# Everything here needs only Python 3.11 or newer, make and git; .venv is made from requirements.lock.
+# All targets need only Python 3.11 or newer, make and git; .venv is created from requirements.lock.
 .DEFAULT_GOAL := help
 .PHONY: help demo stack test soak lint format bench lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
-# An empty value lets Python keep its compiled files: without them every process compiles Prefect and SQLMesh anew.
+# Empty: Python keeps its compiled files. Otherwise every process compiles Prefect and SQLMesh again.
 export PYTHONDONTWRITEBYTECODE :=
 export DO_NOT_TRACK := 1
 
@@ -13,7 +13,7 @@ export DO_NOT_TRACK := 1
 help:  ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: .venv/installed  ## Real data, from files to gold (ARGS="--start 2013-01-01 --end 2013-01-31" narrows it)
+demo: .venv/installed  ## Real data, from files to gold (ARGS="--start 2013-01-01 --end 2013-01-31" selects a range)
 	$(BIN)/lake demo $(ARGS)
 
 stack: .venv/installed  ## PostgreSQL, S3, Prefect, a worker and Dask on this machine, without Docker
@@ -21,27 +21,28 @@ stack: .venv/installed  ## PostgreSQL, S3, Prefect, a worker and Dask on this ma
 
 ##@ Development
 
-test: .venv/installed  ## All tests (ARGS="tests/lake -k name" narrows them)
+test: .venv/installed  ## All tests (ARGS="tests/lake -k name" selects some)
 	$(BIN)/python -m pytest $(ARGS)
 
-soak: .venv/installed  ## The tests of faults and values at length: every crash point, hundreds of seeds; prints a table
+soak: .venv/installed  ## The long form of the tests of faults and values: every crash point, hundreds of seeds; prints a table
 	$(BIN)/python -m pytest --soak --timeout 7200 tests/faults tests/values tests/regressions $(ARGS)
 
-lint: .venv/installed  ## Style and types (`make test` holds the lock against pyproject.toml)
+lint: .venv/installed  ## Style and types (`make test` compares the lock with pyproject.toml)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-format: .venv/installed  ## Put the code into shape
+format: .venv/installed  ## Format the code and fix lint errors
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/bench  ## Side by side with DuckDB alone, dlt and Dagster; about an hour (ARGS="year startup" narrows it)
+bench: .venv/bench  ## Comparison with DuckDB alone, dlt and Dagster; about an hour (ARGS="year startup" selects some)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 ##@ Environment
 
-# uv comes first, alone and hash-checked: it installs the rest several times faster than pip.
+# The bootstrap lock comes first, hash-checked: its uv installs the rest several times faster than pip.
 .venv/installed: requirements.lock requirements-bootstrap.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %s: make PYTHON=python3.12 ..." % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -54,10 +55,13 @@ bench: .venv/bench  ## Side by side with DuckDB alone, dlt and Dagster; about an
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-bench.lock
 	@touch $@
 
-lock: .venv/installed  ## Resolve the pins anew
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --extra dev --python-version 3.11 pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --extra dev --extra bench --python-version 3.11 -c requirements.lock pyproject.toml -o requirements-bench.lock
-	grep -A999 '^uv==' requirements.lock | awk 'NR > 1 && /^[a-z]/ {exit} {print}' > requirements-bootstrap.lock
+COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11
+RUNTIME := --extra postgres --extra s3 --extra demo
+lock: .venv/installed  ## Resolve the pins again
+	$(COMPILE) $(RUNTIME) --extra stack --extra dev pyproject.toml -o requirements.lock
+	$(COMPILE) $(RUNTIME) --extra stack --extra dev --extra bench -c requirements.lock pyproject.toml -o requirements-bench.lock
+	$(COMPILE) $(RUNTIME) -c requirements.lock pyproject.toml -o requirements-image.lock
+	printf 'hatchling\nuv\n' | $(COMPILE) -c requirements.lock - -o requirements-bootstrap.lock
 
 clean:  ## Remove the environment and the local lake (stops its server first)
 	-test -x $(BIN)/lake && $(BIN)/lake down

@@ -1,1 +1,1 @@
-"""Side by side on one machine: DuckDB alone, this project, and dlt's own destination."""
+"""Benchmarks on one machine: DuckDB alone, this project, dlt's own destination, and Dagster."""

@@ -1,4 +1,4 @@
-"""The limit: DuckDB alone, in one process, stages the same files and registers them in groups as large as ours."""
+"""The lower bound: DuckDB alone, in one process, stages the same files and registers them in groups of our size."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ TYPES = {name: declared_type(data_type) for name, data_type in DATASET.contract.
 
 
 def run(settings: Settings) -> Run:
-    """Time the year on a lake that has been made and opened before.
+    """Time the year, excluding the time to create and open the lake.
 
-    A thread stages ahead while this one registers, each with one DuckDB thread: on two cores that is faster than a
-    step after the other with two threads each, or than two cursors that stage one partition at a time.
+    One thread stages ahead while this one registers, with one DuckDB thread each. On two cores this is faster than
+    sequential steps with two threads, and than two cursors that each stage one partition at a time.
     """
     con = connect(settings, create=True)
     con.execute("SET threads = 1")
@@ -56,7 +56,7 @@ def run(settings: Settings) -> Run:
 
 
 def _stage(con: DuckDBPyConnection, landing: str, folder: str, group: Sequence[str]) -> list[str]:
-    """Write one Parquet file a partition, Hive style; one statement for the whole group."""
+    """Write one Parquet file per partition, in Hive layout, with one statement for the whole group."""
     staged = con.execute(
         "COPY (SELECT * EXCLUDE filename, parse_filename(filename, true)::DATE AS flight_date "
         f"FROM read_csv({[f'{landing}flights/{day}.csv' for day in group]}, columns = {TYPES}, "

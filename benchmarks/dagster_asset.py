@@ -1,4 +1,4 @@
-"""Dagster's partitioned asset, with dlt and DuckLake inside, as its users write it: three ways to backfill it."""
+"""Dagster's partitioned asset over dlt and DuckLake, written as Dagster's users do, with three ways to backfill it."""
 
 import os
 import sys
@@ -16,13 +16,13 @@ PARTITIONS = dg.StaticPartitionsDefinition(DAYS)
 
 @dg.asset(partitions_def=PARTITIONS)
 def flights(context: dg.AssetExecutionContext) -> None:
-    """A run a partition."""
+    """One run per partition."""
     pipeline_of(load_settings()).run(resource(context.partition_key))
 
 
 @dg.asset(name="flights", partitions_def=PARTITIONS, backfill_policy=dg.BackfillPolicy.single_run())
 def flights_at_once(context: dg.AssetExecutionContext) -> None:
-    """One run for all partitions, and one dlt load for all of them."""
+    """One run and one dlt load for all partitions."""
     pipeline_of(load_settings()).run(resource(*context.partition_keys))
 
 
@@ -43,7 +43,7 @@ def in_parallel() -> None:
 
 
 def run(how: str, limit: float) -> Run:
-    """Time one of the ways."""
+    """Time one of the `WAYS`."""
     settings = load_settings()
     settings.home.mkdir(parents=True, exist_ok=True)
     os.environ["DAGSTER_HOME"] = str(settings.home)
@@ -68,7 +68,7 @@ def run(how: str, limit: float) -> Run:
                 if time.monotonic() - began >= limit:
                     break
         else:
-            # So many as should end within the limit: a step is a process of its own.
+            # As many as should finish within the limit, at 3 s each: every step starts a process.
             chosen = rest[: max(4, int(limit / 3))]
             os.environ["BENCH_DAYS"] = " ".join(chosen)
             with dg.execute_job(dg.reconstructable(in_parallel), instance=instance, raise_on_error=False) as result:

@@ -1,4 +1,4 @@
-"""dlt's own `ducklake` destination: one pipeline run a partition, by one process or several, for a limited time."""
+"""dlt's own `ducklake` destination: one pipeline run per partition, in one or several processes, with a time limit."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ducklake_flows.lake.connect import prepare
 from ducklake_flows.settings import Settings, load_settings
 
 WARM = DAYS[:1]
-"""The first run ever makes the lake, and the first of a process costs seconds: it does not count."""
+"""Loaded before timing: the first run creates the lake, and a process's first run takes extra seconds."""
 
 
 def pipeline_of(settings: Settings, name: str = "flights") -> dlt.Pipeline:
     """A pipeline into the lake of these settings."""
     with duckdb.connect() as con:
-        # It puts the extensions where dlt's connections find them.
+        # Installs the extensions where dlt's connections find them.
         prepare(con, settings)
     credentials = DuckLakeCredentials("lake", catalog=f"sqlite:///{settings.catalog_file}", storage=settings.data_path)
     if not settings.embedded:
@@ -57,7 +57,7 @@ def pipeline_of(settings: Settings, name: str = "flights") -> dlt.Pipeline:
 
 
 def resource(*days: str) -> Any:
-    """The days' files as Arrow tables, read as our own source reads them."""
+    """The days' files as Arrow tables, read by this project's source."""
 
     def tables() -> Any:
         for day in days:
@@ -75,7 +75,7 @@ def resource(*days: str) -> Any:
 
 
 def sequential(settings: Settings, limit: float) -> Run:
-    """Time as many partitions as end within a limit of seconds."""
+    """Load partitions one after the other until the limit, in seconds, is reached; time them."""
     pipeline = pipeline_of(settings)
     for day in WARM:
         pipeline.run(resource(day))
@@ -97,7 +97,7 @@ def sequential(settings: Settings, limit: float) -> Run:
 
 
 def _work(settings: Settings, number: int, workers: int, limit: float, barrier: Any, told: Any) -> None:
-    """A process that loads every so many-th day; the first tries of each are warm-up, into a day of its own."""
+    """Load every ``workers``-th day in this process, after a warm-up that extracts and normalizes the first of them."""
     pipeline = pipeline_of(settings, f"flights_{number}")
     mine = DAYS[len(WARM) + number :: workers]
     pipeline.extract(resource(mine[0]))
@@ -111,7 +111,7 @@ def _work(settings: Settings, number: int, workers: int, limit: float, barrier: 
         try:
             pipeline.run(resource(day))
             done.append(day)
-        except Exception as error:  # noqa: BLE001 - counted, and told
+        except Exception as error:  # noqa: BLE001 - counted and printed
             print(f"{day}: {' '.join(str(error).split())[-160:]}", file=sys.stderr)
             failed += 1
             pipeline.drop_pending_packages()
@@ -121,7 +121,7 @@ def _work(settings: Settings, number: int, workers: int, limit: float, barrier: 
 
 
 def concurrent(settings: Settings, limit: float, workers: int) -> Run:
-    """The same by several processes at once, each with a pipeline of its own, as its documentation advises."""
+    """The same in several concurrent processes, each with its own pipeline, as dlt's documentation advises."""
     pipeline_of(settings).run(resource(*WARM))
     context = multiprocessing.get_context("spawn")
     barrier, told = context.Barrier(workers), context.Queue()

@@ -1,4 +1,4 @@
-"""Publishing staged files in groups of 1, 8, 64 and 365, against one DuckDB transaction that registers them all."""
+"""Publishing staged files in groups of 1, 8, 64 and 365, compared to one DuckDB transaction that registers them all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROUNDS = 3
 
 
 def staged(settings: Settings) -> list[Receipt]:
-    """The year, staged anew: a file is registered once in its life."""
+    """Stage the year again, since a file can be registered only once."""
     types = {name: t for name, t in declared_types(DATASET).items() if name != DATASET.partition_column}
     files = [f"{settings.landing}flights/{day}.csv" for day in DAYS]
     query = (
@@ -36,14 +36,14 @@ def staged(settings: Settings) -> list[Receipt]:
 
 
 def maintain(settings: Settings) -> None:
-    """Expire what was replaced, so that everyone meets the same catalog: a year of files, and none before them."""
+    """Expire replaced files, so that every contender starts with the same catalog: one year of files and no older."""
     for step in steps(settings, timedelta(0), datetime.now(UTC)):
         if step.todo:
             step.run()
 
 
 def alone(settings: Settings, receipts: Sequence[Receipt]) -> float:
-    """Seconds of one DuckDB transaction that replaces the year."""
+    """Time one DuckDB transaction that replaces the year, in seconds."""
     con = connect(settings)
     con.execute("SET threads = 1")
     files = [settings.data_path + path for receipt in receipts for path in receipt.files]
@@ -60,9 +60,9 @@ def alone(settings: Settings, receipts: Sequence[Receipt]) -> float:
 
 
 def ours(settings: Settings, receipts: Sequence[Receipt], size: int) -> list[float]:
-    """Seconds of each group of the year: the gate is held that long, and no longer."""
+    """Time each group of the year, in seconds; this is how long the gate would be held."""
     publisher = Publisher(settings, [DATASET], "groups", DAYS)
-    publisher.publish([])  # a run's connection is open before its first group
+    publisher.publish([])  # opens the connection, as a run does before its first group
     took = []
     for first in range(0, len(receipts), size):
         began = time.monotonic()
@@ -73,7 +73,7 @@ def ours(settings: Settings, receipts: Sequence[Receipt], size: int) -> list[flo
 
 
 def run(settings: Settings) -> Bench:
-    """Each way in turn, several rounds; the first one fills the lake and does not count."""
+    """Time each way in turn over several rounds. The first publish fills the lake and is not timed."""
     bootstrap(settings, [DATASET])
     ours(settings, staged(settings), 365)
     limit: list[float] = []
@@ -83,7 +83,7 @@ def run(settings: Settings) -> Bench:
         maintain(settings)
         limit.append(alone(settings, staged(settings)))
         for size in SIZES if number == 0 else SIZES[2:]:
-            # Other rows each time, for what has not changed is not published: the fingerprint says so.
+            # A new fingerprint each time, because unchanged partitions are not published.
             receipts = [_touched(receipt, f"{number}-{size}") for receipt in staged(settings)]
             maintain(settings)
             took = ours(settings, receipts, size)

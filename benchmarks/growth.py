@@ -1,4 +1,4 @@
-"""What one more partition costs in a lake of 100, 1,000, 10,000 and 50,000: it should cost the same."""
+"""The cost of one more partition in a lake of 100, 1,000, 10,000 and 50,000 partitions: it should be constant."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ WHERE hour BETWEEN @start_dt AND @end_dt
 
 
 class Lake:
-    """A lake that grows, and the operations that are timed on it."""
+    """A growing lake and the operations that are timed on it."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.settings = settings
         self.dataset = get_dataset("events")
         self.published = 0
         self.scanning = 0.0
-        """Seconds of the last publish that went into reading the catalog's list of files, which has no index."""
+        """Seconds that the last publish spent on reading the catalog's list of files, which has no index."""
         self.project = folder / "project"
         shutil.copytree(
             ROOT / "sqlmesh_project", self.project, ignore=shutil.ignore_patterns("models", "audits", "tests")
@@ -61,18 +61,18 @@ class Lake:
         os.environ["LAKE_MODELS"] = str(self.project)
 
     def hours(self, count: int) -> list[Partition]:
-        """The next partitions that are not there."""
+        """The next partitions that are not published yet."""
         first = START + timedelta(hours=self.published)
         return [partition_at(first + timedelta(hours=n), self.dataset.grain) for n in range(count)]
 
     def stage(self, hours: Sequence[Partition]) -> list[Receipt]:
-        """Stage partitions: what that costs is not what is measured here."""
+        """Stage partitions; not timed."""
         values = ", ".join(f"(TIMESTAMP '{p.value}')" for p in hours)
         query = f"SELECT id, id / 7 AS value, hour FROM range({ROWS}) r(id), (VALUES {values}) h(hour)"
         return stage(self.settings, self.dataset, hours, query)
 
     def grow(self, size: int) -> None:
-        """Publish until so many partitions are there, in groups as a run's."""
+        """Publish partitions up to this number, in groups of a run's size."""
         publisher = Publisher(self.settings, list(all_datasets().values()), "growth")
         while self.published < size:
             hours = self.hours(min(GROUP, size - self.published))
@@ -81,7 +81,7 @@ class Lake:
         publisher.close()
 
     def publish_one(self) -> float:
-        """Seconds to publish one more partition, on a connection that is open as in the middle of a run."""
+        """Time publishing one more partition on an open connection, as in the middle of a run; in seconds."""
         publisher = Publisher(self.settings, list(all_datasets().values()), "growth")
 
         def publish() -> float:
@@ -103,7 +103,7 @@ class Lake:
         return statistics.median(took[1:])
 
     def transform(self) -> float:
-        """Seconds to bring the model up to date with what is new, SQLMesh's start left out."""
+        """Time a transform of the new partitions without SQLMesh's start, in seconds."""
         began = time.monotonic()
         todo = plan_transform(load_settings(), "prod")
         build_room.build(todo.environment, todo.changed_keys, todo.replan, lambda event: None)
@@ -111,7 +111,7 @@ class Lake:
         return time.monotonic() - began
 
     def transform_one(self) -> float:
-        """Seconds to take up one new partition."""
+        """Time a transform of one new partition, in seconds."""
         took = []
         for _ in range(3):
             self.grow(self.published + 1)
@@ -119,7 +119,7 @@ class Lake:
         return statistics.median(took)
 
     def command(self, *arguments: str) -> float:
-        """Seconds of a `lake` command from a cold start."""
+        """Time a `lake` command from a cold start, in seconds."""
         took = []
         for _ in range(3):
             began = time.monotonic()
@@ -128,7 +128,7 @@ class Lake:
         return statistics.median(took)
 
     def maintain(self) -> float:
-        """Seconds of what the deployment `maintain` does every night: above all, the ledger's rows go to Parquet."""
+        """Time the nightly maintenance, in seconds. Its main work is flushing the ledger's rows to Parquet."""
         began = time.monotonic()
         for step in maintenance(self.settings, timedelta(days=30), datetime.now(UTC)):
             if step.todo:
@@ -136,16 +136,16 @@ class Lake:
         return time.monotonic() - began
 
     def verify(self, since: datetime | None = None) -> float:
-        """Seconds of a whole `lake verify`, or of one of what was recorded since a moment."""
+        """Time a full `lake verify`, or one of the attempts recorded since a moment; in seconds."""
         began = time.monotonic()
         errors = [f for f in verify(self.settings, since) if f.severity == "error"]
         if errors:
-            raise ValueError(f"the lake is not right: {errors[0]}")
+            raise ValueError(f"`lake verify` found an error: {errors[0]}")
         return time.monotonic() - began
 
 
 def run(settings: Settings, sizes: Sequence[int]) -> Bench:
-    """Grow a lake to each size, and time one more partition there."""
+    """Grow a lake to each size, and time one more partition at each."""
     bootstrap(settings, list(all_datasets().values()))
     lake = Lake(settings, settings.home)
     rows: list[dict[str, Any]] = []

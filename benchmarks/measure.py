@@ -1,4 +1,4 @@
-"""What benchmarks are made of: a contender's result, a table with targets, and how a contender is started."""
+"""Common parts of the benchmarks: a contender's result, a table with targets, and the start of a contender."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROWS = 336_776
 """Rows of the whole year."""
 
 LANDED = "BENCH_LANDED"
-"""Names the folder of the landing files on this machine, also where contenders read them from S3."""
+"""Variable with the local folder of the landing files, set even if contenders read them from S3."""
 
 
 @dataclass
@@ -36,12 +36,12 @@ class Run:
     Args:
         how: What was run.
         days: The partitions that were timed and are in the lake.
-        wall: Seconds they took, start-up left out.
-        seconds: What the wall is made of, and the start-ups.
+        wall: Seconds for these partitions, without start-up.
+        seconds: The parts of ``wall`` and the start-up times, in seconds.
         peak_rss: Peak memory in MiB, by kind of process.
         failed: Partitions that failed in that time.
-        rows: Rows of these partitions; `report` fills it in.
-        counts: What else is worth counting.
+        rows: Rows of these partitions; set by `report`.
+        counts: Further counts.
     """
 
     how: str
@@ -56,7 +56,7 @@ class Run:
 
 @dataclass
 class Target:
-    """A figure, and how large it may be at most, or must be at least."""
+    """A measured value and its limit: a maximum, or a minimum if ``at_least``."""
 
     what: str
     value: float
@@ -64,20 +64,20 @@ class Target:
     at_least: bool = False
 
     @property
-    def failpoint(self) -> bool:
-        """Whether it is."""
+    def reached(self) -> bool:
+        """Whether the target is reached."""
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
 @dataclass
 class Bench:
-    """What one benchmark found.
+    """The result of one benchmark.
 
     Args:
         title: What was measured, with its unit.
         rows: A table: the same columns in every row.
-        targets: What it is held against.
-        notes: Lines to read it by.
+        targets: The targets.
+        notes: Explanations for the reader.
     """
 
     title: str
@@ -89,13 +89,13 @@ class Bench:
 def peak_rss(who: int = resource.RUSAGE_SELF) -> int:
     """Peak memory of this process, or of the largest child that has ended, in MiB.
 
-    Linux takes what the parent had when it started a process for that process's own: a parent should be small.
+    On Linux, a child's value includes the memory of its parent at the start of the child, so parents should be small.
     """
     return resource.getrusage(who).ru_maxrss >> 10
 
 
 def report(settings: Settings, run: Run, warm: Sequence[str] = ()) -> None:
-    """Hand a contender's result over in the file that the command line names, once every row is seen to be there.
+    """Check the lake's rows, then write a contender's result into the file given on the command line.
 
     Args:
         settings: Where the lake is.
@@ -103,43 +103,43 @@ def report(settings: Settings, run: Run, warm: Sequence[str] = ()) -> None:
         warm: Partitions that were loaded before the timed ones.
 
     Raises:
-        ValueError: the lake does not hold just these partitions, each with all rows of its file.
+        ValueError: the lake does not contain exactly these partitions, each with all rows of its file.
     """
     landed = {day: _lines(Path(os.environ[LANDED], "flights", f"{day}.csv")) - 1 for day in (*warm, *run.days)}
     with connected(settings, read_only=True) as con:
         sql = f"SELECT strftime(flight_date, '%Y-%m-%d'), count(*) FROM {LAKE}.raw.flights GROUP BY ALL"
         found = dict(con.execute(sql).fetchall())
-    # A partition that its writer says has failed may be there all the same, whole or in part.
+    # A partition reported as failed may nevertheless be in the lake, completely or in part.
     wrong = sorted(day for day in landed if found.get(day) != landed[day]) + sorted(
         found.keys() - landed.keys() if not run.failed else ()
     )
     if wrong:
-        raise ValueError(f"{len(wrong)} days are not in the lake as they landed; the first is {wrong[0]}")
+        raise ValueError(f"{len(wrong)} days differ from their landing files; the first is {wrong[0]}")
     if len(found) == len(DAYS) and sum(found.values()) != ROWS:
-        raise ValueError(f"the year has {ROWS:,} rows, but the lake {sum(found.values()):,}")
+        raise ValueError(f"the lake has {sum(found.values()):,} rows instead of {ROWS:,}")
     run.rows = sum(found[day] for day in run.days)
     hand_over(run)
 
 
 def hand_over(result: Run | Bench) -> None:
-    """Write a result into the file that the command line names."""
+    """Write a result into the file given on the command line."""
     Path(sys.argv[1]).write_text(json.dumps(asdict(result)))
 
 
 def contend(module: str, home: Path, settings: Mapping[str, str], *arguments: object) -> dict[str, Any]:
-    """Run a module in a process and a lake of its own, and read what it hands over.
+    """Run a module in a separate process with its own lake, and read its result.
 
     Args:
-        module: Below ``benchmarks``.
+        module: Name of a module in ``benchmarks``.
         home: The lake's folder; its Prefect server is stopped afterwards.
-        settings: Further environment.
-        arguments: After the file for its result.
+        settings: Further environment variables.
+        arguments: Command-line arguments after the result file.
 
     Raises:
-        SystemExit: it failed; nothing is reported then.
+        SystemExit: the module failed; nothing is reported.
     """
     output = home.with_suffix(".json")
-    # What a user has set for his own lake must not leak in.
+    # The user's own settings must not leak into the benchmark.
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("LAKE_", "PREFECT_", "DASK_"))}
     environment = {
         **kept,
@@ -160,7 +160,7 @@ def contend(module: str, home: Path, settings: Mapping[str, str], *arguments: ob
     try:
         code = process.wait()
     finally:
-        # An interrupt reaches it, too: it ends by itself, and needs the server until then.
+        # On Ctrl-C the child also gets the signal and ends itself; it needs the server until then.
         process.wait()
         server.stop(Settings(home=home))
     if code:

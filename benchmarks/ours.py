@@ -1,4 +1,4 @@
-"""This project: the backfill that `lake backfill flights` runs, on a real Prefect server and two Dask processes."""
+"""This project: the backfill of `lake backfill flights`, on a real Prefect server and two Dask processes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from ducklake_flows.settings import Settings, load_settings
 
 WORKERS = 2
 WARM = "airlines"
-"""Loaded before: a server that has just been started is busy with itself, as dlt's first run is, too."""
+"""Loaded before timing: a new Prefect server is still busy with its start, and dlt's first run is slow too."""
 
 
 def run(settings: Settings) -> Run:
     """Time the year, as the second run of this process and its server.
 
-    Whoever starts this process stops the server after it: without one, Prefect's threads keep a process from ending.
+    The parent of this process stops the server after it ends: without a server, Prefect's threads keep the process
+    from ending.
     """
     began = time.monotonic()
     server.use(settings)
     start_ups = {"server start": time.monotonic() - began}
-    # Only now: Prefect reads where its server is when it is imported.
+    # Not at the top: Prefect reads its server's address when it is imported.
     began = time.monotonic()
     from ducklake_flows.ingest import ingest
     from ducklake_flows.orchestration.bootstrap import initialise
@@ -68,13 +69,13 @@ def _server_pid(settings: Settings) -> int:
 
 
 def _server_processor(settings: Settings) -> float:
-    """Seconds of a processor that the Prefect server has had; from Linux's /proc."""
+    """CPU seconds used by the Prefect server, from Linux's /proc."""
     spent = (Path("/proc") / str(_server_pid(settings)) / "stat").read_text().rpartition(")")[2].split()
     return (int(spent[11]) + int(spent[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _server_peak(settings: Settings) -> int:
-    """Peak memory of the Prefect server while it still runs, in MiB; from Linux's /proc."""
+    """Peak memory of the running Prefect server in MiB, from Linux's /proc."""
     status = (Path("/proc") / str(_server_pid(settings)) / "status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) >> 10
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.measure import Bench
 
-# The same figures give the same file.
+# A fixed salt, so that the same values give the same file.
 mpl.rcParams.update({"svg.hashsalt": "lake", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False})
 mpl.rcParams.update({"axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3})
 

@@ -1,6 +1,6 @@
-"""`make bench`: every benchmark one after the other, a table for each, and which targets are reached.
+"""`make bench`: runs the benchmarks one after the other and prints a table and the targets of each.
 
-make bench                        all of them, about an hour on two cores
+make bench                        all benchmarks, about an hour on two cores
 make bench ARGS="year startup"    only these
 """
 
@@ -35,7 +35,7 @@ PACKAGES = ("duckdb", "dlt", "dagster", "prefect", "distributed", "sqlmesh", "py
 
 
 class Bencher:
-    """A folder with the year's landing files, and lakes beside them."""
+    """A folder with the year's landing files and the benchmarks' lakes."""
 
     def __init__(self, folder: Path, seconds: float) -> None:
         self.folder, self.seconds = folder, seconds
@@ -49,16 +49,16 @@ class Bencher:
         }
 
     def one(self, module: str, *arguments: object) -> Bench:
-        """A benchmark that is one process."""
+        """Run a benchmark that is one process."""
         found = contend(module, self.folder / module, self.local, *arguments)
         return Bench(found["title"], found["rows"], [_target(t) for t in found["targets"]], found["notes"])
 
     def year(self) -> Bench:
-        """A year of flights on SQLite and a folder."""
+        """Run a year of flights on SQLite and a folder."""
         return self._year("SQLite + folder", lambda name: self.local)
 
     def year_s3(self) -> Bench:
-        """The same on PostgreSQL and S3, the landing files in S3, too."""
+        """Run the same on PostgreSQL and S3, with the landing files in S3."""
         with _services(self.folder) as settings:
             return self._year("PostgreSQL + S3", lambda name: self.local | settings(name))
 
@@ -71,7 +71,7 @@ class Bencher:
             "Dagster, single run": ("dagster_asset", ("single-run", self.seconds)),
             "Dagster, a run each": ("dagster_asset", ("multi-run", self.seconds)),
             "Dagster, in parallel": ("dagster_asset", ("parallel", self.seconds)),
-            # Again, to show how far two runs of the same lie apart.
+            # Repeated to show the variation between two runs.
             "DuckDB alone again": ("alone", ()),
             "this project again": ("ours", ()),
         }
@@ -114,7 +114,7 @@ class Bencher:
         )
 
     def shapes(self) -> Bench:
-        """Wide, deep and skewed partitions."""
+        """Run the wide, deep and skewed partitions."""
         rows, targets = [], []
         for shape, key, end in (
             ("wide: 10 M rows in one", "wide", "2024-01-01"),
@@ -154,7 +154,7 @@ BENCHES: dict[str, Callable[[Bencher], Bench]] = {
 
 
 def main() -> None:
-    """Run the benchmarks asked for; write ``benchmarks/results/<name>.json`` for each."""
+    """Run the chosen benchmarks; write ``benchmarks/results/<name>.json`` for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benches", nargs="*", metavar="BENCH", help=", ".join(BENCHES))
     parser.add_argument("--seconds", type=float, default=60, help="time limit of the slow contenders")
@@ -165,12 +165,12 @@ def main() -> None:
     console, missed = Console(), 0
     for name in chosen.benches or BENCHES:
         with tempfile.TemporaryDirectory(prefix="lake-bench-") as folder:
-            Path(folder).chmod(0o755)  # PostgreSQL runs as a user of its own
+            Path(folder).chmod(0o755)  # PostgreSQL runs as another user and must be able to enter
             bench = BENCHES[name](Bencher(Path(folder), chosen.seconds))
         (RESULTS / f"{name}.json").write_text(json.dumps({**_about(), **asdict(bench)}, indent=2) + "\n")
         plots.draw(name, bench, IMAGES)
         _show(console, bench)
-        missed += sum(not target.failpoint for target in bench.targets)
+        missed += sum(not target.reached for target in bench.targets)
     console.print(f"{missed} targets missed." if missed else "Every target is reached.")
 
 
@@ -191,7 +191,7 @@ def _about() -> dict[str, Any]:
 
 @contextmanager
 def _services(folder: Path) -> Iterator[Callable[[str], dict[str, str]]]:
-    """PostgreSQL and S3, the landing files in S3; gives the settings of a lake by name."""
+    """Start PostgreSQL and S3 with the landing files in S3; yields a function that returns a named lake's settings."""
     password, key_id, secret = new_secret(), new_secret(), new_secret()
     with (
         Postgres(folder / "postgres", folder) as postgres,
@@ -217,7 +217,7 @@ def _services(folder: Path) -> Iterator[Callable[[str], dict[str, str]]]:
 
 
 def _show(console: Console, bench: Bench) -> None:
-    """A benchmark's table, and its targets."""
+    """Print a benchmark's table and targets."""
     hidden = ("how", "profile", "chunks", "commits")
     shown = [name for name in bench.rows[0] if name not in hidden]
     table = Table(title=bench.title, box=SIMPLE, collapse_padding=True, pad_edge=False)
@@ -227,7 +227,7 @@ def _show(console: Console, bench: Bench) -> None:
         table.add_row(*(_figure(row[name]) for name in shown))
     console.print(table)
     for target in bench.targets:
-        mark = "[green]reached[/]" if target.failpoint else "[red]missed [/]"
+        mark = "[green]reached[/]" if target.reached else "[red]missed [/]"
         sign = "≥" if target.at_least else "≤"
         console.print(f"  {mark}  {target.what}: {_figure(target.value)} ({sign} {_figure(target.limit)})")
     for note in bench.notes:

@@ -1,4 +1,4 @@
-"""Wide, deep and skewed partitions: this project's backfill, or dlt's own destination, on one dataset."""
+"""Wide, deep and skewed partitions: this project's backfill or dlt's own destination on one dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ducklake_flows.settings import LAKE, Settings, load_settings
 
 
 def ours(settings: Settings, dataset: Dataset, end: date) -> Run:
-    """A backfill on a real Prefect server and two Dask processes; the cluster's start does not count."""
+    """Time a backfill on a real Prefect server and two Dask processes, without the cluster's start."""
     server.use(settings)
     from ducklake_flows.ingest import ingest
     from ducklake_flows.orchestration.bootstrap import initialise
@@ -36,7 +36,7 @@ def ours(settings: Settings, dataset: Dataset, end: date) -> Run:
 
 
 def dlt(settings: Settings, dataset: Dataset, end: date, limit: float) -> Run:
-    """A pipeline run a partition, until a limit of seconds has gone by."""
+    """Time one pipeline run per partition until the limit, in seconds, is reached."""
     import dlt as library
 
     from benchmarks.dlt_destination import pipeline_of

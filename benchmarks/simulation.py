@@ -1,7 +1,7 @@
-"""Past this machine: a backfill as a queueing model, with the costs that the other benchmarks measured.
+"""Extrapolation beyond this machine: a backfill as a queueing model with the costs measured by other benchmarks.
 
-Workers take chunks, one publisher takes what they have finished through the gate in groups. That is all there is to
-the pipeline's shape; the seconds come from `benchmarks/results`. One measured run, the year, checks the model.
+Workers process chunks, and one publisher publishes finished partitions in groups through the gate. The costs come from
+`benchmarks/results`. The model is checked against one measured run, the year.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ducklake_flows.orchestration.chunks import CHUNK, CHUNK_SECONDS, GROUP
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 EXTRACT = (0.02, 0.1, 1.0, 10.0)
-"""Seconds of one worker over one partition."""
+"""Seconds that a worker needs for one partition."""
 
 GROUPS = (1, 8, 32, 128, 512, 2048)
 PARTITIONS_A_WORKER = 200
@@ -28,15 +28,15 @@ PARTITIONS_A_WORKER = 200
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds.
+    """Costs in seconds.
 
     Args:
-        chunk: A worker's over a chunk, beside its partitions: Prefect's task, Dask's hand-over.
-        extract: A worker's over a partition of the year.
-        enter: To get into the gate when it is free, and out.
-        commit: In the gate, for a group.
-        partition: In the gate, for each partition of the group.
-        server: Of the Prefect server's processor, for a chunk.
+        chunk: A worker's fixed cost per chunk: the Prefect task and Dask's transport.
+        extract: A worker's time per partition of the year.
+        enter: Entering and leaving a free gate.
+        commit: Time in the gate per group.
+        partition: Time in the gate per partition of the group.
+        server: CPU time of the Prefect server per chunk.
     """
 
     chunk: float
@@ -47,7 +47,7 @@ class Costs:
     server: float
 
     def gate(self, size: int) -> float:
-        """Seconds that a group of this size takes, entering included."""
+        """Seconds for a group of this size, including entering the gate."""
         return self.enter + self.commit + self.partition * size
 
 
@@ -55,13 +55,13 @@ def measured(results: Path) -> Costs:
     """The costs, from the last results of `year` and `groups`.
 
     Raises:
-        SystemExit: they have not been run.
+        SystemExit: these benchmarks have not been run.
     """
     year, groups = _read(results, "year"), _read(results, "groups")
     ours = _best(year)
     profile = ours["profile"]
     worked = sum(profile[stage] for stage in ("extract", "normalize", "inspect", "stage"))
-    # A line through what groups of each size take: seconds a group = commit + partition * size.
+    # A line through the times of the group sizes: seconds per group = commit + partition * size.
     points = [
         (row["group"], row["seconds"] / -(-365 // row["group"])) for row in groups["rows"] if row["group"] in GROUPS
     ]
@@ -79,7 +79,7 @@ def measured(results: Path) -> Costs:
 
 @dataclass
 class Outcome:
-    """What a simulated backfill came to; seconds."""
+    """The result of a simulated backfill; times in seconds."""
 
     wall: float
     commits: int
@@ -90,11 +90,11 @@ def backfill(costs: Costs, partitions: int, workers: int, extract: float, group:
     """Simulate a backfill.
 
     Args:
-        costs: What things take.
-        partitions: How many.
-        workers: Dask's, one thread each.
-        extract: Seconds of one worker over one partition.
-        group: Partitions in one transaction at most.
+        costs: The costs.
+        partitions: Number of partitions.
+        workers: Number of Dask workers, with one thread each.
+        extract: Seconds that a worker needs for one partition.
+        group: Maximum partitions per transaction.
     """
     env = simpy.Environment()
     staged: simpy.Store = simpy.Store(env)
@@ -131,7 +131,7 @@ def backfill(costs: Costs, partitions: int, workers: int, extract: float, group:
 
 
 def run(results: Path) -> Bench:
-    """How many workers one gate feeds, by partition size; and the year, simulated and measured."""
+    """Simulate the throughput by workers and seconds per partition, and compare the simulated to the measured year."""
     costs, year = measured(results), _best(_read(results, "year"))
     rows: list[dict[str, Any]] = []
     for extract in EXTRACT:
@@ -162,7 +162,7 @@ def run(results: Path) -> Bench:
 def _read(results: Path, name: str) -> Mapping[str, Any]:
     path = results / f"{name}.json"
     if not path.exists():
-        raise SystemExit(f'The simulation needs {name}: make bench ARGS="{name}"')
+        raise SystemExit(f'The simulation needs the results of {name}. Run: make bench ARGS="{name}"')
     return dict(json.loads(path.read_text()))
 
 

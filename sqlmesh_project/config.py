@@ -1,4 +1,4 @@
-"""SQLMesh's configuration, from the project's settings: no connection is written down here."""
+"""SQLMesh's configuration. All connections come from the project's settings."""
 
 from ducklake_flows import sqlmesh_config
 

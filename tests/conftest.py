@@ -1,4 +1,4 @@
-"""Fixtures: a fresh lake for each test, one real Prefect server for the session, and how to lay and stage data."""
+"""Fixtures: a fresh lake for each test, one real Prefect server for the session, and helpers to land and stage data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-# Before anything imports Prefect: the session has a server of its own, told apart from any other by its folder.
+# Before anything imports Prefect: the session uses its own server, in its own folder.
 for name in [n for n in os.environ if n.startswith(("LAKE_", "PREFECT_"))]:
     del os.environ[name]
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
@@ -37,7 +37,7 @@ MODELS = ROOT / "sqlmesh_project"
 
 
 def make_project(folder: Path, *datasets: Path, models: Path = MODELS) -> Path:
-    """Make a folder a project with these datasets and models, wherever they lie."""
+    """Make a folder a project with these dataset folders and models."""
     folders = ", ".join(f'"{path}"' for path in datasets or (DEMO, DATASETS))
     folder.mkdir(parents=True, exist_ok=True)
     table = f'[tool.ducklake-flows]\ndatasets = [{folders}]\nmodels = "{models}"\n'
@@ -46,14 +46,14 @@ def make_project(folder: Path, *datasets: Path, models: Path = MODELS) -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--soak", action="store_true", help="the long forms of the fault tests")
-    parser.addoption("--seed", type=int, help="replay one seed of a fault test")
+    parser.addoption("--soak", action="store_true", help="run the long versions of the tests")
+    parser.addoption("--seed", type=int, help="repeat a fault test with this seed")
     parser.addoption("--write-docs", action="store_true", help="write the generated tables into docs/data.md")
     parser.addoption("--screenshots", action="store_true", help="write the screenshots into docs/images")
 
 
 FOLDERS = ("stack", "flows", "faults", "regressions", "values", "lake", "unit")
-"""The tests' folders, those whose files take longest first: a few processes share the files."""
+"""The test folders in order of their files' duration, longest first, since several processes share the files."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -66,13 +66,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file's tests stay in one process, for they may share a lake; and all of the stack's, which share the stack.
+    """Run a file's tests in one process, since they may share a lake; run all stack tests in one, to share the stack.
 
-    A soak's last for up to an hour: there, each storage's are apart.
+    Soak tests last up to an hour, so each storage's tests of a file are distributed separately.
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByFile(LoadScopeScheduling):
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
             if config.getoption("--soak"):
@@ -82,9 +82,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFile(config, log)
 
 
+def settings_from(environment: Mapping[str, str], **changed: Any) -> Settings:
+    """The settings of an environment's `LAKE_` variables, some of them changed. No `.env` of this folder is read."""
+    values: dict[str, Any] = {
+        name.removeprefix("LAKE_").lower(): value for name, value in environment.items() if name.startswith("LAKE_")
+    }
+    return Settings(**{"_env_file": None, **values, **changed})
+
+
 @dataclass
 class Lake:
-    """A lake under test, and what tests do with it."""
+    """A lake under test with helpers."""
 
     settings: Settings
 
@@ -93,14 +101,14 @@ class Lake:
         return open_storage(self.settings.data_path, self.settings)
 
     def land(self, path: str, content: str | bytes | Sequence[Mapping[str, Any]]) -> None:
-        """Lay a file into the landing zone; rows become JSON lines, or a JSON list for .json."""
+        """Write a file into the landing zone. Rows become JSON lines, or a JSON list for .json."""
         if not isinstance(content, str | bytes):
             lines = [json.dumps(row) for row in content]
             content = f"[{','.join(lines)}]" if path.endswith(".json") else "".join(f"{line}\n" for line in lines)
         write(open_storage(self.settings.landing, self.settings), path, content)
 
     def extract(self, dataset: str, *partitions: str) -> list[Outcome]:
-        """Extract partitions in this process, with the table's columns as hints, as a run does."""
+        """Extract partitions in this process with the table's columns, as a run does."""
         definition = get_dataset(dataset)
         with connected(self.settings, read_only=True) as con:
             there = table_columns(con).get(definition.table, {})
@@ -147,7 +155,7 @@ def receipts(outcomes: Sequence[Outcome]) -> list[Receipt]:
 
 
 def write(storage: Storage, path: str, content: str | bytes) -> None:
-    """Write a file below a base, over what is there."""
+    """Write a file into a storage, replacing an existing one."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
@@ -155,12 +163,12 @@ def write(storage: Storage, path: str, content: str | bytes) -> None:
 
 
 STORAGES = ("sqlite+folder", "postgres+folder", "postgres+s3")
-"""The combinations of catalog and data: the lake suite runs on every one, the flows' tests on the first."""
+"""The combinations of catalog and data storage. The lake suite runs on all, the flow tests on the first."""
 
 
 @dataclass
 class Services:
-    """One PostgreSQL and one S3 server for the session; each test has a database and a prefix of its own."""
+    """One PostgreSQL and one S3 server for the session. Each test has its own database and prefix."""
 
     folder: Path
     _held: contextlib.ExitStack
@@ -174,7 +182,7 @@ class Services:
     @property
     def postgres(self) -> Postgres:
         if self._postgres is None:
-            # Tests kill processes, not the machine: what the kernel has been given is safe.
+            # No fsync: tests kill processes, not the machine, so data handed to the kernel is safe.
             postgres = Postgres(self.folder / "postgres", self.folder, "-c", "fsync=off")
             self._postgres = self._held.enter_context(postgres)
         return self._postgres
@@ -209,8 +217,8 @@ class Services:
 
 @pytest.fixture(scope="session")
 def services() -> Iterator[Services]:
-    """The real services, each started when a test first asks for it."""
-    # Not pytest's own folder: PostgreSQL runs as a user of its own, who could not enter it.
+    """The real services, each started on first use."""
+    # Not pytest's temporary folder: PostgreSQL runs as another user, who cannot enter it.
     with tempfile.TemporaryDirectory(prefix="lake-services-") as folder, contextlib.ExitStack() as held:
         Path(folder).chmod(0o755)
         yield Services(Path(folder), held)
@@ -230,7 +238,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def lake(request: pytest.FixtureRequest, services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
-    """A fresh, initialised lake that knows the tests' datasets."""
+    """A fresh, initialised lake with the tests' datasets."""
     for name, value in services.environment(request.param, tmp_path / "home").items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
@@ -249,11 +257,11 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from prefect.logging.handlers import APILogWorker
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-    # Prefect was imported with the tests, before there was a server.
+    # Prefect was imported before the server started, so its settings need the address.
     try:
         with temporary_settings({PREFECT_API_URL: url, PREFECT_HOME: settings.home / "prefect"}):
             yield url
-            # What is still on its way to the server would be tried again for minutes once it is gone.
+            # Send pending logs and events now: after the server has stopped, they would be retried for minutes.
             APILogWorker.drain_all(timeout=10)
             EventsWorker.drain_all(timeout=10)
     finally:

@@ -1,4 +1,4 @@
-"""Small SQLMesh projects: a few models over the tests' datasets, built in this process."""
+"""Small SQLMesh projects: a few models on the tests' datasets, built in this process."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Project:
         (self.folder / path).write_text(text)
 
     def build(self) -> list[dict[str, Any]]:
-        """What a transform does. Returns the intervals built."""
+        """Build as a transform does. Returns the intervals built."""
         events: list[dict[str, Any]] = []
         if todo := plan_transform(load_settings(), "prod"):
             build.build(todo.environment, todo.changed_keys, todo.replan, events.append)

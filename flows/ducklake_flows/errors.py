@@ -1,4 +1,4 @@
-"""The errors a user can meet: each says what failed and the command that goes on from there."""
+"""The errors that users see: each says what failed and names the next step."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _HIDDEN = (
     # PASSWORD 'x', in SQL
     (re.compile(r"(\b(?:password|secret|key_id|session_token)\s+)'[^']*'", re.I), r"\1'***'"),
 )
-"""How secrets look in other people's error texts, and what stays of them."""
+"""Patterns of secrets in the error texts of other software, each with its replacement."""
 
 
 def redacted(text: str) -> str:
-    """A text without what looks like a secret: passwords in URLs and settings, keys, tokens, signatures."""
+    """Replace everything that looks like a secret: passwords in URLs and settings, keys, tokens, signatures."""
     for pattern, kept in _HIDDEN:
         text = pattern.sub(kept, text)
     return text
 
 
 class LakeError(Exception):
-    """Something the user can act on.
+    """An error that the user can act on.
 
     Args:
-        message: What failed, and for which dataset or partition. Never holds a secret.
-        fix: The next step, usually a command. Empty when there is none to name.
+        message: What failed, and for which dataset or partition. Never contains a secret.
+        fix: The next step, usually a command. Empty if there is none.
     """
 
     def __init__(self, message: str, fix: str = "") -> None:
@@ -59,7 +59,7 @@ class LakeError(Exception):
 
 
 class BadInput(LakeError):
-    """The request itself is wrong: an unknown dataset, a malformed date, a reversed range."""
+    """The request is invalid: an unknown dataset, a malformed date, a reversed range."""
 
 
 class CatalogError(LakeError):
@@ -79,36 +79,36 @@ class GateError(LakeError):
 
 
 class GateBusy(GateError):
-    """Somebody else held the gate for as long as its caller was ready to wait."""
+    """The gate was not free within the caller's timeout."""
 
 
 class NoSource(LakeError):
-    """The source has nothing for this partition (yet)."""
+    """The source has no data for this partition (yet)."""
 
 
 class SourceError(LakeError):
-    """The source has something for this partition, but it cannot be read as the contract says."""
+    """The source has data for this partition, but it cannot be read according to the contract."""
 
 
 class Rejected(LakeError):
-    """The partition was read, but its rows break the dataset's contract or an audit."""
+    """The partition was read, but its rows violate the dataset's contract or an audit."""
 
 
 class CommitConflict(LakeError):
-    """Another writer changed the same table first, and the retries within the gate ran out."""
+    """Another writer changed the same table first, and all retries within the gate failed."""
 
 
 class PublishedInBetween(LakeError):
-    """Another attempt was published after a rollback had been staged; nothing was changed."""
+    """Another attempt was published after the rollback was staged; nothing was changed."""
 
 
 class RunFailed(LakeError):
-    """A run ended with partitions or models that failed; the others are done.
+    """A run ended with failed partitions or models; all others are done.
 
     Args:
-        message: Which failed, and why.
+        message: Which partitions or models failed, and why.
         fix: The next step.
-        summary: What the run did do, as plain values.
+        summary: What the run did, as plain values.
     """
 
     def __init__(self, message: str, fix: str = "", summary: dict[str, Any] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The ingest flow: plan, extract chunks of partitions on Dask, publish them in gated groups as they arrive."""
+"""The ingest flow: plans, extracts chunks of partitions on Dask, and publishes them in gated groups as they arrive."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from ducklake_flows.testing.failpoints import failpoint
 
 
 def range_name(start: date | None, end: date | None) -> str:
-    """A range of days as it stands in the names of runs."""
+    """A range of days, for the names of runs."""
     return f"{start or 'first'}..{end or 'last'}"
 
 
 def names_of(datasets: Sequence[str] | None) -> str:
-    """Datasets as they stand in the names of runs."""
+    """Datasets, for the names of runs."""
     return "+".join(datasets) if datasets else "all"
 
 
@@ -58,22 +58,22 @@ def ingest(
     partitions: list[str] | None = None,
     due: bool = False,
 ) -> dict[str, Any]:
-    """Bring partitions of datasets into the lake.
+    """Extract and publish partitions of datasets.
 
     Args:
-        datasets: Keys of the datasets; all when left open.
-        start: First day; each dataset's own when it is left open.
-        end: Last day, included; each dataset's own when it is left open.
+        datasets: Keys of the datasets; default: all.
+        start: First day; default: each dataset's start.
+        end: Last day, included; default: each dataset's end.
         mode: Which partitions: missing, failed, missing_failed, stale or all; or several of them.
-        workers: Processes of the local Dask cluster; an existing cluster has its own.
-        partitions: Just these partitions, by key, instead of a range.
-        due: Only the datasets whose hour (UTC) the run was scheduled for.
+        workers: Processes of the local Dask cluster; ignored with an existing cluster.
+        partitions: Only these partitions, by key, instead of a range.
+        due: Only the datasets whose schedule hour (UTC) equals the hour for which the run was scheduled.
 
     Returns:
         The summary: counts, rows, bytes, commits, seconds by stage.
 
     Raises:
-        RunFailed: some partitions failed; the others are published.
+        RunFailed: some partitions failed, or some datasets could not be planned; all others are published.
     """
     settings, logger, began = load_settings(), get_run_logger(), time.monotonic()
     chosen = get_datasets(datasets or [])
@@ -96,7 +96,7 @@ def ingest(
             str(flow_run.id),
             {p.partition for p in todo},
             planned={(p.dataset, p.partition): p.entry.newest for p in todo if p.entry},
-            recheck=mode is Mode.all,
+            recheck=Mode.all in ([mode] if isinstance(mode, Mode) else mode),
         )
         with contextlib.closing(publisher):
             _extract_and_publish(settings, todo, {d.key: d for d in chosen}, publisher, workers, summary)
@@ -104,7 +104,7 @@ def ingest(
     create_artifacts(summary)
     for out in summary.left_out:
         level = logging.ERROR if out.is_fault else logging.INFO
-        logger.log(level, "%s is left out: %s", out.dataset, out.error.message)
+        logger.log(level, "%s is skipped: %s", out.dataset, out.error.message)
     if summary.failed or summary.faults:
         raise RunFailed(failures_text(summary), next_step(summary), summary.to_json())
     return summary.to_json()
@@ -118,7 +118,7 @@ def _extract_and_publish(
     workers: int,
     summary: Summary,
 ) -> None:
-    """Extract the partitions on Dask, and publish each group of outcomes while the next ones arrive."""
+    """Extract the partitions on Dask, and publish each group of outcomes while the next ones are extracted."""
     began = time.monotonic()
     tables = publisher.tables()
     with task_runner(settings, workers) as runner:
@@ -134,7 +134,7 @@ def _extract_and_publish(
 
 
 def _publish(publisher: Publisher, group: Sequence[Outcome], summary: Summary) -> Published:
-    """Publish one group through the gate, then say so in an event."""
+    """Publish one group while holding the gate, then emit the events."""
     if not group:
         return Published()
     began = time.monotonic()
@@ -150,7 +150,7 @@ def _publish(publisher: Publisher, group: Sequence[Outcome], summary: Summary) -
     summary.add(result)
     for receipt in result.older:
         get_run_logger().warning(
-            "%s %s: dropped, an attempt that was extracted later is published", receipt.dataset, receipt.partition
+            "%s %s: dropped because an attempt extracted later is published", receipt.dataset, receipt.partition
         )
     failpoint("before the event")
     events.published(result)

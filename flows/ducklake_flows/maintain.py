@@ -1,4 +1,4 @@
-"""The maintain flow: keep the lake small and fast, a short gated step at a time, beside whatever else runs."""
+"""The maintain flow: keeps the lake small and fast in short gated steps, concurrently with other runs."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ def _flow_run_name() -> str:
 
 @flow(name="maintain", flow_run_name=_flow_run_name)
 def maintain(dry_run: bool = False, retention_days: int | None = None) -> dict[str, Any]:
-    """Flush, merge, rewrite, expire and clean up; nothing that a run has in flight is touched.
+    """Flush, merge, rewrite, expire and clean up; never touches files that a run has in flight.
 
-    Each step takes the gate by itself. What cannot be done beside what else runs is left to the next night, and said:
-    SQLMesh's janitor while a transform runs, and a step that conflicts with another writer.
+    Each step holds the gate separately. Two things are postponed to the next run and reported: SQLMesh's janitor while
+    a transform runs, and a step that conflicts with another writer.
 
     Args:
-        dry_run: Only say what would be done.
-        retention_days: Snapshots older than this are expired; ``LAKE_RETENTION_DAYS`` when left open.
+        dry_run: Only report what would be done.
+        retention_days: Snapshots older than this are expired; default: ``LAKE_RETENTION_DAYS``.
 
     Returns:
-        The summary: figures before and after, each step with what it did, and what was left and why.
+        The summary: figures before and after, what each step found and did, and what was postponed and why.
 
     Raises:
         BadInput: the retention is below 0 days.
-        RunFailed: SQLMesh's janitor failed; the other steps are done.
+        RunFailed: SQLMesh's janitor failed; all other steps are done.
     """
     settings, logger = load_settings(), get_run_logger()
     days = settings.retention_days if retention_days is None else retention_days
     if days < 0:
-        raise BadInput(f"Snapshots cannot be kept for {days} days.", "give 0 or more days")
+        raise BadInput(f"The snapshot retention cannot be {days} days.", "give 0 or more days")
     check(settings)
     began = time.monotonic()
     before = figures(settings)
     done: list[dict[str, Any]] = []
     left: list[str] = []
-    # The models' own janitor first: what it drops can then be expired.
+    # SQLMesh's janitor runs first, so that the tables it drops can be expired below.
     cleaned, failure = (True, None) if dry_run else _clean_models(settings)
     for step in steps(settings, timedelta(days=days)):
         entry = {"step": step.name, "subject": step.subject, "found": step.todo, "unit": step.unit, "done": 0}
@@ -67,7 +67,7 @@ def maintain(dry_run: bool = False, retention_days: int | None = None) -> dict[s
     if not cleaned:
         left.append("SQLMesh's janitor: a transform is running.")
     for text in left:
-        logger.warning("left to the next run: %s", text)
+        logger.warning("postponed to the next run: %s", text)
     summary = {
         "flow_run": flow_run.name,
         "dry_run": dry_run,
@@ -88,7 +88,7 @@ def _clean_models(settings: Settings) -> tuple[bool, RunFailed | None]:
     """Run SQLMesh's janitor unless a transform runs.
 
     Returns:
-        Whether it ran, and how it failed.
+        Whether it ran, and its error if it failed.
     """
     with contextlib.ExitStack() as held:
         try:
@@ -103,7 +103,7 @@ def _clean_models(settings: Settings) -> tuple[bool, RunFailed | None]:
 
 
 def _artifacts(summary: dict[str, Any]) -> None:
-    """What the Prefect UI shows: every step, and the figures before and after."""
+    """Create the run's artifacts in the Prefect UI: every step, and the figures before and after."""
     if summary["steps"]:
         create_table_artifact(summary["steps"], key="maintenance-steps", description="what each step found and did")
     lines = [
@@ -112,6 +112,6 @@ def _artifacts(summary: dict[str, Any]) -> None:
         "| | before | after |",
         "| --- | ---: | ---: |",
         *(f"| {name} | {value:,} | {summary['after'][name]:,} |" for name, value in summary["before"].items()),
-        *(f"\nLeft to the next run: {text}" for text in summary["left"]),
+        *(f"\nPostponed to the next run: {text}" for text in summary["left"]),
     ]
     create_markdown_artifact("\n".join(lines), key="maintenance-summary", description=summary["flow_run"])

@@ -1,4 +1,4 @@
-"""The pipeline flow: ingest, then transform what was published, even where some partitions failed."""
+"""The pipeline flow: runs ingest, then transform, even if some partitions failed."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def pipeline(
     workers: int = 2,
     environment: str = "prod",
 ) -> dict[str, Any]:
-    """Bring partitions into the lake and the models up to date.
+    """Publish partitions, then bring the models up to date.
 
     Args:
-        datasets: Keys of the datasets; all when left open.
-        start: First day; each dataset's own when it is left open.
-        end: Last day, included; each dataset's own when it is left open.
+        datasets: Keys of the datasets; default: all.
+        start: First day; default: each dataset's start.
+        end: Last day, included; default: each dataset's end.
         mode: Which partitions: missing, failed, missing-failed, stale or all; or several of them.
         workers: Processes of the local Dask cluster.
         environment: SQLMesh's environment.
 
     Returns:
-        The summaries of both, under ``ingest`` and ``transform``.
+        The summaries of both flows, under ``ingest`` and ``transform``.
 
     Raises:
-        RunFailed: some partitions or models failed; the others are done.
+        RunFailed: some partitions or models failed; all others are done.
     """
     failure: RunFailed | None = None
     with runner.prepared(load_settings()):

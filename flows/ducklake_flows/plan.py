@@ -1,4 +1,4 @@
-"""The plan: where every partition of a range stands, and which of them a run would do, and why."""
+"""Plan a run: the state of every partition of a range, which of them the run would process, and why."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Planned:
     Args:
         dataset: The dataset's key.
         partition: The partition's key.
-        state: Where it stands.
-        runs: Whether the mode does it.
-        found_version: What the source has now, "" when it cannot say; None when it has nothing.
-        entry: What the ledger says of it, None when it says nothing.
+        state: Its current state.
+        runs: Whether the mode selects it.
+        found_version: The source's current version; "" if the source cannot report one, None if it has no data.
+        entry: Its ledger entry; None if there is none.
     """
 
     dataset: str
@@ -39,30 +39,30 @@ class Planned:
 
     @property
     def source_version(self) -> str:
-        """What the source has now, "" when it cannot say or has nothing."""
+        """The source's current version; "" if the source cannot report one or has no data."""
         return self.found_version or ""
 
     @property
     def why(self) -> str:
-        """One line on why it stands so."""
+        """The reason for the state, in one line."""
         if self.state is State.missing:
             return "not in the ledger yet"
         if self.state is State.no_source:
-            return "the source has nothing for it (yet); tried again next time"
+            return "the source has no data for it yet; the next run checks again"
         if self.state is State.stale:
-            return "its source changed since it was published"
+            return "its source changed after it was published"
         error = self.entry.error if self.entry else ""
-        return f"{error}; the source has nothing for it now" if error and self.found_version is None else error
+        return f"{error}; the source has no data for it now" if error and self.found_version is None else error
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A dataset that is not in a plan.
+    """A dataset that a plan leaves out.
 
     Args:
         dataset: Its key.
         error: Why, and what to do.
-        is_fault: Whether something is wrong; a dataset without a start that was not asked for by name is fine.
+        is_fault: Whether something is wrong. False for a dataset that has no start and was not named.
     """
 
     dataset: str
@@ -78,10 +78,10 @@ def make_plan(
     mode: Mode | Sequence[Mode] = Mode.missing_failed,
     only: Sequence[str] | None = None,
 ) -> list[Planned]:
-    """Plan a run of datasets that must all be in it; see `plan_each`.
+    """Plan a run of datasets, none of which may be left out; see `plan_each`.
 
     Raises:
-        LakeError: as `plan_each`; and the first dataset's that is left out.
+        LakeError: as `plan_each`, or the error of the first dataset that is left out.
     """
     planned, left_out = plan_each(settings, datasets, start, end, mode, only, named=True)
     for left in left_out:
@@ -102,25 +102,26 @@ def plan_each(
 ) -> tuple[list[Planned], list[LeftOut]]:
     """Plan a run. Reads the ledger and lists the sources; changes nothing.
 
-    A dataset whose source cannot be listed ends no other's plan; nor does one without a start, unless it was named.
+    A dataset whose source cannot be listed is left out and does not stop the others. The same holds for a dataset
+    without a start, unless it was named.
 
     Args:
         settings: Where the lake is.
-        datasets: What to plan.
-        start: First day, the dataset's own when None.
-        end: Last day, included; the dataset's own when None.
+        datasets: The datasets to plan.
+        start: First day; None means the dataset's own.
+        end: Last day, inclusive; None means the dataset's own.
         mode: Which partitions would run.
-        only: Just these partitions, by key, instead of a range.
-        named: Whether the datasets were asked for by name.
-        recorded: Take the partitions that the ledger has for a dataset without a start.
+        only: Plan these partition keys instead of a range.
+        named: Whether the user named the datasets.
+        recorded: For a dataset without a start, plan the partitions that are in the ledger.
 
     Returns:
-        The plan, and the datasets that are not in it.
+        The plan, and the datasets that it leaves out.
 
     Raises:
-        BadInput: the range is reversed; a named dataset has no start; or a key is not a partition of a dataset.
+        BadInput: the range is reversed, a named dataset has no start, or a key is not a partition of a dataset.
         NotInitialised: there is no lake yet.
-        LakeError: no dataset can be planned, all for this one reason.
+        LakeError: no dataset can be planned, all for the same reason.
         StorageError: the object store does not answer.
     """
     modes = [mode] if isinstance(mode, Mode) else mode
@@ -149,9 +150,9 @@ def plan_each(
             wanted[dataset.key] = [parse_partition(key, dataset.grain) for key in keys]
         try:
             versions = dataset.versions(wanted[dataset.key])
-        except Exception as error:  # noqa: BLE001 - whatever a source does, it is that dataset's fault
+        except Exception as error:  # noqa: BLE001 - any error of a source leaves out its dataset only
             if isinstance(error, StorageError):
-                storage.check(settings)  # unless the whole object store is out of reach
+                storage.check(settings)  # raises if the object store as a whole does not answer
             left_out.append(LeftOut(dataset.key, _source_error(dataset, error), is_fault=True))
             continue
         for partition in wanted[dataset.key]:
@@ -168,17 +169,20 @@ def plan_each(
 
 
 def _source_error(dataset: Dataset, error: Exception) -> LakeError:
-    """The user's error for a source that cannot say what it has."""
+    """The error to show for a source that cannot be listed."""
     if isinstance(error, StorageError):
         return error
     text = error.message if isinstance(error, LakeError) else f"{type(error).__name__}: {error}"
     cause = redacted(" ".join(text.split()))[:300]
     fix = error.fix if isinstance(error, LakeError) else ""
-    return SourceError(f"The source of {dataset.key} cannot say what it has: {cause}", fix or "correct the source")
+    return SourceError(
+        f"The source of {dataset.key} cannot be listed: {cause}",
+        fix or "fix the cause, then run the same command again",
+    )
 
 
 def strays(datasets: Sequence[Dataset]) -> dict[str, list[str]]:
-    """The files that are no partition's, by dataset, where a source can say so."""
+    """The files that belong to no partition, by dataset, for sources that can report them."""
     found: dict[str, list[str]] = {}
     for dataset in datasets:
         if isinstance(dataset.source, Strays) and not dataset.needs_start:
@@ -187,7 +191,7 @@ def strays(datasets: Sequence[Dataset]) -> dict[str, list[str]]:
 
 
 def counts(planned: Sequence[Planned]) -> Mapping[str, int]:
-    """How many partitions stand how, in the order of `State`."""
+    """The number of partitions in each state, in the order of `State`."""
     found = Counter(p.state for p in planned)
     return {state.value: found[state] for state in State if found[state]}
 

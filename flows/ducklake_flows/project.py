@@ -1,7 +1,7 @@
 """A project: the folder with `[tool.ducklake-flows]` in its `pyproject.toml`, and the datasets that it defines.
 
-All files of its dataset folders are imported as one package, `lake_datasets`, so that they can share helpers:
-``from lake_datasets.common import LANDING``. Every `Dataset` at the top of a file is one of the project's.
+All files in its dataset folders are imported as one package, `lake_datasets`, so that they can share helpers:
+``from lake_datasets.common import LANDING``. Every module-level `Dataset` belongs to the project.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class _Found:
     """What the files define.
 
     Args:
-        datasets: By key.
-        broken: The error of each file or key that defines no usable dataset; by key where it is known, else by the
-            file's name without its ending.
+        datasets: The datasets by key.
+        broken: The error of each file or key without a usable dataset; by key if it is known, else by the file's name
+            without extension.
     """
 
     datasets: dict[str, Dataset] = field(default_factory=dict)
@@ -49,7 +49,7 @@ def all_datasets() -> dict[str, Dataset]:
 
 
 def broken_datasets() -> dict[str, BadInput]:
-    """The error of each dataset file that cannot be loaded, with its file and line; by key or name of the file.
+    """The error of each dataset file that cannot be loaded, with file and line; by key or file name.
 
     Raises:
         BadInput: there is no project, or one of its dataset folders does not exist.
@@ -58,10 +58,10 @@ def broken_datasets() -> dict[str, BadInput]:
 
 
 def get_datasets(keys: Sequence[str]) -> list[Dataset]:
-    """These datasets, in this order, each once; all that can be loaded when none is named.
+    """The named datasets in this order, without duplicates; if none is named, all that can be loaded.
 
     Raises:
-        BadInput: one is unknown, or its file is broken; or there is no project.
+        BadInput: a dataset is unknown, its file cannot be loaded, or there is no project.
     """
     found = _find()
     unknown = [k for k in keys if k not in found.datasets]
@@ -71,7 +71,7 @@ def get_datasets(keys: Sequence[str]) -> list[Dataset]:
     if unknown:
         known = f"choose from {', '.join(found.datasets)}" if found.datasets else "lake new dataset NAME"
         if found.broken:
-            known += f"; broken: {', '.join(found.broken)}: lake plan says why"
+            known += f"; broken: {', '.join(found.broken)} (for the reason, run: lake plan)"
         raise BadInput(f"Unknown dataset: {', '.join(map(repr, unknown))}.", known)
     return [found.datasets[k] for k in dict.fromkeys(keys)] if keys else list(found.datasets.values())
 
@@ -80,7 +80,7 @@ def get_dataset(key: str) -> Dataset:
     """One dataset by key.
 
     Raises:
-        BadInput: it is unknown, or its file is broken; or there is no project.
+        BadInput: it is unknown, its file cannot be loaded, or there is no project.
     """
     return get_datasets([key])[0]
 
@@ -94,7 +94,7 @@ def _find() -> _Found:
             if error is not None:
                 raise error
             defined = _defined(importlib.import_module(f"{PACKAGE}.{path.stem}"))
-        except (Exception, SystemExit) as fault:  # noqa: BLE001 - any error of a file leaves out just that file
+        except (Exception, SystemExit) as fault:  # noqa: BLE001 - an error in a file excludes only that file
             broken[path.stem] = _broken(path, fault)
             continue
         for dataset in defined:
@@ -102,7 +102,9 @@ def _find() -> _Found:
                 continue  # imported from the file that defines it
             if dataset.key in places:
                 both = " and ".join(sorted({str(places[dataset.key]), str(path)}))
-                broken[dataset.key] = BadInput(f"Two datasets have the key {dataset.key}: {both}.", "change one's key")
+                broken[dataset.key] = BadInput(
+                    f"Two datasets have the key {dataset.key}: {both}.", "change the key of one of them"
+                )
                 found.pop(dataset.key, None)
             else:
                 found[dataset.key] = dataset
@@ -111,10 +113,10 @@ def _find() -> _Found:
 
 
 def _defined(module: ModuleType) -> list[Dataset]:
-    """The datasets at the top of a module.
+    """The module-level datasets of a module.
 
     Raises:
-        BadInput: ``DATASET`` is something else.
+        BadInput: ``DATASET`` is not a `Dataset`.
     """
     defined = {id(value): value for value in vars(module).values() if isinstance(value, Dataset)}
     if "DATASET" in vars(module) and id(module.DATASET) not in defined:
@@ -123,7 +125,7 @@ def _defined(module: ModuleType) -> list[Dataset]:
 
 
 def _files() -> Iterator[tuple[Path, BadInput | None]]:
-    """Every file that may define datasets, importable from the package; or why it is not."""
+    """Every file that may define datasets, with an error if it cannot be imported because of its name."""
     folders = _folders()
     _package(folders)
     first: dict[str, Path] = {}
@@ -141,19 +143,19 @@ def _folders() -> tuple[Path, ...]:
     if not settings.datasets:
         raise BadInput(
             f"There is no project here: no pyproject.toml with [tool.ducklake-flows] in {Path.cwd()} or above it.",
-            "lake new NAME makes one; or change to its folder, or set LAKE_PROJECT",
+            "create one with: lake new NAME; or change to a project's folder, or set LAKE_PROJECT",
         )
     for folder in settings.datasets:
         if not folder.is_dir():
             raise BadInput(
-                f"There is no folder of datasets at {folder}.",
+                f"The dataset folder {folder} does not exist.",
                 "create it, or correct `datasets` in pyproject.toml (or LAKE_DATASETS)",
             )
     return settings.datasets
 
 
 def _package(folders: Sequence[Path]) -> None:
-    """Make the folders importable as one package; what was imported from other folders is forgotten."""
+    """Make the folders importable as one package; modules imported from other folders are unloaded."""
     wanted = [str(folder) for folder in folders]
     loaded = sys.modules.get(PACKAGE)
     if loaded is None or list(loaded.__path__) != wanted:
@@ -162,11 +164,11 @@ def _package(folders: Sequence[Path]) -> None:
         spec = ModuleSpec(PACKAGE, None, is_package=True)
         spec.submodule_search_locations = wanted
         sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
-    importlib.invalidate_caches()  # a file may have been added since the folder was last read
+    importlib.invalidate_caches()  # files may have been added since the last read
 
 
 def _broken(path: Path, error: BaseException) -> BadInput:
-    """The user's error for a file that cannot be loaded: where in it, and why."""
+    """The user's error for a file that cannot be loaded, with line and cause."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     if isinstance(error, SyntaxError) and error.filename == str(path):
         lines.append(error.lineno)

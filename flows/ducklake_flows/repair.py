@@ -1,4 +1,4 @@
-"""The repair flow: statistics by which the lake would answer wrongly, computed again from its files."""
+"""The repair flow: recomputes catalog statistics from the files where they would cause wrong query results."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ducklake_flows.settings import load_settings
 
 @flow(name="repair", flow_run_name="repair")
 def repair() -> dict[str, Any]:
-    """Put right the statistics that `lake verify` finds wrong.
+    """Correct the statistics that `lake verify` reports as wrong.
 
     Returns:
-        The summary: each value that was changed, with its table, its subject, and what stood there before and after.
+        The summary: each changed value, with its table, its subject, and the values before and after.
 
     Raises:
-        CommitConflict: other writers were first, every time.
+        CommitConflict: another writer committed first in every retry.
         CatalogError: the catalog or a file cannot be read.
     """
     settings, logger = load_settings(), get_run_logger()
@@ -32,5 +32,5 @@ def repair() -> dict[str, Any]:
     for change in changes:
         logger.info("%(table)s %(subject)s: %(before)s -> %(after)s", change)
     if changes:
-        create_table_artifact(changes, key="repaired-statistics", description="what stood in the catalog, and stands")
+        create_table_artifact(changes, key="repaired-statistics", description="statistics before and after the repair")
     return {"changes": changes}

@@ -1,4 +1,4 @@
-"""The rollback flow: a partition back to the attempt before, as a new commit, and the models after it."""
+"""The rollback flow: restores a partition's previous attempt in a new commit, then transforms the models."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ def _flow_run_name() -> str:
 
 @flow(name="rollback", flow_run_name=_flow_run_name)
 def rollback(dataset: str, partition: str) -> dict[str, Any]:
-    """Publish what was published before, and restate what was built from it.
+    """Publish a partition's previous attempt again, and restate the models built from the partition.
 
     Args:
         dataset: The dataset's key.
         partition: The partition's key.
 
     Returns:
-        The summary: rows, the attempt restored, the new one, its snapshot, and the transform's summary.
+        The summary: rows, the restored attempt, the new attempt, its snapshot, and the transform's summary.
 
     Raises:
-        BadInput: there is no attempt before, or its snapshot has expired.
-        RunFailed: the models failed; the partition is rolled back.
+        BadInput: there is no previous attempt, or its snapshot has expired.
+        LakeError: the previous attempt could not be published.
+        RunFailed: some models failed; the partition is rolled back nevertheless.
     """
     settings = load_settings()
     definition = get_dataset(dataset)
@@ -50,7 +51,7 @@ def rollback(dataset: str, partition: str) -> dict[str, Any]:
         publisher.close()
     if result.failures:
         raise LakeError(f"{dataset} {partition} could not be rolled back: {result.failures[0].error}", "lake verify")
-    get_run_logger().info("%s %s is back at attempt %s", dataset, partition, receipt.restores)
+    get_run_logger().info("%s %s is rolled back to attempt %s", dataset, partition, receipt.restores)
     events.published(result)
     summary: dict[str, Any] = {
         "dataset": dataset,

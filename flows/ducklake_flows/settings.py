@@ -1,4 +1,4 @@
-"""Settings: the one place that reads the environment (prefix ``LAKE_``), ``.env`` and the project's table."""
+"""Settings: the only place that reads the environment (prefix ``LAKE_``), ``.env`` and the project's table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pydantic_settings import (
 from ducklake_flows.errors import BadInput, redacted
 
 LAKE = "lake"
-"""The alias every reader and writer attaches the lake under; SQLMesh writes it into its views."""
+"""The alias under which every reader and writer attaches the lake; SQLMesh writes it into its views."""
 
 TABLE = ("tool", "ducklake-flows")
 """The table of `pyproject.toml` that makes a folder a project."""
@@ -31,9 +31,9 @@ TABLE = ("tool", "ducklake-flows")
 class Settings(BaseSettings):
     """Where the project and its lake are, and how to reach them. The defaults give the embedded lake in ``.lake``.
 
-    The environment comes before ``.env``, and that before the project's table. Relative paths start from the
-    project's folder (without a project, from the working directory). Every path is absolute after validation, so that
-    a worker in another folder means the same place.
+    The environment overrides ``.env``, which overrides the project's table. Relative paths start from the project's
+    folder (without a project, from the working directory). After validation all paths are absolute, so that a worker
+    in another folder resolves the same paths.
     """
 
     model_config = SettingsConfigDict(env_prefix="LAKE_", env_file=".env", extra="ignore", frozen=True)
@@ -66,7 +66,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read the project's ``.env`` and its table, where a project is given."""
+        """Read the project's ``.env`` and table if a project is given."""
         project = init_settings.init_kwargs.get("project") if isinstance(init_settings, InitSettingsSource) else None
         if project is None:
             return init_settings, env_settings, dotenv_settings
@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     @field_validator("datasets", mode="before")
     @classmethod
     def _several(cls, value: Any) -> Any:
-        """One folder, or several: a list, or a text with the system's path separator (``:``) between them."""
+        """One folder or several: a list, or a text separated by the system's path separator (``:``)."""
         return [path for path in value.split(os.pathsep) if path] if isinstance(value, str) else value
 
     @field_validator("catalog")
@@ -90,7 +90,7 @@ class Settings(BaseSettings):
         if value and not value.startswith(("sqlite:", "postgres:")):
             raise ValueError("must start with sqlite: or postgres:")
         if "password=" in value or "://" in value:
-            raise ValueError("must be postgres:host=... dbname=... user=..., its password in LAKE_CATALOG_PASSWORD")
+            raise ValueError("must be postgres:host=... dbname=... user=..., the password in LAKE_CATALOG_PASSWORD")
         return value
 
     @field_validator("state")
@@ -99,14 +99,14 @@ class Settings(BaseSettings):
         if "://" in value and not value.startswith(("postgres://", "postgresql://")):
             raise ValueError("must be a file, or postgres://user@host:port/database")
         if "://" in value and urlsplit(value).password is not None:
-            raise ValueError("must not hold the password; put it into LAKE_STATE_PASSWORD")
+            raise ValueError("must not contain the password; put it into LAKE_STATE_PASSWORD")
         return value
 
     @field_validator("s3_endpoint")
     @classmethod
     def _no_scheme(cls, value: str | None) -> str | None:
         if value and "/" in value:
-            raise ValueError("must be host:port; LAKE_S3_USE_SSL says whether it speaks TLS")
+            raise ValueError("must be host:port; LAKE_S3_USE_SSL sets whether TLS is used")
         return value or None
 
     @field_validator("s3_key_id", "s3_secret", "catalog_password", "state_password", "notify_url")
@@ -159,7 +159,7 @@ class Settings(BaseSettings):
 
     @property
     def embedded(self) -> bool:
-        """Whether the catalog is a SQLite file of this machine."""
+        """Whether the catalog is a SQLite file on this machine."""
         return self.catalog.startswith("sqlite:")
 
     @property
@@ -174,38 +174,38 @@ class Settings(BaseSettings):
 
     @property
     def secrets(self) -> list[str]:
-        """Every secret's text, to keep it out of messages."""
+        """The text of every secret, used to redact messages."""
         found = (self.catalog_password, self.state_password, self.s3_key_id, self.s3_secret, self.notify_url)
         return [secret.get_secret_value() for secret in found if secret is not None]
 
     def redact(self, text: str) -> str:
-        """A text without any secret in it: neither one of the settings, nor what looks like one."""
+        """Remove the settings' secrets and everything that looks like a secret from a text."""
         for secret in filter(None, self.secrets):
             text = text.replace(secret, "***")
         return redacted(text)
 
     def environment(self) -> dict[str, str]:
-        """The plain (not secret) settings as environment variables, for a child process in any folder."""
+        """The settings without secrets as environment variables, for a child process in any folder."""
         names = ("project", "home", "catalog", "data_path", "landing", "state", "models")
         found = {f"LAKE_{n.upper()}": str(getattr(self, n)) for n in names if getattr(self, n) is not None}
         return found | {"LAKE_DATASETS": os.pathsep.join(map(str, self.datasets))}
 
     def worker_environment(self) -> dict[str, str]:
-        """The environment of a worker that extracts: the plain settings, and no password of a database."""
+        """The environment of an extraction worker: no database passwords and no notification URL."""
         return {**self.environment(), "LAKE_CATALOG_PASSWORD": "", "LAKE_STATE_PASSWORD": "", "LAKE_NOTIFY_URL": ""}
 
 
 def find_project(folder: Path) -> Path | None:
-    """The nearest folder, from this one upwards, whose `pyproject.toml` has the project's table; None without one.
+    """The nearest folder at or above this one whose `pyproject.toml` has the project's table; None if there is none.
 
     Raises:
-        BadInput: a `pyproject.toml` on the way cannot be read, or its table has an unknown key.
+        BadInput: a `pyproject.toml` on that path cannot be read, or its table has an unknown key.
     """
     return next((place for place in (folder, *folder.parents) if _table(place) is not None), None)
 
 
 def _table(folder: Path) -> dict[str, Any] | None:
-    """The project's table in a folder's `pyproject.toml`; None where there is none."""
+    """The project's table in a folder's `pyproject.toml`; None if there is none."""
     path = folder / "pyproject.toml"
     try:
         tool = tomllib.loads(path.read_text(encoding="utf-8")).get(TABLE[0])
@@ -218,7 +218,8 @@ def _table(folder: Path) -> dict[str, Any] | None:
     if unknown := [key for key in table if key not in ("datasets", "models")]:
         raise BadInput(
             f"{path}: [{'.'.join(TABLE)}] has the unknown key {unknown[0]!r}.",
-            "it takes `datasets` and `models`; everything else is a LAKE_ setting of the environment or .env",
+            "remove the key; the table takes `datasets` and `models`, all other settings are LAKE_ variables in the "
+            "environment or .env",
         )
     return table
 
@@ -226,19 +227,19 @@ def _table(folder: Path) -> dict[str, Any] | None:
 def load_settings() -> Settings:
     """Read the environment, ``.env`` and the project's table.
 
-    The project is the folder that ``LAKE_PROJECT`` names, or the nearest one from the working directory upwards.
+    The project is the folder that ``LAKE_PROJECT`` names, or the nearest one at or above the working directory.
 
     Raises:
-        BadInput: a setting is malformed; names it, never its value. Or ``LAKE_PROJECT`` is no project.
+        BadInput: a setting is malformed (the message names it, never its value), or ``LAKE_PROJECT`` is not a project.
     """
     return _load(frozenset((k, v) for k, v in os.environ.items() if k.upper().startswith("LAKE_")), Path.cwd())
 
 
 def project_settings(folder: Path) -> Settings:
-    """The settings of the project in this folder; the environment comes first, as for `load_settings`.
+    """The settings of the project in this folder; the environment overrides them, as in `load_settings`.
 
     Raises:
-        BadInput: as `load_settings`; or the folder is no project.
+        BadInput: as in `load_settings`, or the folder is not a project.
     """
     folder = folder.expanduser().absolute()
     if _table(folder) is None:
@@ -248,7 +249,7 @@ def project_settings(folder: Path) -> Settings:
 
 @lru_cache(maxsize=8)
 def _load(_environment: frozenset[tuple[str, str]], folder: Path) -> Settings:
-    """Read once for the same environment and folder: it takes milliseconds, and sources ask for each partition."""
+    """Cached by environment and folder: reading takes milliseconds, and sources call it for every partition."""
     if named := os.environ.get("LAKE_PROJECT"):
         return project_settings(Path(named))
     return _read(find_project(folder))

@@ -1,4 +1,4 @@
-"""The vocabulary of states: where a partition stands, and which states a run takes up."""
+"""The states of a partition, and the modes by which a run selects states."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a partition stands.
+    """The state of a partition.
 
-    ``published``, ``failed``, ``rejected`` and ``rolled_back`` are states of the ledger's latest row; ``stale`` is a
-    published partition whose source has changed; ``missing`` has no row yet; ``no_source`` has neither a row nor
-    anything at its source.
+    ``published``, ``failed``, ``rejected`` and ``rolled_back`` are states of its latest ledger row. ``stale`` is a
+    published partition whose source has changed. ``missing`` has no ledger row yet. ``no_source`` has neither a ledger
+    row nor data at its source.
     """
 
     published = "published"
@@ -23,12 +23,12 @@ class State(StrEnum):
 
     @property
     def label(self) -> str:
-        """The state in words, for people."""
+        """The state as text for people."""
         return self.value.replace("_", " ")
 
 
 class Mode(StrEnum):
-    """Which partitions a backfill runs; the command line spells it with dashes and takes several."""
+    """Which partitions a backfill runs. The command line spells modes with dashes and accepts several."""
 
     missing = "missing"
     failed = "failed"
@@ -43,7 +43,7 @@ class Mode(StrEnum):
 
     @property
     def option(self) -> str:
-        """How the command line spells it."""
+        """Its spelling on the command line."""
         return self.value.replace("_", "-")
 
     @property
@@ -64,4 +64,4 @@ PUBLISHED = (State.published, State.rolled_back)
 """States of a ledger row whose attempt's rows are in the raw table."""
 
 RETYPED = "retyped"
-"""State of a ledger row that only records a published attempt's new fingerprint: a column of its table was widened."""
+"""State of a ledger row that only records a new fingerprint of a published attempt, after a column was widened."""

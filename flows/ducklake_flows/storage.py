@@ -1,4 +1,4 @@
-"""Storage: one way to list, read and write files, whether they lie in a folder or in S3."""
+"""Storage: one interface to list, read and write files in a local folder or in S3."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from ducklake_flows.settings import Settings
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
-"""How long an object store may take to answer, before it is asked again."""
+"""Timeouts of a request to an object store, in seconds; then it is retried."""
 
 SYNCS = 16
-"""Files brought to the disk at once: it writes many together nearly as fast as one."""
+"""Concurrent fsyncs: a disk syncs many files together nearly as fast as one."""
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file that was listed.
+    """A listed file.
 
     Args:
-        path: As the storage's filesystem spells it.
+        path: In the spelling of the storage's filesystem.
         size: Bytes.
-        mtime_ns: When it was last written, in nanoseconds since 1970; None where the store does not say.
+        mtime_ns: Time of the last write, in nanoseconds since 1970; None if the store does not report it.
     """
 
     path: str
@@ -47,12 +47,12 @@ class File:
 class Storage:
     """A base folder or S3 prefix.
 
-    A folder is listed without Arrow, whose import is a quarter of the time that `lake plan` takes.
+    A folder is listed without Arrow: its import would take a quarter of the time of `lake plan`.
 
     Args:
-        base: The base path as the filesystem spells it, no slash at the end.
-        url: The base as DuckDB spells it, with a slash at the end.
-        settings: Whose S3 endpoint and credentials are used.
+        base: The base path in the filesystem's spelling, without a trailing slash.
+        url: The base in DuckDB's spelling, with a trailing slash.
+        settings: The S3 endpoint and its credentials.
     """
 
     base: str
@@ -61,7 +61,7 @@ class Storage:
 
     @property
     def is_local(self) -> bool:
-        """Whether the base is a folder of this machine."""
+        """Whether the base is a folder on this machine."""
         return not self.url.startswith("s3://")
 
     @cached_property
@@ -83,14 +83,14 @@ class Storage:
         )
 
     def path(self, relative: str) -> str:
-        """The filesystem's spelling of a path under the base."""
+        """A path under the base, in the filesystem's spelling."""
         return f"{self.base}/{relative}"
 
     def list(self, folder: str = "") -> list[File]:
-        """All files under a folder of the base, recursively; an empty list when it does not exist.
+        """All files under a folder of the base, recursively; an empty list if the folder does not exist.
 
         Raises:
-            StorageError: the folder or bucket cannot be listed; or it is the landing zone, and is not there.
+            StorageError: the folder or bucket cannot be listed, or the base is the landing zone and does not exist.
         """
         where = self.path(folder).rstrip("/")
         try:
@@ -102,10 +102,10 @@ class Storage:
         return found
 
     def find(self, relative: str) -> File | None:
-        """The file at one path under the base, None when there is none.
+        """The file at a path under the base; None if there is none.
 
         Raises:
-            StorageError: it cannot be looked for; or the base is the landing zone, and is not there.
+            StorageError: the path cannot be read, or the base is the landing zone and does not exist.
         """
         path = self.path(relative)
         try:
@@ -117,22 +117,25 @@ class Storage:
         return found
 
     def _check_landing(self) -> None:
-        """A data path that nothing was written to yet is not there; a landing zone that is not there is a mistake."""
+        """Raise if the base is a missing landing zone. A data path may be missing: the first write creates it."""
         if self.url != self.settings.landing:
             return
         if not self.is_local:
             check(self.settings)
         elif not Path(self.base).is_dir():
             raise StorageError(
-                f"The landing zone is not there: {self.base} is no folder.", "make it, or set LAKE_LANDING"
+                f"The landing zone does not exist: {self.base} is not a folder.", "create it, or set LAKE_LANDING"
             )
 
     def _fault(self, url: str, done: str, error: OSError) -> StorageError:
         cause = self.settings.redact(" ".join(str(error.strerror or error).split()))[:300]
         if self.is_local:
-            return StorageError(f"{error.filename or url} cannot be {done}: {cause}", "check the folder and its rights")
+            return StorageError(
+                f"{error.filename or url} cannot be {done}: {cause}", "check the folder and its permissions"
+            )
         return StorageError(
-            f"{url} at {_endpoint(self.settings)} cannot be {done}: {cause}", "check it and LAKE_S3_*, then: lake init"
+            f"{url} at {_endpoint(self.settings)} cannot be {done}: {cause}",
+            "check the bucket and LAKE_S3_*, then run: lake init",
         )
 
     @cached_property
@@ -140,19 +143,19 @@ class Storage:
         return _client(self.settings, retries=5)
 
     def relative(self, path: str) -> str:
-        """A listed path, from the base on."""
+        """A listed path, relative to the base."""
         return path.removeprefix(self.base + "/")
 
     def sync(self, paths: Sequence[str]) -> None:
-        """Bring stored files and their names to the disk: what is committed later is not lost by a power cut.
+        """Fsync stored files and their folders, so that a power cut after the commit loses none of them.
 
-        An object store does so by itself.
+        Does nothing for an object store, whose writes are durable.
 
         Args:
-            paths: From the base on.
+            paths: Relative to the base.
 
         Raises:
-            OSError: one of them cannot be.
+            OSError: a file or folder cannot be synced.
         """
         if not self.is_local or not paths:
             return
@@ -163,10 +166,10 @@ class Storage:
             list(pool.map(_sync, map(str, folders)))
 
     def put(self, local: Path, relative: str) -> None:
-        """Store a finished local file under a name that no reader can see half-written.
+        """Store a finished local file. Readers never see it half-written under its name.
 
         Raises:
-            OSError: the folder or bucket cannot be written; nothing is left under the name.
+            OSError: the folder or bucket cannot be written; no file is left under the name.
         """
         if self.is_local:
             target = Path(self.path(relative))
@@ -179,13 +182,13 @@ class Storage:
                 partial.unlink(missing_ok=True)
                 raise
             return
-        # Not through Arrow: it sends parts without their length, which not every S3 takes (rclone answers 411).
+        # Not through Arrow: it sends parts without their length, which some S3 servers refuse (rclone answers 411).
         bucket, _, key = self.path(relative).partition("/")
         self._client.fput_object(bucket, key, str(local), content_type="application/octet-stream")
 
 
 def _sync(path: str) -> None:
-    """Bring a file's content, or a folder's names, to the disk."""
+    """Fsync a file, or the entries of a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -194,14 +197,14 @@ def _sync(path: str) -> None:
 
 
 def check(settings: Settings, *, create: bool = False) -> list[str]:
-    """Make sure of the buckets before any work starts. A data path's folder is made when it is written.
+    """Check the buckets before any work starts. The folder of a data path is created by its first write.
 
     Args:
-        settings: Where data and landing zone lie.
-        create: Make a bucket that is not there, and the landing zone's folder.
+        settings: Where the data and the landing zone are.
+        create: Create missing buckets and the landing zone's folder.
 
     Returns:
-        What was made.
+        The names of what was created.
 
     Raises:
         StorageError: a bucket is missing, or the endpoint does not answer or refuses the credentials.
@@ -227,13 +230,13 @@ def _make_landing(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"The landing zone cannot be made: {error.strerror or error} ({folder})",
-            "set LAKE_HOME or LAKE_LANDING to a folder that can be written",
+            f"The landing zone cannot be created: {error.strerror or error} ({folder})",
+            "set LAKE_HOME or LAKE_LANDING to a writable folder",
         ) from None
 
 
 def _has_bucket(settings: Settings, bucket: str, create: bool) -> bool:
-    """Whether a bucket was there, and may be listed; made now if it was not and shall be."""
+    """Whether a bucket existed and can be listed. A missing one is created if `create` is set."""
     from minio.error import MinioException, S3Error
     from urllib3.exceptions import HTTPError
 
@@ -248,22 +251,22 @@ def _has_bucket(settings: Settings, bucket: str, create: bool) -> bool:
     except S3Error as error:
         raise StorageError(
             f"S3 at {_endpoint(settings)} refuses access to the bucket {bucket!r}: {error.code}",
-            "check LAKE_S3_KEY_ID, LAKE_S3_SECRET, LAKE_S3_REGION and what they may do",
+            "check LAKE_S3_KEY_ID, LAKE_S3_SECRET, LAKE_S3_REGION and the permissions of the key",
         ) from None
     except (MinioException, HTTPError) as error:
         cause = " ".join(settings.redact(str(error)).split()).rpartition("Caused by ")[2][:200]
         raise StorageError(
-            f"S3 at {_endpoint(settings)} does not answer as S3 does: {cause}",
-            "start it, or check LAKE_S3_ENDPOINT and LAKE_S3_USE_SSL",
+            f"S3 at {_endpoint(settings)} does not answer like an S3 server: {cause}",
+            "start the server, or check LAKE_S3_ENDPOINT and LAKE_S3_USE_SSL",
         ) from None
 
 
 def _client(settings: Settings, retries: int) -> Minio:
-    """A client of the object store that gives up: an answer within a minute, some retries with backoff."""
+    """A client of the object store that gives up: at most a minute per answer, and limited retries with backoff."""
     import urllib3
     from minio import Minio
 
-    assert settings.s3_key_id and settings.s3_secret  # noqa: S101 - the settings' own rule
+    assert settings.s3_key_id and settings.s3_secret  # noqa: S101 - validated by Settings
     return Minio(
         _endpoint(settings),
         settings.s3_key_id.get_secret_value(),
@@ -286,14 +289,14 @@ def open_storage(url: str, settings: Settings) -> Storage:
 
     Args:
         url: An absolute folder or ``s3://bucket/prefix``.
-        settings: Where the S3 endpoint and its credentials come from.
+        settings: The S3 endpoint and its credentials.
     """
     base = url.rstrip("/")
     return Storage(base.removeprefix("s3://"), base + "/", settings)
 
 
 def _selected(fs: FileSystem, folder: str) -> list[File]:
-    """Every file below a prefix."""
+    """All files under a prefix."""
     from pyarrow.fs import FileSelector
 
     infos = fs.get_file_info(FileSelector(folder, recursive=True, allow_not_found=True))
@@ -301,7 +304,7 @@ def _selected(fs: FileSystem, folder: str) -> list[File]:
 
 
 def _listed(client: Minio, path: str) -> File | None:
-    """One object of S3, by a listing: a HEAD may round its time otherwise, and a version must not depend on that.
+    """One S3 object, found by listing. A HEAD may round its time differently, and a version must not depend on that.
 
     Raises:
         OSError: the bucket cannot be listed.
@@ -320,19 +323,19 @@ def _listed(client: Minio, path: str) -> File | None:
 
 
 def _object(info: FileInfo) -> File:
-    """An object of S3. Its time is in whole seconds, as in `_listed`."""
+    """An S3 object. Its time is cut to whole seconds, as in `_listed`."""
     return File(info.path, info.size, info.mtime_ns // 10**9 * 10**9)
 
 
 def _walk(folder: str, above: tuple[Path, ...] = ()) -> list[File]:
-    """Every file below a folder. What goes away meanwhile is left out, as maintenance may be at work.
+    """All files under a folder. Files that disappear meanwhile are skipped: maintenance may be running.
 
     Args:
         folder: The folder.
-        above: The folders in which a link on the way to this one lies.
+        above: The folders that contain the symbolic links followed so far.
 
     Raises:
-        OSError: a folder cannot be read, or a symbolic link leads back to a folder above it.
+        OSError: a folder cannot be read, or a symbolic link points back to a folder above it.
     """
     found = []
     try:
@@ -341,7 +344,7 @@ def _walk(folder: str, above: tuple[Path, ...] = ()) -> list[File]:
                 if entry.is_symlink() and entry.is_dir():
                     target, here = Path(entry.path).resolve(), (*above, Path(folder).resolve())
                     if any(place.is_relative_to(target) for place in here):
-                        raise OSError(errno.ELOOP, "this link leads back to a folder above it", entry.path)
+                        raise OSError(errno.ELOOP, "this symbolic link points back to a folder above it", entry.path)
                     found += _walk(entry.path, here)
                 elif entry.is_dir():
                     found += _walk(entry.path, above)

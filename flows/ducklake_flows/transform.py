@@ -1,4 +1,4 @@
-"""The transform flow: what the ledger shows as changed, built by SQLMesh in a process of its own."""
+"""The transform flow: finds changed partitions in the ledger and builds the models in a separate SQLMesh process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ducklake_flows.settings import Settings, load_settings
 from ducklake_flows.testing.failpoints import failpoint
 
 TURN_SECONDS = 6 * 3600.0
-"""How long a transform waits for the one before it."""
+"""Maximum seconds that a transform waits for an earlier one."""
 
 
 def _flow_run_name() -> str:
@@ -27,23 +27,23 @@ def _flow_run_name() -> str:
 
 @flow(name="transform", flow_run_name=_flow_run_name)
 def transform(environment: str = "prod") -> dict[str, Any]:
-    """Build the models whose input changed, and what is downstream of them: just these intervals.
+    """Build the models whose input changed and their downstream models, only for the affected intervals.
 
     Args:
         environment: ``prod``, or the name of a development environment.
 
     Returns:
-        The summary: partitions taken up, intervals built by model, seconds.
+        The summary: number of changed partitions by dataset, intervals built, seconds.
 
     Raises:
-        RunFailed: a model or an audit failed; what succeeded is done.
+        RunFailed: a model or an audit failed; intervals that succeeded stay built.
     """
     settings = load_settings()
     began = time.monotonic()
     summary: dict[str, Any] = {"environment": environment, "flow_run": flow_run.name, "partitions": {}, "models": []}
     check(settings)
     with gate.hold(gate.TRANSFORM, TURN_SECONDS):
-        # Read within the limit: what another transform has just done is not to do again.
+        # Read while holding the limit: otherwise the plan could repeat what another transform has just built.
         todo = plan_transform(settings, environment)
         summary["partitions"] = {key: len(partitions) for key, partitions in todo.changed.items()}
         if todo:
@@ -54,7 +54,7 @@ def transform(environment: str = "prod") -> dict[str, Any]:
 
 
 def _bring_up_to_date(settings: Settings, todo: TransformPlan, summary: dict[str, Any], began: float) -> None:
-    """Build what is to do, and write down what it was built from."""
+    """Build the planned intervals, then record the attempts that they were built from."""
     counted = ", ".join(f"{count} of {key}" for key, count in summary["partitions"].items())
     get_run_logger().info("transform: %s", counted or "models")
     request = {"environment": todo.environment, "changed": todo.changed_keys, "replan": todo.replan}
@@ -71,13 +71,13 @@ def _bring_up_to_date(settings: Settings, todo: TransformPlan, summary: dict[str
 
 
 def _artifacts(summary: dict[str, Any], error: str = "") -> None:
-    """What the Prefect UI shows of a transform: the intervals it built, and a summary."""
+    """Create a transform's artifacts in the Prefect UI: the intervals it built, and a summary."""
     if summary["models"]:
         create_table_artifact(summary["models"], key="intervals-built", description="every interval of this run")
     lines = [
         f"## {summary['flow_run']}",
         *([f"**failed**\n\n```\n{error}\n```"] if error else []),
-        *(f"- {count} partitions of `{key}` taken up" for key, count in summary["partitions"].items()),
+        *(f"- `{key}`: {count} changed partitions" for key, count in summary["partitions"].items()),
         f"- {len(summary['models'])} intervals built in {summary['seconds']:.1f} s"
         if summary["models"]
         else "Nothing to do.",

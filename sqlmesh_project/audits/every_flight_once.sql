@@ -1,4 +1,4 @@
--- Joining the weather neither loses nor doubles a flight.
+-- The join with the weather neither loses nor duplicates a flight.
 AUDIT (
   name every_flight_once
 );

@@ -1,4 +1,4 @@
--- Every day has just as many rows as the same day of the table it was built from.
+-- Every day has as many rows as the same day in the table it was built from.
 AUDIT (
   name every_row_of
 );

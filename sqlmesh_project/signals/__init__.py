@@ -1,4 +1,4 @@
-"""Signals: an interval is ready when the ledger says that its partition is published."""
+"""Signals: an interval is ready when its partitions are published according to the ledger."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if t.TYPE_CHECKING:
 
 @signal()
 def published(batch: DatetimeRanges, context: ExecutionContext, dataset: str) -> bool | DatetimeRanges:
-    """The intervals of this batch whose partition of the dataset the ledger knows as published."""
+    """The intervals of this batch whose partitions of the dataset are all published according to the ledger."""
     from ducklake_flows.models.signals import ready
 
     return ready(batch, context.engine_adapter.cursor, dataset)

@@ -1,4 +1,4 @@
-"""Faults: processes that are killed at a named point or at any moment, and how many of each a run takes."""
+"""Fixtures for fault tests: processes that are killed at a failpoint or at a random moment, and the number of cases."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     ["dlt", "duckdb", "ducklake_flows.ingest", "ducklake_flows.models.build", "tests.conftest"]
 )
-"""Processes of their own that have imported everything: killing one costs no start-up."""
+"""Creates processes that have already imported everything, so that killing one costs no start-up time."""
 
 
 def _run(environment: Mapping[str, str], switch: str, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
@@ -41,19 +41,19 @@ def _run(environment: Mapping[str, str], switch: str, work: Callable[..., None],
 
 @dataclass
 class Killer:
-    """Runs work on a lake in a process of its own, and has it killed."""
+    """Runs work on a lake in a separate process and lets it be killed."""
 
     switch: Path
 
     def start(self, work: Callable[..., None], *arguments: Any) -> Any:
-        """Start work in a process of its own."""
+        """Start work in a separate process."""
         environment = {k: v for k, v in os.environ.items() if k.startswith("LAKE_")}
         process = PROCESSES.Process(target=_run, args=(environment, str(self.switch), work, arguments))
         process.start()
         return process
 
     def at(self, point: Point, work: Callable[..., None], *arguments: Any) -> None:
-        """Have it killed at a named point."""
+        """Run work in a process that is killed at a failpoint, and wait for its end."""
         self.switch.write_text(point)
         process = self.start(work, *arguments)
         process.join(120)
@@ -67,7 +67,7 @@ def kill(tmp_path: Path) -> Killer:
 
 
 Contents = Mapping[str, tuple[int, int]]
-"""What each day of `readings` holds: its rows, and the value that is in every one of them."""
+"""Contents of `readings`: for each day its number of rows and the value in every row."""
 
 
 def land(lake: Lake, contents: Contents) -> None:
@@ -76,7 +76,7 @@ def land(lake: Lake, contents: Contents) -> None:
 
 
 def found(lake: Lake, table: str = "raw.readings") -> dict[str, tuple[int, int]]:
-    """The days' contents as they are in the lake; a day of mixed rows shows."""
+    """The contents of each day in the lake. Fails if a day has rows of several attempts."""
     days = lake.sql(
         "SELECT day::VARCHAR AS day, count(*) AS n, count(DISTINCT id) AS ids, list(DISTINCT value) AS found "
         f"FROM {table} GROUP BY ALL ORDER BY ALL"
@@ -87,7 +87,7 @@ def found(lake: Lake, table: str = "raw.readings") -> dict[str, tuple[int, int]]
 
 
 def told(lake: Lake) -> dict[str, int]:
-    """The rows of each day as the ledger tells them."""
+    """The number of rows of each day according to the ledger."""
     from ducklake_flows.lake import ledger
     from ducklake_flows.lake.connect import connected
 
@@ -96,18 +96,18 @@ def told(lake: Lake) -> dict[str, int]:
 
 
 def load(lake: Lake, *days: str) -> None:
-    """Extract and publish, as a run does it."""
+    """Extract and publish, as a run does."""
     lake.load("readings", *days)
 
 
 def staged(lake: Lake, day: str, rows: int, value: int) -> Receipt:
-    """A staged day without dlt's cost, to be published many times over."""
+    """Stage a day without dlt, which is faster when many are published."""
     ids, values = pa.array(range(rows), pa.int64()), pa.array([value] * rows, pa.int64())
     return staged_as(lake, day, pa.table({"id": ids, "value": values}))
 
 
 def staged_as(lake: Lake, day: str, rows: pa.Table) -> Receipt:
-    """A staged day of these rows, with these columns and types, and that of the day at the end."""
+    """Stage a day with these rows, columns and types; the partition column is appended."""
     dataset = get_dataset("readings")
     partition = parse_partition(day, dataset.grain)
     attempt = new_attempt()
@@ -123,7 +123,7 @@ def staged_as(lake: Lake, day: str, rows: pa.Table) -> Receipt:
 
 
 def held() -> int:
-    """How many hold the gate."""
+    """The number of holders of the gate."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
@@ -131,7 +131,7 @@ def held() -> int:
 
 
 def free_the_gate() -> None:
-    """Let what a killed holder left run out at once: the 60 s that a lease lasts are waited for in tests/stack."""
+    """Release the leases of killed holders at once. The expiry after 60 s is tested in tests/stack."""
     from prefect.client.orchestration import get_client
 
     leases = Path(os.environ["PREFECT_HOME"], "concurrency_leases")
@@ -149,7 +149,7 @@ def soaking(config: pytest.Config) -> bool:
 
 @pytest.fixture
 def seeds(request: pytest.FixtureRequest) -> Callable[[int, int], list[int]]:
-    """Seeds to go through: few in `make test`, many in `make soak`; ``--seed N`` replays one."""
+    """The seeds to test: few in `make test`, many in `make soak`; ``--seed N`` repeats one."""
 
     def choose(few: int, many: int) -> list[int]:
         one = request.config.getoption("--seed")
@@ -159,7 +159,7 @@ def seeds(request: pytest.FixtureRequest) -> Callable[[int, int], list[int]]:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """One table at the end of `make soak`: each promise, where it was put to the test, how often, and what failed."""
+    """Print a table at the end of `make soak`: for each promise and storage, the number of cases and failures."""
     if not soaking(config):
         return
     table: dict[tuple[str, str], list[int]] = {}

@@ -16,9 +16,10 @@ import psutil
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-from deployments.services import HOST, Service, dask_scheduler, dask_worker, free_port, until
+from deployments.services import HOST, Service, dask_scheduler, dask_worker, free_port
 from ducklake_flows.errors import LakeError
 from ducklake_flows.ingest import ingest
+from ducklake_flows.orchestration.server import until
 from ducklake_flows.states import Mode
 from tests.conftest import Lake
 from tests.faults.conftest import Contents, Killer, found, free_the_gate, land, told
@@ -101,7 +102,7 @@ def test_a_scheduler_that_goes_away_ends_the_run_and_the_next_finishes(
 
     killer = threading.Thread(target=kill_it_when_asked)
     killer.start()
-    with pytest.raises(LakeError, match="Dask scheduler at .* went away"):
+    with pytest.raises(LakeError, match="Dask scheduler at .* was lost"):
         ingest(["waiting"], date(2024, 2, 1), date(2024, 2, 4))
     killer.join()
     assert gated_lake.errors() == []

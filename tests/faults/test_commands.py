@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deployments.services import until
+from ducklake_flows.orchestration.server import until
 from ducklake_flows.settings import load_settings
 from ducklake_flows.testing.failpoints import POINTS, Point
 from ducklake_flows.transform import transform

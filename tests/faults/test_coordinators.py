@@ -10,6 +10,7 @@ import pytest
 
 from ducklake_flows.errors import CommitConflict
 from ducklake_flows.lake import publish as protocol
+from ducklake_flows.lake.fence import advance_fence
 from ducklake_flows.staging.layout import new_attempt
 from ducklake_flows.staging.receipt import Receipt
 from tests.conftest import Lake
@@ -32,9 +33,10 @@ def groups(receipts: Sequence[Receipt], seed: random.Random) -> list[list[Receip
 def coordinate(lake: Lake, inbox: object, outbox: object) -> None:
     """A coordinator in a process of its own: publishes the groups it is sent, and says how it went."""
     publisher = lake.publisher()
+    patch = pytest.MonkeyPatch()
     while (work := inbox.get()) is not None:  # type: ignore[attr-defined]
         fence, cut = work
-        protocol.advance_fence = advance_fence if fence else lambda con, name: 1
+        patch.setattr(protocol, "advance_fence", advance_fence if fence else lambda con, name: 1)
         try:
             for group in cut:
                 publisher.publish(group)
@@ -45,9 +47,6 @@ def coordinate(lake: Lake, inbox: object, outbox: object) -> None:
         except Exception as error:  # noqa: BLE001 - told to the test, which fails on it
             outbox.put(f"{type(error).__name__}: {error}")  # type: ignore[attr-defined]
     publisher.close()
-
-
-advance_fence = protocol.advance_fence
 
 
 def days_of(kind: str, who: int) -> list[str]:

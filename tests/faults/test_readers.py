@@ -32,7 +32,7 @@ def replace(lake: Lake, times: int, stock: bool, seen: Any) -> None:
 
     LakeAdapter.gate = contextlib.nullcontext
     if stock:
-        LakeConnection._engine_adapter = property(lambda self: DuckDBEngineAdapter)  # type: ignore[assignment,misc]
+        LakeConnection._engine_adapter = property(lambda self: DuckDBEngineAdapter)  # type: ignore[assignment]
     adapter = lake_connection(lake.settings).create_engine_adapter()
     publisher = lake.publisher()
     types = {"id": exp.DataType.build("bigint"), "day": exp.DataType.build("date")}
@@ -43,14 +43,14 @@ def replace(lake: Lake, times: int, stock: bool, seen: Any) -> None:
         query = parse_one(f"SELECT range AS id, DATE '{DAY}' AS day FROM range({rows})", dialect="duckdb")
         adapter.insert_overwrite_by_time_partition(
             "lake.silver.by_interval",
-            query,  # type: ignore[arg-type]
+            query,
             DAY,
             DAY,
             time_formatter=lambda time, _: exp.cast(exp.Literal.string(str(time)[:10]), "date"),
             time_column="day",
             target_columns_to_types=types,
         )
-        adapter.replace_query("lake.gold.whole", query, target_columns_to_types=types)  # type: ignore[arg-type]
+        adapter.replace_query("lake.gold.whole", query, target_columns_to_types=types)
         publisher.publish([staged(lake, DAY, rows, rows)])
     publisher.close()
 

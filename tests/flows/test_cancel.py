@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from deployments.services import until
 from ducklake_flows.extract import chunk
+from ducklake_flows.orchestration.server import until
 from tests.conftest import DATASETS
 from tests.flows.test_cli import LAKE, Command
 

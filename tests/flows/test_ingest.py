@@ -42,7 +42,8 @@ def land(lake: Lake, *days: int, rows: int = 3) -> None:
 
 
 def run(dataset: str, start: str, end: str, **more: Any) -> dict[str, Any]:
-    return ingest([dataset], date.fromisoformat(start), date.fromisoformat(end), **more)
+    summary: dict[str, Any] = ingest([dataset], date.fromisoformat(start), date.fromisoformat(end), **more)
+    return summary
 
 
 def states(lake: Lake, dataset: str, start: str, end: str) -> dict[str, str]:

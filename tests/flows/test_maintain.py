@@ -14,6 +14,7 @@ from ducklake_flows.errors import BadInput, CommitConflict, RunFailed
 from ducklake_flows.lake.connect import connect
 from ducklake_flows.lake.maintenance import steps
 from ducklake_flows.maintain import maintain
+from ducklake_flows.models import runner
 from ducklake_flows.orchestration import gate
 from tests.conftest import Lake
 from tests.projects import load
@@ -33,7 +34,7 @@ def test_what_a_running_transform_stands_in_the_way_of_is_left_and_said(
     assert by_step(summary)["flush"] == 1
     assert summary["left"] == ["SQLMesh's janitor: a transform is running."]
     show.maintained(summary)
-    assert "Left to the next run: SQLMesh's janitor" in capsys.readouterr().out
+    assert "Postponed to the next run: SQLMesh's janitor" in capsys.readouterr().out
 
 
 def test_a_step_that_conflicts_or_a_janitor_that_fails_does_not_end_the_others(
@@ -47,10 +48,9 @@ def test_a_step_that_conflicts_or_a_janitor_that_fails_does_not_end_the_others(
         con.execute(f"CREATE TABLE bronze.{table} (n BIGINT)")
         for n in range(3):
             con.execute(f"INSERT INTO bronze.{table} VALUES ({n})")
-    real = module.steps
 
     def overtaken(*arguments: Any) -> Any:
-        for step in real(*arguments):
+        for step in steps(*arguments):
             if step.subject == "bronze.one":
                 monkeypatch.setattr(
                     "ducklake_flows.lake.maintenance.failpoint", lambda _: con.execute("DELETE FROM bronze.one")
@@ -62,7 +62,7 @@ def test_a_step_that_conflicts_or_a_janitor_that_fails_does_not_end_the_others(
         raise RunFailed("SQLMesh's janitor failed: no")
 
     monkeypatch.setattr(module, "steps", overtaken)
-    monkeypatch.setattr(module.runner, "run", broken)
+    monkeypatch.setattr(runner, "run", broken)
     with pytest.raises(RunFailed, match="janitor failed") as caught:
         maintain()
     con.close()

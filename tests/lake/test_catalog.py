@@ -59,7 +59,7 @@ def test_a_catalog_that_is_none_is_left_as_it_is(tmp_path: Path) -> None:
 
 def test_a_home_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CatalogError, match="folder cannot be made"):
+    with pytest.raises(CatalogError, match="folder cannot be created"):
         bootstrap(Settings(home=tmp_path / "file" / "lake"), [])
 
 

@@ -14,8 +14,8 @@ import pytest
 from ducklake_flows.lake import repair as repairing
 from ducklake_flows.lake import statistics
 from ducklake_flows.lake.connect import connect
+from ducklake_flows.lake.fence import META, claim_snapshot
 from ducklake_flows.lake.repair import repair
-from ducklake_flows.lake.statistics import META
 from ducklake_flows.testing.failpoints import Point
 from tests.conftest import Lake
 from tests.faults.conftest import staged
@@ -54,10 +54,10 @@ def looked_up(lake: Lake) -> list[int]:
 def test_wrong_statistics_are_found_by_what_the_catalog_says_and_by_what_it_answers(wrong: Lake) -> None:
     found = wrong.errors()
     assert (
-        "statistics: raw.readings: column value: the table's min is 1000, but a file's is smaller: 0: lake repair"
+        "statistics: raw.readings: column value: the table's min is 1000, but a file's is smaller: 0; run: lake repair"
         in found
     )
-    assert "answers: raw.readings: column value: = 0 gives 0, a scan 1: lake repair" in found
+    assert "answers: raw.readings: column value: = 0 gives 0, but a scan gives 1; run: lake repair" in found
     assert {f.partition(":")[0] for f in found} == {"statistics", "answers"}
 
 
@@ -99,13 +99,13 @@ def test_a_writer_at_the_same_time_does_not_bring_the_old_statistics_back(
 ) -> None:
     """Without the gate: each has read the statistics before the other commits."""
     writer = connect(wrong.settings)
-    fence, tried = repairing.claim_snapshot, []
+    tried: list[tuple[Any, ...]] = []
 
     def fence_late(con: duckdb.DuckDBPyConnection, *arguments: Any) -> None:
         if not tried:
             writer.execute("COMMIT")
         tried.append(arguments)
-        fence(con, *arguments)
+        claim_snapshot(con, *arguments)
 
     writer.execute("BEGIN")
     writer.execute("INSERT INTO raw.readings (id, value, day) VALUES (0, 1, '2024-01-09')")

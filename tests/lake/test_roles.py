@@ -15,9 +15,8 @@ from ducklake_flows.lake.schema import bootstrap
 from ducklake_flows.lake.verify import verify
 from ducklake_flows.plan import make_plan
 from ducklake_flows.project import all_datasets, get_datasets
-from ducklake_flows.settings import Settings
 from ducklake_flows.states import State
-from tests.conftest import Lake, Services
+from tests.conftest import Lake, Services, settings_from
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -57,11 +56,11 @@ def test_a_role_that_may_only_read_queries_and_changes_nothing(lake: Lake, servi
 def test_a_catalog_that_encrypts_only_what_ducklake_writes_is_refused(tmp_path: Path) -> None:
     import duckdb
 
-    settings = Settings(_env_file=None, home=tmp_path)
+    settings = settings_from({}, home=tmp_path)
     with duckdb.connect() as con:
         prepare(con, settings)
         con.execute(f"ATTACH 'ducklake:{settings.catalog}' AS lake (DATA_PATH '{settings.data_path}', ENCRYPTED)")
-    with pytest.raises(CatalogError, match="raw would lie in the open") as caught:
+    with pytest.raises(CatalogError, match="raw data would be unencrypted") as caught:
         bootstrap(settings, list(all_datasets().values()))
     assert "docs/production.md" in caught.value.fix
     with connect(settings) as con:

@@ -34,19 +34,19 @@ def damage(lake: Lake, *statements: str) -> list[str]:
 def test_rows_behind_the_ledgers_back(loaded: Lake) -> None:
     found = damage(loaded, "INSERT INTO raw.readings (id, day) VALUES (99, '2024-01-01'), (1, '2024-02-01')")
     assert found == [
-        "rows: readings 2024-01-01: has 11 rows, the ledger says 10",
-        "rows: readings 2024-02-01: has 1 rows the ledger does not know",
+        "rows: readings 2024-01-01: has 11 rows, but the ledger says 10",
+        "rows: readings 2024-02-01: has 1 rows that are not in the ledger",
     ]
 
 
 def test_changed_rows_of_the_same_number(loaded: Lake) -> None:
     found = damage(loaded, "UPDATE raw.readings SET id = 77 WHERE id = 3")
-    assert found == ["rows: readings 2024-01-01: has other rows than were staged"]
+    assert found == ["rows: readings 2024-01-01: has rows that differ from the staged ones"]
 
 
 def test_rows_that_are_gone(loaded: Lake) -> None:
     found = damage(loaded, "DELETE FROM raw.readings")
-    assert found == ["rows: readings 2024-01-01: has 0 rows, the ledger says 10"]
+    assert found == ["rows: readings 2024-01-01: has 0 rows, but the ledger says 10"]
 
 
 def test_a_file_registered_twice(loaded: Lake) -> None:
@@ -56,7 +56,7 @@ def test_a_file_registered_twice(loaded: Lake) -> None:
         f"CALL ducklake_add_data_files('lake', 'readings', '{path}', schema => 'raw', hive_partitioning => true)",
     )
     assert any("registered 2 times" in f for f in found)
-    assert any("has 20 rows, the ledger says 10" in f for f in found)
+    assert any("has 20 rows, but the ledger says 10" in f for f in found)
 
 
 @pytest.mark.parametrize("how", ["missing", "unreadable"])

@@ -13,7 +13,7 @@ from ducklake_flows.lake.schema import bootstrap
 from ducklake_flows.project import all_datasets
 from ducklake_flows.settings import Settings
 from ducklake_flows.storage import check, open_storage
-from tests.conftest import Services
+from tests.conftest import Services, settings_from
 
 Make = Callable[..., Settings]
 
@@ -22,8 +22,7 @@ Make = Callable[..., Settings]
 def settings(services: Services, tmp_path: Path) -> Make:
     """The settings of a lake on Postgres and S3, some of them changed."""
     environment = services.environment("postgres+s3", tmp_path / "home")
-    given = {name.removeprefix("LAKE_").lower(): value for name, value in environment.items()}
-    return lambda **changed: Settings(_env_file=None, **{**given, **changed})
+    return lambda **changed: settings_from(environment, **changed)
 
 
 def test_a_database_without_a_lake_is_not_made_one_by_a_reader(settings: Make) -> None:
@@ -35,7 +34,7 @@ def test_a_database_without_a_lake_is_not_made_one_by_a_reader(settings: Make) -
 def test_every_wrong_catalog_is_named(settings: Make, services: Services) -> None:
     right = settings().catalog
     server = f"host=127.0.0.1 port={services.postgres.port}"
-    wrong = {
+    wrong: dict[str, dict[str, str | None]] = {
         "password authentication failed": {"catalog_password": "hunter2"},
         "no password supplied": {"catalog_password": None},
         'database "nowhere" does not exist': {"catalog": right.replace("dbname=", "dbname=nowhere application_name=")},
@@ -58,7 +57,7 @@ def test_every_wrong_object_store_is_named_before_any_work(settings: Make, servi
         "refuses access": {"s3_key_id": "nobody"},
         "Connection refused": {"s3_endpoint": "127.0.0.1:1"},
         "SSL": {"s3_use_ssl": "true"},
-        "does not answer as S3 does": {"s3_endpoint": f"127.0.0.1:{services.postgres.port}"},
+        "does not answer like an S3 server": {"s3_endpoint": f"127.0.0.1:{services.postgres.port}"},
     }
     for says, changed in wrong.items():
         with pytest.raises(StorageError, match=says) as caught:
@@ -84,5 +83,5 @@ def test_a_catalog_of_another_version_or_of_another_data_path_is_refused(setting
     with con, con.cursor() as cursor:
         cursor.execute("UPDATE ducklake_metadata SET value = '0.3' WHERE key = 'version'")
     con.close()
-    with pytest.raises(CatalogError, match=r"has DuckLake's format 0\.3, and this release reads and writes 1\.0"):
+    with pytest.raises(CatalogError, match=r"has DuckLake's format 0\.3, but this release reads and writes 1\.0"):
         connect(settings())

@@ -1,4 +1,4 @@
-"""Partitions staged as any Parquet that DuckDB writes, and reads that use a table's statistics."""
+"""Helpers: stage partitions from Parquet that DuckDB writes, and read with operators that use table statistics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.cases import Case
 
 
 def staged(case: Case, day: str, query: str) -> Receipt:
-    """Stage what a query gives as a day of a dataset; the partition column is added."""
+    """Stage a query's rows as a day of a dataset; the partition column is added."""
     partition = parse_partition(day, case.dataset.grain)
     attempt = new_attempt()
     with tempfile.TemporaryDirectory() as folder:
@@ -32,7 +32,7 @@ def staged(case: Case, day: str, query: str) -> Receipt:
 
 
 def publish(case: Case, *days: tuple[str, str]) -> list[str]:
-    """Publish days, each given as key and query, one after the other; the error of each, "" where it went in."""
+    """Publish days in sequence, each given as key and query. Returns the error of each, "" if it was published."""
     said = []
     for day, query in days:
         result = case.publish([staged(case, day, query)])
@@ -41,7 +41,7 @@ def publish(case: Case, *days: tuple[str, str]) -> list[str]:
 
 
 def check_reads(case: Case, column: str, expected: list[Any]) -> None:
-    """Every operator that may use a table's statistics finds these values in a column of scalars."""
+    """Assert that every operator that may use table statistics finds exactly these values in a scalar column."""
     table, there = case.dataset.table, [value for value in expected if value is not None]
     with connected(case.lake.settings, read_only=True) as con:
 

@@ -28,10 +28,10 @@ from ducklake_flows.lake.verify import verify
 from ducklake_flows.orchestration.extraction import lost_because
 from ducklake_flows.plan import Planned, make_plan, plan_each, strays
 from ducklake_flows.project import all_datasets, broken_datasets, get_datasets
-from ducklake_flows.settings import Settings, load_settings
+from ducklake_flows.settings import load_settings
 from ducklake_flows.states import Mode, State
 from ducklake_flows.storage import check, open_storage
-from tests.conftest import Lake, Services
+from tests.conftest import Lake, Services, settings_from
 from tests.faults.proxy import Proxy
 
 Define = Callable[[str, str], Path]
@@ -101,7 +101,7 @@ def test_a_dataset_without_a_start_ends_no_others_plan(lake: Lake) -> None:
     planned, left_out = plan_each(lake.settings, list(all_datasets().values()))
     assert {"readings", "flights", "airlines"} <= {p.dataset for p in planned}
     assert {(out.dataset, out.is_fault) for out in left_out} == {(k, False) for k in ("deadly", "hourly", "monthly")}
-    assert left_out[0].error.message == "deadly has no start of its own."
+    assert left_out[0].error.message == "deadly has no start date."
     with pytest.raises(BadInput, match="hourly has no start"):
         make_plan(lake.settings, get_datasets(["readings", "hourly"]))
     named, left_out = plan_each(lake.settings, get_datasets(["hourly"]), date(2024, 1, 1), date(2024, 1, 1), named=True)
@@ -125,7 +125,7 @@ def test_a_source_that_cannot_say_what_it_has_is_its_datasets_error(lake: Lake) 
     ]
     assert (out.dataset, out.is_fault) == ("bad", True)
     assert out.error.message == (
-        "The source of bad cannot say what it has: RuntimeError: no route to postgresql://u:***@db/x"
+        "The source of bad cannot be listed: RuntimeError: no route to postgresql://u:***@db/x"
     )
     with pytest.raises(SourceError, match="The source of bad"):
         make_plan(lake.settings, [bad])
@@ -139,7 +139,7 @@ def test_a_landing_zone_that_is_not_there_is_one_error(lake: Lake, monkeypatch: 
     monkeypatch.setenv("LAKE_LANDING", str(lake.settings.home / "nowhere") if local else "s3://nowhere/landing")
     for chosen in (datasets, datasets[:1], datasets[1:2]):
         with pytest.raises(
-            StorageError, match="landing zone is not there" if local else "There is no bucket 'nowhere'"
+            StorageError, match="landing zone does not exist" if local else "There is no bucket 'nowhere'"
         ):
             plan_each(load_settings(), chosen)
 
@@ -228,7 +228,7 @@ def test_only_a_dead_worker_is_called_dead() -> None:
     )
     assert lost_because(RuntimeError("Error during deserialization")) == "RuntimeError: Error during deserialization"
     assert lost_because(ValueError("password=hunter2")) == "ValueError: password=***"
-    assert lost_because(KilledWorker("a", None, 0)) == "its worker died: KilledWorker"  # type: ignore[no-untyped-call]
+    assert lost_because(KilledWorker("a", None, 0)) == "its worker died: KilledWorker"  # type: ignore[arg-type]
 
 
 # --- Services that are down ---
@@ -236,10 +236,9 @@ def test_only_a_dead_worker_is_called_dead() -> None:
 
 def test_a_catalog_that_is_down_is_named_by_every_command(services: Services, tmp_path: Path) -> None:
     environment = services.environment("postgres+s3", tmp_path)
-    given = {name.removeprefix("LAKE_").lower(): value for name, value in environment.items()}
     with Proxy(services.postgres.port) as postgres:
-        given["catalog"] = given["catalog"].replace(f"port={services.postgres.port}", f"port={postgres.port}")
-        settings = Settings(_env_file=None, **given)  # type: ignore[arg-type]
+        catalog = environment["LAKE_CATALOG"].replace(f"port={services.postgres.port}", f"port={postgres.port}")
+        settings = settings_from(environment, catalog=catalog)
         check(settings, create=True)
         bootstrap(settings, get_datasets(["airlines"]))
         commands: dict[str, Callable[[], Any]] = {
@@ -265,7 +264,7 @@ def test_an_object_store_that_is_down_is_named_by_every_command(lake: Lake, monk
         monkeypatch.setenv(name, value)
     with pytest.raises(StorageError, match=r"S3 at 127\.0\.0\.1:1 does not answer") as down:
         plan_each(load_settings(), get_datasets(["readings", "airlines"]))
-    assert down.value.fix.startswith("start it")
+    assert down.value.fix.startswith("start the server")
 
 
 # --- Plans ---
@@ -278,7 +277,7 @@ def test_a_failed_partition_whose_file_is_gone_still_shows_its_failure(lake: Lak
     (planned, *_) = make_plan(lake.settings, get_datasets(["readings"]), mode=[Mode.failed, Mode.all])
     assert (planned.state, planned.runs) == (State.failed, False)
     assert "is empty" in planned.why
-    assert planned.why.endswith("; the source has nothing for it now")
+    assert planned.why.endswith("; the source has no data for it now")
 
 
 def test_modes_are_added_up(lake: Lake) -> None:
@@ -301,7 +300,7 @@ def test_files_that_are_no_partitions_are_mentioned(lake: Lake, shown: Callable[
     assert strays(datasets) == {"messy": ["a/2024-1-2.csv", "b", "c", "[d]"]}
     assert strays([Dataset("a", lambda p: [], partition_column="day")]) == {}
     show.plan(make_plan(lake.settings, datasets), strays(datasets))
-    assert "messy: 4 files are no partition's: a/2024-1-2.csv, b, c and 1 more" in shown()
+    assert "messy: 4 files belong to no partition: a/2024-1-2.csv, b, c and 1 more" in shown()
 
 
 def planned(*states: State, grain: Grain = Grain.hour) -> list[Planned]:
@@ -366,9 +365,9 @@ def test_the_command_gives_csv_and_names_what_it_refuses(
         return capsys.readouterr().out
 
     assert command("sql", "SELECT 2024 AS year, NULL AS b, 'x,y' AS c", "--csv") == 'year,b,c\n2024,,"x,y"\n'
-    with pytest.raises(BadInput, match="--mode 'missing,often' is not a mode"):
+    with pytest.raises(BadInput, match="--mode 'missing,often' is not known"):
         command("plan", "--mode", "missing,often")
-    with pytest.raises(BadInput, match="writes no file unless it is told to") as refused:
+    with pytest.raises(BadInput, match="writes a file only with --allow-export") as refused:
         command("sql", "COPY (SELECT 1) TO 'x.csv'")
     assert refused.value.fix.startswith("lake sql --allow-export")
     assert command("sql", "COPY (SELECT 1 AS n) TO 'x.csv'", "--allow-export")

@@ -36,10 +36,10 @@ def test_a_receipt_carries_both_counts(lake: Lake) -> None:
 @pytest.mark.parametrize(
     ("lose", "says"),
     [
-        (lambda table: table.slice(1), "the source gave 3 rows, and 2 are in the staged file"),
+        (lambda table: table.slice(1), "the source gave 3 rows, but 2 are in the staged file"),
         (
             lambda table: table.set_column(0, "v", pa.nulls(len(table), pa.int64())),
-            "the source gave 2 values of column v, and 0 are in the staged file",
+            "the source gave 2 values of column v, but 0 are in the staged file",
         ),
     ],
     ids=["a row", "a column's values"],

@@ -24,6 +24,7 @@ from ducklake_flows.lake.restore import stage_previous
 from ducklake_flows.orchestration import events, gate
 from ducklake_flows.staging.layout import new_attempt
 from ducklake_flows.staging.receipt import Failure
+from ducklake_flows.states import Mode
 from ducklake_flows.storage import open_storage
 from tests.cases import DAYS, Case, case
 from tests.conftest import Lake, receipts
@@ -167,7 +168,7 @@ def test_a_rollback_is_refused_when_another_attempt_was_published_in_between(lak
     receipt = stage_previous(lake.settings, things.dataset, parse_partition(ONE, things.dataset.grain))
     things.publish([number(things, ONE, 3)])
     rows = lake.column("SELECT count(*) FROM ops.ledger")
-    with pytest.raises(PublishedInBetween, match="published in between"):
+    with pytest.raises(PublishedInBetween, match="published again after the rollback was staged"):
         things.publish([receipt])
     assert lake.column("SELECT count(*) FROM ops.ledger") == rows
     check_reads(things, "v", [3])
@@ -280,3 +281,39 @@ def test_a_file_that_is_found_is_the_file_that_is_listed(lake: Lake) -> None:
     landing = open_storage(lake.settings.landing, lake.settings)
     assert [landing.find("things/a.jsonl")] == landing.list("things")
     assert landing.find("things/b.jsonl") is None
+
+
+def test_an_attempt_that_is_published_between_schema_and_rows_is_not_replaced_by_an_older_one(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group was compared with the ledger once, before the commit of the schema; without the gate, that is stale."""
+    things = case(lake)
+    things.publish([staged(things, ONE, "SELECT 1::INTEGER AS v")])
+    older, newer = number(things, ONE, 2), staged(things, ONE, "SELECT 3::INTEGER AS v")
+    other = Publisher(lake.settings, [things.dataset], "other")
+
+    def between(point: str) -> None:
+        if point == "schema committed":
+            assert other.publish([newer]).receipts == [newer]
+
+    monkeypatch.setattr("ducklake_flows.lake.publish.failpoint", between)
+    publisher = Publisher(lake.settings, [things.dataset], "test")
+    result = publisher.publish([older, number(things, TWO, 4)])
+    for one in (publisher, other):
+        one.close()
+    assert ([r.partition for r in result.receipts], result.older) == ([TWO], [older])
+    check_reads(things, "v", [3, 4])
+
+
+@pytest.mark.parametrize("mode", [Mode.all, [Mode.all], [Mode.missing, Mode.all]], ids=str)
+def test_mode_all_compares_with_the_table_however_it_is_given(gated_lake: Lake, mode: Mode | list[Mode]) -> None:
+    """`lake backfill --mode all` gives a list, for which the ledger's word was taken."""
+    gated_lake.land("readings/2024-01-01.jsonl", [{"id": 1, "value": 1}, {"id": 2, "value": 1}])
+    days = {"start": date(2024, 1, 1), "end": date(2024, 1, 1)}
+    assert ingest(["readings"], **days, workers=1)["published"] == 1
+    con = connect(gated_lake.settings)
+    con.execute("DELETE FROM raw.readings WHERE id = 1")
+    con.close()
+    assert ingest(["readings"], **days, mode=mode, workers=1)["published"] == 1
+    assert gated_lake.column("SELECT count(*) FROM raw.readings") == [2]
+    assert gated_lake.errors() == []

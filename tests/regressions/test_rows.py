@@ -82,7 +82,7 @@ def test_names_may_be_chosen_in_the_contract(lake: Lake) -> None:
     things = case(lake, rename={"ID": "upper_id", "": "row"})
     assert things.each([{"ID": 1, "id": 2, "": 3}]) == [""]
     assert (things.values("upper_id"), things.values("id"), things.values("row")) == ([1], [2], [3])
-    assert "of which no column can be named" in case(lake, "other").refused([{"": 1}])
+    assert "no column name can be derived from ''" in case(lake, "other").refused([{"": 1}])
 
 
 @pytest.mark.parametrize("name", ["_dlt_id", "_dlt_load_id", "_lake_partition", "filename", "class_", "lake partition"])
@@ -153,19 +153,19 @@ def test_moments_without_a_zone_stay_without_one(lake: Lake) -> None:
     assert zoned.each([{"v": datetime(2024, 1, 5, 10)}, {"v": datetime(2024, 1, 5, 10, tzinfo=UTC)}]) == [""]
     assert [v.astimezone(UTC).hour for v in zoned.values(order="rowid")] == [15, 10]
     twice = case(lake, "twice", contract={"v": "timestamp"}, timezone="America/New_York")
-    assert "twice, or never" in twice.refused([{"v": datetime(2024, 11, 3, 1, 30)}])
+    assert "occurs twice or never" in twice.refused([{"v": datetime(2024, 11, 3, 1, 30)}])
 
 
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        (time(1, tzinfo=UTC), "no zone"),
-        (timedelta(1), "length of time"),
+        (time(1, tzinfo=UTC), "must not have a zone"),
+        (timedelta(1), "is a duration"),
         (Decimal("NaN"), "finite"),
         (object(), "no column type"),
         ({"a": math.nan}, "NaN"),
         ({"a": b"x"}, "bytes"),
-        ({1: 2}, "no text"),
+        ({1: 2}, "is not text"),
         ("\ud800", "surrogates"),
     ],
 )
@@ -174,7 +174,7 @@ def test_what_has_no_exact_place_is_refused(lake: Lake, value: Any, why: str) ->
         [{"v": 1 if isinstance(value, object) and type(value) is object else value}, {"v": value}]
     )
     assert "column v" in error
-    assert why in error or "before it is" in error
+    assert why in error or "but the earlier value" in error
 
 
 def test_nested_values_are_json_and_exact(lake: Lake) -> None:

@@ -203,7 +203,7 @@ def test_an_empty_table_follows_a_contract_whose_types_change(lake: Lake, init: 
     bootstrap(lake.settings, [things.dataset])
     _declare(things, {"v": "text"})
     if init:
-        assert bootstrap(lake.settings, [things.dataset]) == ["raw.things, by its new contract"]
+        assert bootstrap(lake.settings, [things.dataset]) == ["raw.things (recreated from its new contract)"]
         assert bootstrap(lake.settings, [things.dataset]) == []
     assert publish(things, (ONE, values("VARCHAR", "A7"))) == [""]
     assert things.types() == {"v": "VARCHAR"}
@@ -218,7 +218,7 @@ def test_a_filled_table_follows_a_contract_where_that_is_exact_and_says_what_to_
     check_reads(things, "v", [1000.0, 2.5])
     _declare(things, {"v": "text"})
     (said,) = publish(things, (THREE, values("VARCHAR", "A7")))
-    assert said.startswith("column v is VARCHAR by the contract, but DOUBLE in raw.things, which has rows")
+    assert said.startswith("column v is VARCHAR in the contract, but DOUBLE in raw.things, which has rows")
     assert "docs/operations.md" in said
 
 

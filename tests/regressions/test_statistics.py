@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,9 +50,9 @@ class ByHand:
 
 
 @pytest.fixture
-def table(lake: Lake, tmp_path: Path) -> ByHand:
+def table(lake: Lake, tmp_path: Path) -> Iterator[ByHand]:
     by_hand = ByHand(lake, tmp_path)
-    yield by_hand  # type: ignore[misc]
+    yield by_hand
     by_hand.con.close()
 
 

@@ -64,7 +64,7 @@ def test_a_dlt_source_of_two_resources_is_refused(lake: Lake) -> None:
     def two() -> Any:
         return [dlt.resource([{"v": 1}], name="one"), dlt.resource([{"w": 1}], name="other")]
 
-    assert "has 2: one, other" in case(lake).refused(lambda: two())
+    assert "has 2 resources: one, other" in case(lake).refused(lambda: two())
     things = case(lake, "one")
     assert things.each(lambda: two().with_resources("one")) == [""]
     assert things.values() == [1]

@@ -1,4 +1,4 @@
-"""The whole production stack, once for the session, and how tests look at it."""
+"""The production stack, started once per session, with helpers for its tests."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import httpx
 import pytest
 from distributed import Client
 
-from deployments.services import until
 from deployments.stack import Stack
 from ducklake_flows.lake.connect import connected, rows
 from ducklake_flows.lake.verify import verify
+from ducklake_flows.orchestration.server import until
 from ducklake_flows.settings import Settings
 from ducklake_flows.storage import open_storage
-from tests.conftest import DATASETS, DEMO, write
+from tests.conftest import DATASETS, DEMO, settings_from, write
 
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
 @dataclass
 class Running:
-    """A stack that runs, seen from outside: its API, its lake, its landing zone."""
+    """A running stack with access to its API, lake and landing zone."""
 
     stack: Stack
     api: httpx.Client
@@ -44,7 +44,7 @@ class Running:
         return [f"{f.check}: {f.subject}: {f.message}" for f in verify(self.settings) if f.severity == "error"]
 
     def lake(self, *arguments: str, check: bool = True) -> str:
-        """Run the `lake` command; what it printed, or its error where it must fail."""
+        """Run the `lake` command. Returns its output, or its errors if it must fail (``check=False``)."""
         done = self.stack.run("lake", *arguments, check=False)
         assert (done.returncode == 0) == check, done.stdout + done.stderr
         return done.stdout if check else done.stderr
@@ -58,7 +58,7 @@ class Running:
         return dict(self.api.get(f"deployments/name/{name}/{name}").raise_for_status().json())
 
     def start(self, name: str, **parameters: Any) -> str:
-        """What the UI's button does: a run of a deployment."""
+        """Start a run of a deployment, as the button in the UI does. Returns the run's id."""
         created = self.post(f"deployments/{self.deployment(name)['id']}/create_flow_run", {"parameters": parameters})
         return str(created["id"])
 
@@ -76,7 +76,7 @@ class Running:
 
     @contextlib.contextmanager
     def endless(self) -> Iterator[str]:
-        """A run of the ingest deployment, under way, whose source gives rows for the length of the block."""
+        """A running run of the ingest deployment whose source yields rows until the end of the block."""
         home = Path(self.stack.environment["LAKE_HOME"])
         home.mkdir(exist_ok=True)
         (home / "wait").touch()
@@ -90,8 +90,8 @@ class Running:
                 asked.unlink()
 
     def assert_nothing_is_left(self) -> None:
-        """Of an endless run: no chunk is under way although its source would go on, the gate is free, no row came."""
-        with Client(self.stack.environment["LAKE_DASK_ADDRESS"]) as dask:
+        """Assert that an endless run has left nothing: no running chunk, no held gate, no ledger row, no error."""
+        with Client(self.stack.environment["LAKE_DASK_ADDRESS"]) as dask:  # type: ignore[no-untyped-call]
 
             def threads() -> int:
                 return sum(dask.run(lambda dask_worker: len(dask_worker.active_threads)).values())
@@ -102,7 +102,7 @@ class Running:
         assert self.errors() == []
 
     def quiet(self) -> None:
-        """Wait until no run is under way or about to start."""
+        """Wait until no run is in progress or due."""
         under_way = {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}
         soon = {"type": {"any_": ["SCHEDULED"]}}
 
@@ -115,8 +115,8 @@ class Running:
 
 @pytest.fixture(scope="session")
 def running() -> Iterator[Running]:
-    """The stack as `make stack` starts it, with three of the tests' datasets beside the project's."""
-    # Not pytest's own folder: PostgreSQL runs as a user of its own, who could not enter it.
+    """The stack as `make stack` starts it, with three of the tests' datasets in addition to the project's."""
+    # Not pytest's temporary folder: PostgreSQL runs as another user, who cannot enter it.
     with tempfile.TemporaryDirectory(prefix="lake-stack-") as folder:
         Path(folder).chmod(0o755)
         datasets = Path(folder, "datasets")
@@ -125,14 +125,13 @@ def running() -> Iterator[Running]:
             shutil.copy(DATASETS / name, datasets)
         with Stack(Path(folder, "stack"), extra={"LAKE_DATASETS": f"{DEMO}:{datasets}"}) as stack:
             user, _, password = stack.environment["PREFECT_API_AUTH_STRING"].partition(":")
-            lake = {k.removeprefix("LAKE_").lower(): v for k, v in stack.environment.items() if k.startswith("LAKE_")}
             with httpx.Client(base_url=stack.environment["PREFECT_API_URL"], auth=(user, password), timeout=60) as api:
-                yield Running(stack, api, Settings(_env_file=None, **lake))
+                yield Running(stack, api, settings_from(stack.environment))
 
 
 @pytest.fixture(scope="session")
 def killed(running: Running) -> str:
-    """A run whose worker was stopped under it: the worker kills it, and tells nobody (PrefectHQ/prefect#16746)."""
+    """A run whose worker was stopped: the worker kills it without reporting it (PrefectHQ/prefect#16746)."""
     running.quiet()
     with running.endless() as run:
         running.stack.worker.stop()

@@ -46,7 +46,8 @@ def test_a_restored_lake_is_the_lake_of_its_dump(running: Running, tmp_path: Pat
                 copy = tmp_path / "object"
                 copy.write_bytes(stream.read())
             target.put(copy, source.relative(info.path))
-        psql, restore = [postgres.bin / "psql", *server], [postgres.bin / "pg_restore", *server]
+        psql: list[str | Path] = [postgres.bin / "psql", *server]
+        restore: list[str | Path] = [postgres.bin / "pg_restore", *server]
         create = "CREATE DATABASE restored OWNER lake"
         subprocess.run([*psql, "-d", "postgres", "-c", create], check=True, capture_output=True)
         command = [*restore, "--no-owner", "--role", "lake", "-d", "restored", dump]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from deployments.services import until
+from ducklake_flows.orchestration.server import until
 from tests.flows.test_ingest import flights
 from tests.stack.conftest import FINAL, Running
 

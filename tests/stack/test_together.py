@@ -7,9 +7,8 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-from deployments.services import until
 from ducklake_flows.orchestration import gate
-from ducklake_flows.orchestration.server import SERVER_SETTINGS
+from ducklake_flows.orchestration.server import SERVER_SETTINGS, until
 from tests.flows.test_ingest import flights
 from tests.stack.conftest import Running
 

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from uuid import uuid4
 
-from deployments.services import until
+from ducklake_flows.orchestration.server import until
 from tests.flows.test_ingest import flights
 from tests.stack.conftest import FINAL, Running
 
@@ -130,7 +130,7 @@ def test_a_failed_run_is_told_to_the_webhook(running: Running) -> None:
         threading.Thread(target=hook.serve_forever, daemon=True).start()
         running.stack.environment["LAKE_NOTIFY_URL"] = f"http://127.0.0.1:{hook.server_port}/secret-path"
         assert "lake-failed-run" in running.lake("init")
-        assert "Everything is there already" in running.lake("init")
+        assert "Everything exists already" in running.lake("init")
         failed = running.start("ingest", datasets=["no_such_dataset"])
         assert running.ended(failed)[failed]["state_type"] == "FAILED"
         assert until(lambda: heard, 60, every=1)

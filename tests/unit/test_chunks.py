@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -79,8 +80,8 @@ def test_a_chunk_that_no_retry_can_help_fails_at_once() -> None:
     st.randoms(use_true_random=False),
 )
 def test_every_partition_ends_once_whatever_is_lost(
-    counts: dict[str, int], slots: int, limited: set[str], random
-) -> None:  # type: ignore[no-untyped-def]
+    counts: dict[str, int], slots: int, limited: set[str], random: Random
+) -> None:
     """Chunks end in any order, are cut short, and are lost; a few partitions kill their worker each time."""
     todo = planned(**counts)
     deadly = {(p.dataset, p.partition) for p in todo if random.random() < 0.02}

@@ -27,7 +27,7 @@ def fitted(column: pa.Array, precision: int, scale: int) -> Any:
 def holds(number: Fraction, precision: int, scale: int) -> bool:
     """By whole numbers alone: whether a decimal of this type is the number."""
     shifted = number * 10**scale
-    return shifted.denominator == 1 and abs(shifted.numerator) < 10**precision
+    return bool(shifted.denominator == 1 and abs(shifted.numerator) < 10**precision)
 
 
 def test_arrow_wraps_a_decimal_that_is_too_large() -> None:

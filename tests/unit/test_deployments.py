@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ducklake_flows.orchestration.deployments import due
 from ducklake_flows.orchestration import automations, events
+from ducklake_flows.orchestration.deployments import due
 from ducklake_flows.project import all_datasets
 
 FILE = Path(__file__).parents[2] / "deployments" / "prefect.yaml"

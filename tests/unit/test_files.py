@@ -58,7 +58,7 @@ def test_json_lines_and_parquet_have_the_same_types(landing: Path) -> None:
     [
         ("", "is empty"),
         ("id,name\n1,a\n", "wrong header: lacks at"),
-        ("id,name,at,more\n1,a,,2\n", "has more, which the contract does not know"),
+        ("id,name,at,more\n1,a,,2\n", "has more, which the contract does not declare"),
         ("a,b,c\n1,2,3\n", "wrong header"),
         ("id,id,name,at\n1,2,a,\n", "names a column twice"),
         (GOOD[:-1], "truncated"),
@@ -66,7 +66,7 @@ def test_json_lines_and_parquet_have_the_same_types(landing: Path) -> None:
         (GOOD + "3,c\n", "line 4: it has 2 columns instead of 3"),
         (GOOD + "x,c,2024-01-01T10:00:00Z\n", "line 4: column id: 'x' cannot be bigint"),
         (GOOD + "3,c,yesterday\n", "line 4: column at: 'yesterday' cannot be timestamp\n"),
-        (GOOD + "3,c,2024-01-01T10:00:00\n", "it has no zone, and the contract names none"),
+        (GOOD + "3,c,2024-01-01T10:00:00\n", "it has no zone, and the contract sets no timezone"),
     ],
 )
 def test_a_bad_csv_file_is_one_clear_error(landing: Path, content: str, says: str) -> None:

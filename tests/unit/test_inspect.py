@@ -61,7 +61,7 @@ def test_audits_count_what_breaks_them(tmp_path: Path) -> None:
         primary_key=("a",),
         audits=(at_least(5), expect("short", "length(b) < 3"), expect("no x", "b <> 'x'", on_fail="warn")),
     )
-    rows = [{"a": 1, "b": "x"}, {"a": 1, "b": "long"}, {"a": None, "b": None}]
+    rows: list[dict[str, object]] = [{"a": 1, "b": "x"}, {"a": 1, "b": "long"}, {"a": None, "b": None}]
     found = look(tmp_path / "f.parquet", table(rows), dataset)
     assert found.broken == (
         "null in the primary key (a): 1 row",

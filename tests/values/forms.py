@@ -1,4 +1,4 @@
-"""The forms in which a source gives rows: each writes columns of values, and says which values are in it then."""
+"""The forms in which a source gives rows. Each form encodes columns and states which values the result contains."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 import numpy as np
@@ -24,11 +24,11 @@ from tests.values.kinds import Kind
 from tests.values.oracle import Malformed, Nano, Single, csv_rows
 
 NUMBER = "row number"
-"""The column that numbers a partition's rows; its values are 0, 1, 2 and so on."""
+"""The column with the row number within a partition: 0, 1, 2 and so on."""
 
 
 class Unwritable(Exception):
-    """A form has no way to write these values."""
+    """A form cannot represent these values."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Column:
     """A column of a partition.
 
     Args:
-        name: As the source spells it.
-        kind: What its values are.
-        values: Them, None for null.
+        name: The source's name of the column.
+        kind: The type of its values.
+        values: The values, None for null.
     """
 
     name: str
@@ -47,17 +47,17 @@ class Column:
 
 
 Given = dict[str, list[Any]]
-"""A partition's values by the source's column names, in the order of the row number."""
+"""A partition's values by the source's column names, ordered by row number."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """A form of what a source function gives.
+    """A form of the result of a source function.
 
     Args:
         name: Its name.
-        make: Gives the columns this form; and the values that are in it, where it changes them by itself.
-        carries: The kinds that it has values of.
+        make: Converts columns into this form; also returns the values in it if the form itself changes them.
+        carries: Whether it can hold values of a kind.
     """
 
     name: str
@@ -74,7 +74,7 @@ def _given(columns: Sequence[Column]) -> Given:
 
 
 def rows_of(columns: Sequence[Column], *, lacking: bool = False) -> list[dict[str, Any]]:
-    """Columns as dict rows; with ``lacking`` a null is a key that is not there."""
+    """Columns as dict rows; with ``lacking`` the keys of nulls are missing."""
     size = len(columns[0].values)
     rows = [{c.name: _python(c.values[row]) for c in columns} for row in range(size)]
     return [{k: v for k, v in row.items() if v is not None} for row in rows] if lacking else rows
@@ -125,13 +125,13 @@ def _dlt_arrow(columns: Sequence[Column]) -> tuple[Any, None]:
 
 
 def _frame_values(frame: Any) -> Given:
-    """What a pandas frame holds; what it takes for missing is null."""
+    """The values in a pandas frame, with pandas' missing values as None."""
     found: Given = {}
     for name in frame.columns:
         values: list[Any] = []
         series = frame[name]
         if isinstance(series.dtype, pd.DatetimeTZDtype):
-            # pandas 2.3.3 ends the process over some moments of a zone before 1677.
+            # pandas 2.3.3 crashes the process on some moments with a zone before 1677.
             naive = series.dt.tz_convert("UTC").dt.tz_localize(None)
             found[name] = [None if v is pd.NaT else v.to_pydatetime().replace(tzinfo=UTC) for v in naive]
             continue
@@ -187,7 +187,7 @@ def _polars(columns: Sequence[Column]) -> tuple[Any, None]:
 
 
 def _in_polars(kind: Kind) -> bool:
-    """polars holds it unchanged."""
+    """Whether polars keeps values of a kind unchanged."""
     others = ("map", "date64", "decimal256", "duration", "JSON text", "uuid", "float16", "runs of text")
     return has_arrow(kind) and not kind.name.startswith(others)
 
@@ -202,12 +202,12 @@ def _relation(columns: Sequence[Column]) -> tuple[Any, Given | None]:
         relation.to_arrow_table()
     except (duckdb.Error, pa.ArrowException) as error:
         raise Unwritable(str(error)) from None
-    # DuckDB renames a column that is called as another one but for its case.
+    # DuckDB renames a column whose name differs from another only in case.
     return relation, {name: c.values for name, c in zip(relation.columns, columns, strict=True)}
 
 
 def _in_duckdb(kind: Kind) -> bool:
-    """DuckDB holds it unchanged: no nanoseconds of a time, no milliseconds of a date."""
+    """Whether DuckDB keeps values of a kind unchanged; it has no nanoseconds in times and no milliseconds in dates."""
     return has_arrow(kind) and kind.name not in ("decimal256, 76 digits", "duration", "runs of text")
 
 
@@ -240,7 +240,7 @@ def duckdb_parquet(columns: Sequence[Column], folder: Path) -> bytes:
     table = table_of(columns)
     target = folder / "written.parquet"
     if any(c.kind.name in ("time64[ns]", "fixed-size list") for c in columns):
-        raise Unwritable("DuckDB writes the one as text, and the other so that Arrow cannot read its nulls")
+        raise Unwritable("DuckDB writes time64[ns] as text, and fixed-size lists with nulls that Arrow cannot read")
     try:
         _CON.from_arrow(table).write_parquet(str(target))
     except (duckdb.Error, pa.ArrowException) as error:
@@ -259,19 +259,19 @@ def pandas_parquet(columns: Sequence[Column]) -> tuple[bytes, Given]:
 
 
 def _without_nan(value: Any) -> Any:
-    """A value as pandas writes it to Parquet: NaN within a list is null."""
+    """A value as pandas writes it to Parquet: NaN in a list becomes null."""
     if isinstance(value, list):
         return [_without_nan(inner) for inner in value]
     return None if isinstance(value, float) and value != value else value
 
 
 def is_json(kind: Kind) -> bool:
-    """JSON has a way to write its values."""
+    """Whether JSON can represent the values of a kind."""
     return not any(word in kind.name for word in ("binary", "duration", "complex", "JSON text", "NaN"))
 
 
 def json_value(value: Any) -> tuple[str, Any]:
-    """A value as JSON text, and what that text says."""
+    """A value as JSON text, and the value that the text represents."""
     if value is None or isinstance(value, bool | str | int) and not isinstance(value, Nano):
         return json.dumps(value), value
     if isinstance(value, float):
@@ -295,7 +295,7 @@ def json_value(value: Any) -> tuple[str, Any]:
 
 
 def json_text(columns: Sequence[Column], *, array: bool, end: str = "\n") -> tuple[str, Given]:
-    """Columns as JSON lines or as one array, and what they say."""
+    """Columns as JSON lines or as one array, and the values that the text represents."""
     made = {c.name: [json_value(value) for value in c.values] for c in columns}
     lines = [
         "{" + ", ".join(f"{json.dumps(name)}: {made[name][row][0]}" for name in made) + "}"
@@ -307,7 +307,7 @@ def json_text(columns: Sequence[Column], *, array: bool, end: str = "\n") -> tup
 
 @dataclass(frozen=True)
 class Written:
-    """How a CSV file is written: the dialect that the dataset names, and the program that writes it."""
+    """How a CSV file is written: the dialect declared in the dataset, and the program that writes the file."""
 
     writer: str = "csv"
     delimiter: str = ","
@@ -331,7 +331,7 @@ class Written:
 
 
 def csv_cell(value: Any, dialect: Written) -> str | None:
-    """A value's text."""
+    """The text of a value in a CSV file; None for null."""
     if value is None:
         return None
     if isinstance(value, Nano):
@@ -361,10 +361,10 @@ def is_csv(kind: Kind) -> bool:
 
 
 def csv_text(columns: Sequence[Column], dialect: Written, folder: Path) -> tuple[bytes, Given]:
-    """Columns as a CSV file, and what is in it by the documented rules.
+    """Columns as a CSV file, and its values by the documented rules.
 
     Raises:
-        Unwritable: the writer cannot write it, or what it wrote breaks the dialect.
+        Unwritable: the writer cannot write the columns, or its output violates the dialect.
     """
     names = [csv_cell(c.name, dialect) or "" for c in columns]
     cells = [[csv_cell(c.values[row], dialect) for c in columns] for row in range(len(columns[0].values))]
@@ -380,7 +380,7 @@ def csv_text(columns: Sequence[Column], dialect: Written, folder: Path) -> tuple
     except Malformed as error:
         raise Unwritable(str(error)) from None
     if not text.endswith(("\n", "\r")):
-        raise Unwritable("no end")
+        raise Unwritable("the last line has no line end")
     encoded = (b"\xef\xbb\xbf" if dialect.bom else b"") + text.encode(dialect.encoding)
     if dialect.suffix == ".gz":
         encoded = gzip.compress(encoded)
@@ -392,7 +392,7 @@ def csv_text(columns: Sequence[Column], dialect: Written, folder: Path) -> tuple
 def _python_csv(names: list[str], cells: list[list[str | None]], dialect: Written, folder: Path) -> str:
     file = io.StringIO(newline="")
     doubled = dialect.quote == dialect.escape
-    quoting = csv.QUOTE_ALL if dialect.all_quoted or not doubled else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 1] = csv.QUOTE_ALL if dialect.all_quoted or not doubled else csv.QUOTE_MINIMAL
     one = dialect.delimiter if len(dialect.delimiter) == 1 else "\ue001"
     if one != dialect.delimiter:
         quoting = csv.QUOTE_ALL
@@ -415,10 +415,9 @@ def _python_csv(names: list[str], cells: list[list[str | None]], dialect: Writte
 
 def _duckdb_csv(names: list[str], cells: list[list[str | None]], dialect: Written, folder: Path) -> str:
     if dialect.end != "\n" or not dialect.quote:
-        raise Unwritable("COPY ends lines in one way")
+        raise Unwritable("COPY writes only LF line ends, and quotes")
     arrays = [pa.array([row[place] for row in cells], pa.string()) for place in range(len(names))]
     target = folder / "written.csv"
-    options = {"sep": dialect.delimiter, "quotechar": dialect.quote, "escapechar": dialect.escape}
     try:
         _CON.from_arrow(pa.Table.from_arrays(arrays, names=[f"c{n}" for n in range(len(names))])).project(
             ", ".join(f'c{n} AS "{name.replace(chr(34), chr(34) * 2)}"' for n, name in enumerate(names))
@@ -427,7 +426,9 @@ def _duckdb_csv(names: list[str], cells: list[list[str | None]], dialect: Writte
             na_rep=dialect.nulls[0],
             header=True,
             quoting=csv.QUOTE_ALL if dialect.all_quoted else None,
-            **options,
+            sep=dialect.delimiter,
+            quotechar=dialect.quote,
+            escapechar=dialect.escape,
         )
     except duckdb.Error as error:
         raise Unwritable(str(error)) from None
@@ -438,7 +439,7 @@ def _pandas_csv(names: list[str], cells: list[list[str | None]], dialect: Writte
     frame = pd.DataFrame(cells, columns=names, dtype=object)
     doubled = dialect.quote == dialect.escape
     if not dialect.quote:
-        raise Unwritable("pandas writes quotes")
+        raise Unwritable("pandas always writes quotes")
     try:
         text = frame.to_csv(
             index=False,

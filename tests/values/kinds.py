@@ -1,4 +1,4 @@
-"""Values of every type that a source may have, as Hypothesis strategies, and how Arrow holds them."""
+"""Hypothesis strategies for values of every type that a source may have, and their Arrow types."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Kind:
 
     Args:
         name: Its name in reports.
-        values: Its values, none of them None.
-        arrow: The Arrow type that holds them; None where there is none.
-        contract: The contract's type that holds them all; None where none does.
-        family: Kinds of one family follow each other in a column.
-        plain: Whether every value of it must be taken, in every form that can hold it.
-        sample: The fixed values of the documentation's table.
+        values: Strategy for its values; never None.
+        arrow: The Arrow type of the values; None if there is none.
+        contract: A contract type that holds all values; None if there is none.
+        family: A column's type may change within a family.
+        plain: Whether every value must be accepted in every form that can hold it.
+        sample: The fixed values for the table in the documentation.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Kind:
     def array(self, values: Sequence[Any]) -> pa.Array:
         """Values as an Arrow array."""
         kind = self.arrow
+        assert kind is not None, self.name
         if isinstance(kind, pa.UuidType):
             storage = pa.array([None if v is None else v.bytes for v in values], pa.binary(16))
             return pa.ExtensionArray.from_storage(kind, storage)
@@ -66,7 +67,7 @@ def _ints(bits: int, signed: bool) -> SearchStrategy[int]:
 
 
 def decimals(precision: int, scale: int) -> SearchStrategy[Decimal]:
-    """Decimals of a precision and a scale."""
+    """Decimals with a given precision and scale."""
     most = 10**precision - 1
     return (st.integers(-most, most) | st.sampled_from([0, 1, -1, most, -most])).map(
         lambda n: Decimal((int(n < 0), tuple(map(int, str(abs(n)))), -scale))
@@ -97,7 +98,7 @@ INSIDE = st.builds(
     st.datetimes(datetime(2, 1, 1), datetime(9998, 12, 31)),
     st.integers(-14 * 60, 14 * 60),
 )
-"""Moments that every zone has: pandas ends the process over a year 0 or 10000."""
+"""Moments that are valid in every zone: pandas crashes the process on the years 0 and 10000."""
 ZONED = INSIDE | st.sampled_from([datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)])
 NANOS = st.integers(-(2**63) + 1, 2**63 - 1).map(Nano)
 DATES = st.dates() | st.sampled_from([date.min, date.max])

@@ -1,4 +1,4 @@
-"""The oracle: which values of a lake stand for a source's values, in plain Python, apart from what it judges."""
+"""The oracle: which lake values represent a source's values. Plain Python, independent of the code under test."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ class Single(float):
 
 @dataclass(frozen=True)
 class Cell:
-    """A value of a CSV file: a text that is not null."""
+    """A value of a CSV file: its text; never null."""
 
     text: str
     decimal: str = "."
 
 
 class Kept(Exception):
-    """What a cell of the lake should have been; the test fails with it."""
+    """The expected value of a cell in the lake; raised to fail a test."""
 
 
 def column(name: str) -> str:
-    """The column that a source's name becomes, by the documented rule."""
+    """The column name for a source's name, by the documented rule."""
     name = unicodedata.normalize("NFC", name)
     spaced = "".join(c if c == "_" or unicodedata.category(c)[0] in "LMN" else " " for c in name)
     split = ""
@@ -59,14 +59,14 @@ def column(name: str) -> str:
 
 
 def stands_for(got: Any, given: Any, kind: str, zone: str | None = None, declared: bool = False) -> bool:
-    """Whether a value that was read is exactly a value that was given.
+    """Whether a value from the lake represents a value from the source exactly.
 
     Args:
-        got: From the lake.
-        given: From the source.
+        got: The value from the lake.
+        given: The value from the source.
         kind: The DuckDB type of its column.
-        zone: The contract's.
-        declared: Whether the contract has a type for the column: then text may stand for what it spells.
+        zone: The contract's time zone.
+        declared: Whether the contract has a type for the column. Then text may represent the value that it spells.
     """
     if given is None or got is None:
         return given is None and got is None
@@ -88,7 +88,7 @@ def stands_for(got: Any, given: Any, kind: str, zone: str | None = None, declare
     if isinstance(given, date):
         if isinstance(got, datetime):
             return got == datetime(given.year, given.month, given.day)
-        return got == (given.isoformat() if isinstance(got, str) else given)
+        return bool(got == (given.isoformat() if isinstance(got, str) else given))
     if isinstance(given, UUID):
         return bool(got == str(given))
     if isinstance(given, Mapping | list | tuple):
@@ -141,7 +141,7 @@ def _shortest(value: float) -> str:
 
 
 def _is_text(got: Any, text: str, zone: str | None, declared: bool, decimal: str = ".") -> bool:
-    """Whether a value is what a text spells. Undeclared, nothing that an id may be made of gets lost: 007 is text."""
+    """Whether a value is what a text spells. In an undeclared column, ids must keep their text: 007 is not 7."""
     if isinstance(got, str):
         return got == text
     if isinstance(got, bool):
@@ -211,7 +211,7 @@ def _is_jsonable(got: Any, given: Any) -> bool:
 
 
 def _is_nested(got: Any, given: Any) -> bool:
-    """By element; a struct's field that the source lacks is null."""
+    """Compare by element; a struct field that is missing in the source is null."""
     if isinstance(given, Mapping):
         return (
             isinstance(got, Mapping)
@@ -226,30 +226,31 @@ def _is_nested(got: Any, given: Any) -> bool:
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Equality as DuckDB has it: NaN is NaN."""
+    """Equality as in DuckDB: NaN equals NaN."""
     if isinstance(one, float) and isinstance(other, float) and math.isnan(one) and math.isnan(other):
         return True
     return bool(one == other)
 
 
 def compare(one: Any, other: Any) -> int:
-    """Order as DuckDB has it: NaN above all numbers; by code points; false before true. Null is left out."""
+    """Order as in DuckDB: NaN above all numbers, text by code points, false before true. Never called with null."""
     if isinstance(one, float) and isinstance(other, float) and (math.isnan(one) or math.isnan(other)):
         return math.isnan(one) - math.isnan(other)
     return int(one > other) - int(one < other)
 
 
 def ordered(rows: Iterable[tuple[Any, Any]]) -> list[Any]:
-    """The keys of rows (key, value) by value, then key; null last."""
+    """The keys of (key, value) rows, sorted by value, then key; null last."""
     rows = list(rows)
     there = [row for row in rows if row[1] is not None]
     there.sort(key=lambda row: row[0])
-    there.sort(key=cmp_to_key(lambda a, b: compare(a[1], b[1])))
+    by_value = cmp_to_key(compare)
+    there.sort(key=lambda row: by_value(row[1]))
     return [key for key, _ in there] + sorted(key for key, value in rows if value is None)
 
 
 def counted(values: Sequence[Any]) -> list[int]:
-    """How often each distinct value is there, sorted."""
+    """The number of occurrences of each distinct value, sorted."""
     left, found = list(values), []
     while left:
         first = left[0]
@@ -260,7 +261,7 @@ def counted(values: Sequence[Any]) -> list[int]:
 
 
 class Malformed(Exception):
-    """A CSV text that breaks its dialect."""
+    """A CSV text that violates its dialect."""
 
 
 def csv_rows(
@@ -273,10 +274,10 @@ def csv_rows(
     nulls: Sequence[str] = ("",),
     decimal: str = ".",
 ) -> tuple[list[str], list[list[Cell | None]]]:
-    """A CSV text's header and rows, by the rules that the documentation gives.
+    """A CSV text's header and rows, by the documented rules.
 
     Raises:
-        Malformed: it does not follow them.
+        Malformed: the text violates the rules.
     """
     for _ in range(skip):
         text = re.split("\r\n|\n|\r", text, maxsplit=1)[1]
@@ -310,7 +311,7 @@ def csv_rows(
 
 
 def _end(text: str, at: int) -> int:
-    """Just behind the next line end."""
+    """The position after the next line end."""
     found = re.compile("\r\n|\n|\r").search(text, at)
     return found.end() if found else len(text)
 

@@ -1,4 +1,4 @@
-"""Stories: a dataset's partitions over some days, in a form, with or without a contract, as Hypothesis strategies."""
+"""Hypothesis strategies for stories: a dataset's partitions over some days, in a form, with or without a contract."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Story:
     """What happens to one dataset.
 
     Args:
-        mode: What its source is.
-        days: The columns of each day's partition, in the order in which they come.
-        forms: The form of each day, where the source is a function; how each day's Parquet file is written.
+        mode: The type of its source.
+        days: The columns of each day's partition, in the source's order.
+        forms: For a function, the form of each day; for Parquet, the writer of each day's file.
         dialect: How its CSV files are written.
         array: Whether its JSON files are arrays.
         contract: The contract's columns.
-        more: Its other arguments.
-        groups: The days that are extracted and published together, in order.
+        more: The contract's other arguments.
+        groups: The groups of days that are extracted and published together, in order.
         early: Whether all groups are extracted before the first is published.
     """
 
@@ -65,7 +65,7 @@ def values_of(draw: st.DrawFn, kind: Kind, size: int) -> list[Any]:
 
 
 def _is_plain(kind: Kind, mode: str, forms: Sequence[Any]) -> bool:
-    """Whether all values of a kind have to be taken: JSON has no NaN, and pandas makes integers with nulls doubles."""
+    """Whether all values of a kind must be accepted. JSON has no NaN; pandas turns integers with nulls into doubles."""
     if mode == "json" and "float" in kind.name or mode == "csv" and "NaN" in kind.name:
         return False
     in_pandas = any(getattr(form, "name", "") == "pandas frame" or form == "pandas" for form in forms)
@@ -126,7 +126,7 @@ def contracts(draw: st.DrawFn, columns: dict[str, Kind]) -> tuple[dict[str, str]
 
 @st.composite
 def stories(draw: st.DrawFn, mode: Any = None, most: int = 3, kinds: Sequence[Kind] | None = None) -> Story:
-    """Any story: values that may not fit, schemas that drift, names that clash."""
+    """Any story: values that may not fit, changing schemas, colliding names."""
     mode = mode or draw(st.sampled_from(["function", "function", "function", "csv", "json", "parquet"]))
     count = draw(st.integers(1, most))
     forms: list[Any] = []
@@ -188,7 +188,7 @@ def stories(draw: st.DrawFn, mode: Any = None, most: int = 3, kinds: Sequence[Ki
 
 @st.composite
 def plain_stories(draw: st.DrawFn, mode: Any = None) -> Story:
-    """Plain good data: one type a column, the same columns every day. All of it must be taken."""
+    """Plain good data: one type per column, the same columns every day. All of it must be accepted."""
     mode = mode or draw(st.sampled_from(["function", "function", "function", "csv", "json", "parquet"]))
     count = draw(st.integers(1, 2))
     forms: list[Any] = []
@@ -215,7 +215,7 @@ def plain_stories(draw: st.DrawFn, mode: Any = None) -> Story:
     dialect = Written()
     if mode == "csv":
         dialect = draw(dialects())
-        # A null that is quoted is a text, and a character that the encoding lacks is another one.
+        # A quoted null is read as text, and a character outside the encoding is replaced.
         is_quoted = dialect.all_quoted or dialect.escape != dialect.quote or len(dialect.delimiter) > 1
         assume(not is_quoted or not any(value is None for columns in days for c in columns for value in c.values))
         assume(dialect.quote and all(csv_cell(name, dialect) == name for name in names))

@@ -1,4 +1,4 @@
-"""What the properties found: the smallest form of each, told by itself."""
+"""Bugs found by the property tests: the smallest example of each."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_an_undeclared_column_of_nulls_is_read() -> None:
 
 
 def test_a_double_that_is_written_as_python_writes_it_is_exact() -> None:
-    # Of 16 digits, and halfway between two texts of 16.
+    # It has 16 digits and lies halfway between two other texts of 16 digits.
     assert read_csv(b"a,b\n5.960464477539063e-08,1\n") == [{"a": 5.960464477539063e-08, "b": 1}]
 
 
@@ -100,7 +100,7 @@ def test_an_integer_of_any_length_is_text_where_the_contract_says_so() -> None:
         "1.50",
         f"1{'0' * 50}",
     ]
-    with pytest.raises(Unfit, match="39 digits are needed, and a decimal has 38; declare text"):
+    with pytest.raises(Unfit, match="39 digits are needed, but a decimal has 38; declare the column as text"):
         column_of([10**38], "v", Contract())
 
 
@@ -132,7 +132,7 @@ def test_an_interval_of_parquet_is_refused() -> None:
     ],
 )
 def test_a_nul_in_text_is_refused(values: pa.Array) -> None:
-    # Published one day after another day's "x", `v = 'a\0b'` found nothing: the table's statistics were x's alone.
+    # After a day with "x" was published, `v = 'a\0b'` found nothing: the table's statistics contained only "x".
     with pytest.raises(Unfit, match="column v: text with a NUL character"):
         conform(pa.table({"v": values}), Contract())
 
@@ -141,7 +141,7 @@ def test_a_nul_in_text_is_refused(values: pa.Array) -> None:
     "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
 )
 def test_text_under_a_json_contract_is_json_text_whatever_holds_it(kind: pa.DataType) -> None:
-    """Arrow's views, which polars gives, became JSON strings: {"a":1} was "{\\"a\\":1}"."""
+    """Arrow's string views, which polars uses, became JSON strings: {"a":1} was stored as "{\\"a\\":1}"."""
     contract = Contract({"v": "json"})
     texts = ['{"a":1}', "1", None]
     assert conform(pa.table({"v": pa.array(texts, kind)}), contract, {})["v"].to_pylist() == texts

@@ -1,4 +1,4 @@
-"""Values of more than 4 KiB: Arrow writes no min and max of them, and DuckLake would answer by those of other files."""
+"""Values of more than 4 KiB: Arrow writes no min and max for them, and DuckLake would use those of other files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_long_values_are_found(
 ) -> None:
     told = case(lake, "notes", contract={"v": "text", "b": "binary", "j": "json"})
     monkeypatch.setattr(verification, "all_datasets", lambda: {"notes": told.dataset})
-    texts = {"long": [LONG], "short": ["x"], "both": [LONG + "a", "y", None]}
+    texts: dict[str, list[str | None]] = {"long": [LONG], "short": ["x"], "both": [LONG + "a", "y", None]}
     rows: list[dict[str, Any]] = []
     for key, kind in zip(("2024-01-01", "2024-01-02"), days, strict=True):
         told.given[key] = [

@@ -1,4 +1,4 @@
-"""The tables of docs/data.md say what the lake does: each cell of the first is a partition, published and read back."""
+"""The tables in docs/data.md match the lake's behaviour: each cell of the first is tested with published partitions."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ FILES: dict[str, Any] = {"CSV": "csv", "JSON": "jsonl", "Parquet": "parquet"}
 
 
 def _laid(form: str, columns: Sequence[Column], lake: Lake, path: str, folder: Path) -> tuple[Any, Given]:
-    """Columns in a form: what a function gives, or a file that is landed; and the values in it."""
+    """Columns in a form, as a function's result or a landed file, and the values in it."""
     given: Given | None = None
     item: Any = None
     if form == "CSV":
@@ -84,12 +84,12 @@ def _laid(form: str, columns: Sequence[Column], lake: Lake, path: str, folder: P
         lake.land(f"{path}.parquet", pyarrow_parquet(columns))
     else:
         item, given = BY_FORM[NAMES[form]].make(columns)
-        item = item if not isinstance(item, Iterator) else list(item)  # it is read twice
+        item = item if not isinstance(item, Iterator) else list(item)  # because it is read twice
     return item, given or {c.name: c.values for c in columns}
 
 
 def _columns(kinds: Mapping[str, Kind]) -> list[Column]:
-    """The samples of some kinds as columns of one length: those of the shorter ones come again."""
+    """The samples of some kinds as columns of equal length; shorter samples are repeated."""
     size = max(len(kind.sample) for kind in kinds.values())
     samples = {name: (kind.sample * size)[:size] for name, kind in kinds.items()}
     return [
@@ -99,9 +99,9 @@ def _columns(kinds: Mapping[str, Kind]) -> list[Column]:
 
 
 def _verdicts(form: str, lake: Lake, folder: Path) -> dict[str, str]:
-    """What becomes of each kind in a form: the type that it is stored as, or why it is refused.
+    """The result for each kind in a form: its stored type, or the reason of the refusal.
 
-    Each kind that is refused is a partition by itself, all others together are one.
+    Each refused kind is a separate partition; all others are one partition together.
     """
     key = form.lower().replace(" ", "_")
     items: dict[str, Any] = {}
@@ -141,7 +141,7 @@ def _verdicts(form: str, lake: Lake, folder: Path) -> dict[str, str]:
 
 
 def _types_table(verdicts: Mapping[str, Mapping[str, str]]) -> str:
-    """The first table: a row for each kind, a column for each form; the reasons stand below it, by number."""
+    """The first table: one row per kind, one column per form, with the numbered reasons of refusals below."""
     reasons: dict[str, int] = {}
     lines = [f"| values | {' | '.join(FORMS)} |", f"| --- |{' --- |' * len(FORMS)}"]
     for kind in KINDS:
@@ -162,7 +162,7 @@ def _escaped(text: str) -> str:
 
 
 def _lattice_table() -> str:
-    """The second table: what becomes of a column of one type when values of another come."""
+    """The second table: the new type of a column when values of another type arrive."""
     lines = ["| the column is | and stays that for | and becomes |", "| --- | --- | --- |"]
     dataset = Dataset("things", lambda partition: [], partition_column="day")
     for there in LATTICE[:-1]:
@@ -185,7 +185,7 @@ def _lattice_table() -> str:
 
 
 def _check(marker: str, table: str, *, write: bool) -> None:
-    """Compare a table with the one between the markers in the documentation, or write it there."""
+    """Compare a table to the one between the markers in the documentation, or write it there."""
     begin, end = f"<!-- {marker}:begin -->\n", f"\n<!-- {marker}:end -->"
     text = DOCS.read_text()
     before, _, rest = text.partition(begin)
@@ -193,7 +193,7 @@ def _check(marker: str, table: str, *, write: bool) -> None:
     if write:
         DOCS.write_text(f"{before}{begin}{table}{end}{after}")
     else:
-        assert there == table, "write it again: make test ARGS='tests/values/test_tables.py --write-docs'"
+        assert there == table, "the table is outdated; run: make test ARGS='tests/values/test_tables.py --write-docs'"
 
 
 def test_the_documented_types_are_those_that_are_stored(

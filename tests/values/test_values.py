@@ -1,4 +1,4 @@
-"""What the lake holds is what the source gave, exactly, in every form; or the partition is refused by its column."""
+"""In every form, the lake holds exactly the source's values, or the partition is refused and the column named."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _CHECKS = (
 
 @pytest.fixture
 def examples(request: pytest.FixtureRequest) -> Callable[[int, int], Any]:
-    """Hypothesis' settings: a fixed short run, or a long one whose examples differ every time."""
+    """Hypothesis' settings: a fixed short run, or a long run with different examples every time."""
     soak = request.config.getoption("--soak")
 
     def of(short: int, long: int, *, in_lake: bool = False) -> Any:
         return settings(
             max_examples=long if soak else short,
-            # Without it a lake's smallest story takes minutes to be found.
+            # No shrinking: to find a lake's smallest failing story takes minutes.
             phases=set(Phase) - ({Phase.shrink, Phase.explain} if in_lake and not soak else set()),
             derandomize=not soak,
             database=None,
@@ -47,7 +47,7 @@ def examples(request: pytest.FixtureRequest) -> Callable[[int, int], Any]:
 
 
 def check_read(told: Told) -> None:
-    """Every partition by itself: its values, or an error that names a column."""
+    """Check each partition separately: its values are right, or its error names a column."""
     for day in range(len(told.given)):
         values, types, error = read(told.case.dataset, DAYS[day])
         if error:
@@ -59,7 +59,7 @@ def check_read(told: Told) -> None:
 
 
 def check_published(told: Told, reader: Reader, *, refusal: bool = True) -> list[str]:
-    """Publish a story, read the lake back; returns the errors of the partitions that were refused."""
+    """Publish a story and check the lake. Returns the errors of the refused partitions."""
     case, story = told.case, told.story
     began = datetime.now(UTC)
     outcomes: dict[str, str] = {}
@@ -94,7 +94,7 @@ def _tables(reader: Reader) -> set[str]:
 
 
 def check_lake(told: Told, reader: Reader, outcomes: dict[str, str]) -> None:
-    """The lake holds the published partitions, and answers every question as they say."""
+    """Check that the lake holds exactly the published partitions and answers all queries accordingly."""
     table = told.case.dataset.table
     types, rows = reader.table(table)
     columns = list(types)
@@ -120,9 +120,9 @@ def reader(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
 
 
 def _run(
-    strategy: Any, examples: Any, check: Callable[[Told], Any], lake: Lake, folder: Path, monkeypatch: Any
+    strategy: Any, examples: settings, check: Callable[[Told], Any], lake: Lake, folder: Path, monkeypatch: Any
 ) -> Counter[str]:
-    """Check that many stories."""
+    """Run a check on examples of a strategy. Returns the number of examples by mode."""
     tried: Counter[str] = Counter()
 
     @examples

@@ -1,4 +1,4 @@
-"""Stories told to the project: laid out, read, published and read back, and compared with the oracle."""
+"""Runs stories through the project: lands, reads and publishes them, reads the lake, and compares with the oracle."""
 
 from __future__ import annotations
 
@@ -43,9 +43,10 @@ _KEYS = (f"story_{number}" for number in count())
 
 @dataclass
 class Told:
-    """A story's dataset, and what each of its partitions holds.
+    """A story's dataset and the values of its partitions.
 
     Args:
+        story: The story.
         case: The dataset.
         given: The values of each day, by the source's names.
     """
@@ -55,7 +56,7 @@ class Told:
     given: list[Given]
 
     def names(self, day: int) -> dict[str, str]:
-        """The column of each of a day's names that the contract keeps."""
+        """The columns, by source name, that the contract keeps for a day."""
         contract = self.story.contract
         is_kept = not contract or self.story.more.get("new_columns", "evolve") != "discard_value"
         columns = {name: oracle.column(name) for name in self.given[day]}
@@ -63,7 +64,7 @@ class Told:
 
 
 def tell(story: Story, lake: Lake, folder: Path) -> Told:
-    """Lay out a story's partitions in its form; the example is given up where the form cannot hold them."""
+    """Land a story's partitions in its form. The example is rejected if the form cannot hold them."""
     key = next(_KEYS)
     try:
         return _tell(story, lake, folder, key)
@@ -106,7 +107,7 @@ def _tell(story: Story, lake: Lake, folder: Path, key: str) -> Told:
 
 
 def read(dataset: Dataset, key: str) -> tuple[Given, dict[str, str], str]:
-    """Read one partition without a lake: its values by column, the columns' types, or the error."""
+    """Read one partition without a lake. Returns its values by column, the columns' types, and the error or ""."""
     attempt = Attempt(parse_partition(key, dataset.grain), "")
     tables: list[pa.Table] = []
     try:
@@ -126,7 +127,7 @@ def read(dataset: Dataset, key: str) -> tuple[Given, dict[str, str], str]:
 
 
 def compare(told: Told, day: int, values: Mapping[str, list[Any]], types: Mapping[str, str]) -> list[str]:
-    """How values that were read differ from those that were given, with both in the order of the rows."""
+    """The differences between the values that were read and the source's, both ordered by row number."""
     given, names = told.given[day], told.names(day)
     wrong = []
     size = len(given[NUMBER])
@@ -139,23 +140,23 @@ def compare(told: Told, day: int, values: Mapping[str, list[Any]], types: Mappin
     for column, sources in taken.items():
         wanted = [next((given[s][row] for s in sources if given[s][row] is not None), None) for row in range(size)]
         if len(sources) > 1 and any(sum(given[s][row] is not None for s in sources) > 1 for row in range(size)):
-            wrong.append(f"{sources} are one column")
+            wrong.append(f"{sources} became one column")
         got = values.get(column, [None] * size)
         kind = types.get(column, "")
         declared = column in told.story.contract
         wrong += [
-            f"{column} ({kind}), row {row}: {found!r} stands for {value!r}"
+            f"{column} ({kind}), row {row}: {found!r} instead of {value!r}"
             for row, (found, value) in enumerate(zip(got, wanted, strict=False))
             if not oracle.stands_for(found, value, kind, told.story.more.get("timezone"), declared)
         ]
     for column in values.keys() - taken.keys() - {"day"}:
         if any(value is not None for value in values[column]):
-            wrong.append(f"{column} has values, and the source has none for it")
+            wrong.append(f"{column} has values, but the source has none for it")
     return wrong
 
 
 def is_named(told: Told, day: int, error: str) -> bool:
-    """Whether an error names a column of the partition, or of the contract."""
+    """Whether an error names a column of the partition or of the contract."""
     names = {*told.given[day], *map(oracle.column, told.given[day]), *told.story.contract}
     spelt = {spelling for name in names for spelling in (name, repr(name), repr(name)[1:-1])}
     error = " ".join(error.split())
@@ -163,7 +164,7 @@ def is_named(told: Told, day: int, error: str) -> bool:
 
 
 class Reader:
-    """One connection that reads the lake with every operator."""
+    """A connection that reads the lake with every operator."""
 
     def __init__(self, con: DuckDBPyConnection) -> None:
         self._con = con
@@ -173,19 +174,19 @@ class Reader:
         return self._con.execute(query).fetchall()
 
     def table(self, table: str) -> tuple[dict[str, str], list[tuple[Any, ...]]]:
-        """The columns and rows of a table, in the order of days and rows."""
+        """The columns and rows of a table, ordered by day and row number."""
         found = self._con.execute(f'SELECT * FROM lake.{table} ORDER BY "day", row_number')
         types = {d[0]: str(d[1]) for d in found.description or []}
         return types, found.fetchall()
 
     def wrong(self, table: str, column: str, kind: str, rows: list[tuple[Any, Any, Any]]) -> Iterator[str]:
-        """Answers of a table that do not follow from its rows.
+        """Query results on a column that contradict the table's rows.
 
         Args:
-            table: Its name.
-            column: The column that is asked about.
-            kind: Its DuckDB type.
-            rows: Day, row number and the column's value, of every row.
+            table: The table's name.
+            column: The column to query.
+            kind: The column's DuckDB type.
+            rows: Day, row number and the column's value of every row.
         """
         name = '"' + column.replace('"', '""') + '"'
         source = f"FROM lake.{table}"

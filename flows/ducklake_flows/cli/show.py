@@ -1,4 +1,4 @@
-"""What the terminal shows: grids, tables and times, with Rich. Every text is shown as it is: none is markup."""
+"""Terminal output with Rich: grids, tables and times. Text is printed literally, never as Rich markup."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ducklake_flows.states import State
 console = Console(highlight=False, markup=False, emoji=False)
 
 LINES = 100
-"""Lines of a dataset's grid at most."""
+"""Maximum lines of a dataset's grid."""
 
 PARTLY = "published in part"
-"""Of several partitions under one mark: some are published, and the source has nothing for the others."""
+"""State of a mark for several partitions: some are published, and the source has no data for the others."""
 
 _MARKS: dict[str, tuple[str, str]] = {
     State.published: ("■", "green"),
@@ -36,7 +36,7 @@ _MARKS: dict[str, tuple[str, str]] = {
 
 
 def plan(planned: Sequence[Planned], strays: Mapping[str, Sequence[str]]) -> None:
-    """What would run: counts, and the first partitions of each kind that is not just published; then stray files."""
+    """Print what would run: counts, the first 20 partitions that run or are not published, and stray files."""
     todo = [p for p in planned if p.runs]
     _counts(planned)
     noted = [p for p in planned if p.runs or p.state is not State.published]
@@ -48,27 +48,29 @@ def plan(planned: Sequence[Planned], strays: Mapping[str, Sequence[str]]) -> Non
             table.add_row(p.dataset, p.partition, p.state.label, "yes" if p.runs else "", p.why)
         console.print(table)
         if len(noted) > 20:
-            console.print(f"  and {len(noted) - 20} more: --json lists them all", style="dim")
+            console.print(f"  and {len(noted) - 20} more; --json lists all", style="dim")
     for dataset, names in strays.items():
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        console.print(f"{dataset}: {len(names)} files are no partition's: {', '.join(names[:3])}{more}", style="yellow")
+        console.print(
+            f"{dataset}: {len(names)} files belong to no partition: {', '.join(names[:3])}{more}", style="yellow"
+        )
     console.print(f"{len(todo)} partitions to do." if todo else "Nothing to do.")
 
 
 def status(planned: Sequence[Planned]) -> None:
-    """The partition grid of each dataset, counts, and the last errors."""
+    """Print the partition grid of each dataset, counts, and the first 10 errors."""
     grid(planned)
     failed = [p for p in planned if p.state in (State.failed, State.rejected)]
     for p in failed[:10]:
         console.print(f"  {p.dataset} {p.partition} {p.state.label}: {p.why}", style="red")
     if len(failed) > 10:
-        console.print(f"  and {len(failed) - 10} more: --json lists them all", style="red")
+        console.print(f"  and {len(failed) - 10} more; --json lists all", style="red")
 
 
 def grid(planned: Sequence[Planned]) -> None:
-    """One mark a partition: a line a month for days, a line a day for hours, a line a year for months.
+    """Print one mark per partition: one line per month for days, per day for hours, per year for months.
 
-    A long range gets a mark a day, a month or a year instead, which shows the state that most needs a look.
+    In a long range, a mark stands for a day, month or year and shows the most severe state of its partitions.
     """
     seen: set[str] = set()
     for dataset, group in groupby(planned, key=lambda p: p.dataset):
@@ -87,17 +89,21 @@ def grid(planned: Sequence[Planned]) -> None:
 
 
 _UNITS = (len("2013-01-05T07"), len("2013-01-05"), len("2013-01"), len("2013"))
-"""How much of a partition's key names an hour, a day, a month, a year."""
+"""Length of the part of a partition's key that names an hour, a day, a month, a year."""
 
 _NEEDS_A_LOOK: tuple[str, ...] = (
     *(State.failed, State.rejected, State.stale, State.missing),
     *(State.rolled_back, PARTLY, State.published, State.no_source),
 )
-"""Of several partitions under one mark, the first of these that any is in is shown."""
+"""A mark for several partitions shows the first of these states that any of them is in."""
 
 
 def _lines(partitions: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
-    """The grid: states by line, of partitions by key in order; at most `LINES` of them, if years allow it."""
+    """The grid's states by line label. More than `LINES` lines are combined into coarser units, up to years.
+
+    Args:
+        partitions: Key and state of each partition, in order of the keys.
+    """
     marks = list(partitions)
     while True:
         unit = len(marks[0][0])
@@ -109,32 +115,32 @@ def _lines(partitions: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def _together(states: set[str]) -> str:
-    """The state that stands for several partitions."""
+    """The state shown for several partitions."""
     if states == {State.published, State.no_source}:
         return PARTLY
     return min(states, key=_NEEDS_A_LOOK.index)
 
 
 def ingested(summary: Mapping[str, Any]) -> None:
-    """What a backfill did."""
+    """Print what a backfill did."""
     if not summary["published"] and not summary["unchanged"] and not summary["older"]:
         console.print("Nothing to do: every partition with a source is published.")
     else:
         console.print(
             f"Published {summary['published']} partitions, {summary['rows']:,} rows, in {summary['commits']} commits"
             + (f"; {summary['unchanged']} unchanged" if summary["unchanged"] else "")
-            + (f"; {summary['older']} older than what is published" if summary["older"] else "")
+            + (f"; {summary['older']} dropped because a newer attempt is published" if summary["older"] else "")
             + f"; {summary['seconds']['total']:.1f} s."
         )
     if absent := summary["no_source"]:
         more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
         console.print(f"No source (yet): {', '.join(absent[:3])}{more}.", style="dim")
     for left in summary["left_out"]:
-        console.print(f"Left out: {left['error']}", style="dim")
+        console.print(f"Skipped: {left['error']}", style="dim")
 
 
 def transformed(summary: Mapping[str, Any]) -> None:
-    """What a transform did."""
+    """Print what a transform did."""
     if not summary["models"]:
         console.print("Nothing to do: the models are up to date.")
         return
@@ -149,7 +155,7 @@ def transformed(summary: Mapping[str, Any]) -> None:
 
 
 def maintained(summary: Mapping[str, Any]) -> None:
-    """What maintenance found and did, and the lake before and after."""
+    """Print what maintenance found and did, and the lake's figures before and after."""
     table = Table(box=None, header_style="dim")
     for name in ("step", "on"):
         table.add_column(name)
@@ -163,12 +169,12 @@ def maintained(summary: Mapping[str, Any]) -> None:
         after = summary["after"][name]
         console.print(f"  {name:20} {value:>14,}" + ("" if after == value else f"  ->  {after:,}"))
     for text in summary["left"]:
-        console.print(f"Left to the next run: {text}", markup=False)
-    console.print("Nothing was changed: a dry run." if summary["dry_run"] else f"{summary['seconds']:.1f} s.")
+        console.print(f"Postponed to the next run: {text}", markup=False)
+    console.print("Dry run: nothing was changed." if summary["dry_run"] else f"{summary['seconds']:.1f} s.")
 
 
 def seconds(stages: Mapping[str, float]) -> None:
-    """The time each stage took."""
+    """Print the seconds of each stage."""
     table = Table(box=None, header_style="dim")
     table.add_column("stage")
     table.add_column("seconds", justify="right")
@@ -178,13 +184,13 @@ def seconds(stages: Mapping[str, float]) -> None:
 
 
 def rows(found: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Rows of a query under a title."""
+    """Print a query's rows under a title."""
     console.print(f"\n{title}", style="bold")
     answer(list(found[0]) if found else [], [list(row.values()) for row in found])
 
 
 def answer(columns: Sequence[str], found: Sequence[Sequence[Any]]) -> None:
-    """What a query gave: a table, or a line for each value where a table would not fit; no value is cut."""
+    """Print a query's result as a table, or one line per value if a table would not fit. No value is truncated."""
     if not found:
         console.print("No rows.")
         return
@@ -203,7 +209,7 @@ def answer(columns: Sequence[str], found: Sequence[Sequence[Any]]) -> None:
 
 
 def _vertical(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
-    """A line for each value, rows numbered where there are several."""
+    """Print one line per value; several rows are numbered."""
     margin = max(map(cell_len, columns))
     for number, row in enumerate(cells, start=1):
         if len(cells) > 1:
@@ -215,17 +221,17 @@ def _vertical(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
 
 
 def _width(text: str) -> int:
-    """The cells that the longest of a text's lines takes."""
+    """The width in terminal cells of a text's longest line."""
     return max(map(cell_len, text.splitlines()), default=0)
 
 
 def _cell(value: Any) -> str:
-    """A value as text: a number without separators, for it may be a year or a zip code."""
+    """A value as text. Numbers have no thousands separators, since they may be years or zip codes."""
     return "NULL" if value is None else str(value)
 
 
 def csv(columns: Sequence[str], found: Sequence[Sequence[Any]], file: TextIO) -> None:
-    """What a query gave, as CSV with a header; a null is an empty field."""
+    """Write a query's result as CSV with a header; null is an empty field."""
     from csv import writer
 
     out = writer(file, lineterminator="\n")

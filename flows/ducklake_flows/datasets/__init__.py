@@ -1,1 +1,1 @@
-"""What a dataset is: partitions, contract, audits, types and names. Knows nothing of the lake."""
+"""The definition of a dataset: partitions, contract, audits, types and names. Does not depend on the lake."""

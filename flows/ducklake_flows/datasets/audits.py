@@ -11,10 +11,11 @@ class Audit:
     """A condition on a partition's rows, checked before it is published.
 
     Args:
-        name: How a failure is named.
+        name: Name in the message about a failure.
         condition: A SQL expression over the columns of one row that must not be false, or an aggregate
             over the partition that must be true.
-        on_fail: ``reject`` keeps the partition from being published; ``warn`` only says so.
+        on_fail: ``reject`` rejects the partition; ``warn`` publishes it with a warning.
+        aggregate: Whether the condition is an aggregate over the partition.
     """
 
     name: str
@@ -29,7 +30,7 @@ def not_null(*columns: str) -> Audit:
 
 
 def at_least(rows: int) -> Audit:
-    """The partition has at least so many rows."""
+    """The partition has at least this many rows."""
     return Audit(f"at_least({rows})", f"count(*) >= {rows}", aggregate=True)
 
 

@@ -20,7 +20,7 @@ TYPES = (
     *("text", "bigint", "double", "bool", "timestamp", "timestamp_ntz"),
     *("date", "time", "decimal", "binary", "json"),
 )
-"""dlt's names of the column types, and ``timestamp_ntz``: a moment without a zone. A ``timestamp`` is stored in UTC."""
+"""dlt's names of column types, and ``timestamp_ntz`` for a timestamp without zone. A ``timestamp`` is stored in UTC."""
 
 NewColumns = Literal["evolve", "freeze", "discard_value"]
 
@@ -31,14 +31,14 @@ class Contract:
 
     Args:
         columns: Name and data type of every column, in order. Empty: they are inferred.
-        new_columns: What becomes of a column that is not declared: ``evolve`` adds it to the table, ``freeze``
-            rejects the partition, ``discard_value`` leaves it out.
-        rename: The column that one of the source's names becomes, where it is not to be the one that
-            `ducklake_flows.datasets.names.column_name` makes of it.
-        timezone: The zone of moments that a source gives without one, for columns declared as ``timestamp``;
-            ``Europe/Berlin``. None refuses them.
-        known: The DuckDB type of each column that the raw table has by now, for sources whose own types say less. The
-            pipeline fills it in.
+        new_columns: How to handle undeclared columns: ``evolve`` adds them to the table, ``freeze`` rejects the
+            partition, ``discard_value`` drops them.
+        rename: Column by source name, for names that must not become what `ducklake_flows.datasets.names.column_name`
+            returns.
+        timezone: The zone of timestamps without one, such as ``Europe/Berlin``, for columns declared as ``timestamp``.
+            None: such values are refused.
+        known: The DuckDB type of each column in the raw table, for sources with less precise types. The pipeline fills
+            it in.
     """
 
     columns: Mapping[str, DataType] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Contract:
             if not name or column_name(name) != name:
                 raise BadInput(f"rename: {source!r} cannot become {name!r}.", like(name))
         if self.timezone is not None and self.timezone not in available_timezones():
-            raise BadInput(f"{self.timezone!r} is not a time zone.", "name it as in Europe/Berlin or UTC")
+            raise BadInput(f"{self.timezone!r} is not a time zone.", "use a name such as Europe/Berlin or UTC")
 
 
 def _is_decimal(data_type: object) -> bool:
@@ -72,6 +72,6 @@ def _is_decimal(data_type: object) -> bool:
 
 
 def like(name: object) -> str:
-    """The next step after a bad column name: how to spell it."""
+    """The next step after an invalid column name: the valid spelling."""
     like = column_name(name) if isinstance(name, str) else ""
     return f"write it like this: {like}" if like else "use letters, digits and underscores"

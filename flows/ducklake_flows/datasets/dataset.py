@@ -1,4 +1,4 @@
-"""What a dataset is: its source, its grain, its contract and its audits."""
+"""The definition of a dataset: its source, grain, contract and audits."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ducklake_flows.errors import BadInput
 KEY = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 Rows = Any
-"""What reading gives: dicts, lists of dicts, Arrow tables, batches or readers, pandas or polars frames, DuckDB
+"""What a source returns: dicts, lists of dicts, Arrow tables, batches or readers, pandas or polars frames, DuckDB
 relations, or an iterable of any of these, such as a dlt resource."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """A source that can say, without reading, what it has; a plain function of the partition will do otherwise."""
+    """A source that can list its partitions without reading them. Any other source is a function of the partition."""
 
     def versions(self, partitions: Sequence[Partition]) -> Mapping[str, str]:
-        """The version of each partition that is there, by key; one that is not there is left out.
+        """The version of each partition that the source has, by key. Partitions that it lacks are left out.
 
-        A version is any text that changes when the partition's content may have changed.
+        A version is any text that changes whenever the partition's content may have changed.
         """
         ...
 
@@ -36,53 +36,53 @@ class Source(Protocol):
         """Read one partition.
 
         Raises:
-            NoSource: there is nothing for this partition (yet).
-            SourceError: there is something, but it cannot be read.
+            NoSource: the source does not have this partition (yet).
+            SourceError: the source has the partition, but it cannot be read.
         """
         ...
 
 
 @runtime_checkable
 class Checked(Protocol):
-    """A source that knows whether it can be what a dataset asks of it."""
+    """A source that can check its arguments against the dataset."""
 
     def check(self, key: str, grain: Grain) -> None:
-        """Look at its own arguments.
+        """Check the source's arguments.
 
         Raises:
-            BadInput: it cannot tell partitions of this grain apart.
+            BadInput: they do not distinguish partitions of this grain.
         """
         ...
 
 
 @runtime_checkable
 class Strays(Protocol):
-    """A source that can also say which of its files it never reads."""
+    """A source that can also list the files that it never reads."""
 
     def unmatched(self, partitions: Sequence[Partition]) -> list[str]:
-        """The names of the files that lie where the source looks, and are none of these partitions'."""
+        """Names of the files in the source's location that belong to none of these partitions."""
         ...
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One dataset: everything the pipeline knows of it.
+    """Everything that the pipeline knows about one dataset.
 
     Args:
-        key: Its name; the raw table is ``raw.<key>``.
+        key: The dataset's name; the raw table is ``raw.<key>``.
         source: Reads one partition: a ``Source``, or a function of the partition that returns a dlt resource or
             yields rows.
-        grain: Its unit of work.
-        partition_column: The raw table's partition column, a DATE (a TIMESTAMP for hours). The pipeline fills
-            it in where the source lacks it, and rejects rows that disagree. None for ``full``.
+        grain: The dataset's unit of work.
+        partition_column: Partition column of the raw table: a DATE, or a TIMESTAMP for hours. The pipeline adds it if
+            the source lacks it, and rejects rows with another value. None for ``full``.
         primary_key: Columns that identify a row; audited to be unique and not null.
         contract: Columns and types.
         audits: Further conditions.
-        start: The first day there is, the default of ``--start``.
-        end: The last day there is; None means the last partition that is over.
+        start: The first day with data; the default of ``--start``.
+        end: The last day with data; None: the last partition that has ended.
         complete: Whether a partition without a source is a failure.
-        rate: Items (what the source yields: a page, say) a second that one run asks for at most, all its workers
-            together; None means as many as it gets.
+        rate: Maximum items per second for one run, all its workers together. An item is what the source yields, such as
+            a page. None: unlimited.
         schedule_hour: The hour of the day (UTC, 0 to 23) at which the ingest deployment runs the dataset; None: never.
     """
 
@@ -110,44 +110,47 @@ class Dataset:
             if day is not None and (not isinstance(day, date) or isinstance(day, datetime)):
                 raise BadInput(f"{self.key}: {name} is {day!r}, not a day.", f"{name}=date(2024, 1, 31)")
         if (self.grain is Grain.full) != (self.partition_column is None):
-            raise BadInput(f"{self.key}: every grain but 'full' needs a partition_column, and 'full' none.")
+            raise BadInput(
+                f"{self.key}: every grain except 'full' needs a partition_column, and 'full' must have none."
+            )
         if self.rate is not None and self.rate <= 0:
-            raise BadInput(f"{self.key}: the rate is above 0 items a second, not {self.rate}.")
+            raise BadInput(f"{self.key}: rate must be above 0 items per second, not {self.rate}.")
         if self.schedule_hour is not None and not 0 <= self.schedule_hour <= 23:
-            raise BadInput(f"{self.key}: schedule_hour is from 0 to 23, not {self.schedule_hour}.")
+            raise BadInput(f"{self.key}: schedule_hour must be from 0 to 23, not {self.schedule_hour}.")
         if self.partition_column and column_name(self.partition_column) != self.partition_column:
             raise BadInput(f"{self.key}: {self.partition_column!r} is not a column name.", like(self.partition_column))
         declared = {*self.contract.columns, self.partition_column}
         if unknown := [name for name in self.primary_key if self.contract.columns and name not in declared]:
             raise BadInput(
-                f"{self.key}: the primary key's {', '.join(unknown)} is not in the contract.", "declare it there, too"
+                f"{self.key}: the contract lacks columns of the primary key: {', '.join(unknown)}.",
+                "declare them in the contract",
             )
         if isinstance(self.source, Checked):
             self.source.check(self.key, self.grain)
 
     @property
     def table(self) -> str:
-        """The raw table, schema and name."""
+        """Schema and name of the raw table."""
         return f"raw.{self.key}"
 
     @property
     def needs_start(self) -> bool:
-        """Whether a range of its partitions must name its first day."""
+        """Whether a range of the dataset's partitions needs an explicit first day."""
         return self.start is None and self.grain is not Grain.full
 
     def partitions(self, start: date | None = None, end: date | None = None) -> list[Partition]:
-        """The partitions of a range; the dataset's own where an end is left open.
+        """The partitions of a range. The dataset's start and end are the defaults.
 
-        One that is not over yet (this month, this hour) is left out unless ``end`` asks for it.
+        A partition that has not ended yet (this month, this hour) is left out unless ``end`` includes it.
 
         Raises:
-            BadInput: the range is reversed, or has no start and the dataset names none.
+            BadInput: the range is reversed, or neither the range nor the dataset has a start.
         """
         if self.grain is Grain.full:
             return partitions_between(self.grain, date.min, date.max)
         first = start or self.start
         if first is None:
-            raise BadInput(f"{self.key} has no start of its own.", "name one with --start YYYY-MM-DD")
+            raise BadInput(f"{self.key} has no start date.", "add --start YYYY-MM-DD to the command")
         if end is not None:
             return partitions_between(self.grain, first, end)
         now = datetime.now(UTC).replace(tzinfo=None)
@@ -158,7 +161,7 @@ class Dataset:
         return found
 
     def versions(self, partitions: Sequence[Partition]) -> dict[str, str]:
-        """What the source has: a version by partition key. ``""`` where it cannot say before reading."""
+        """The version of each partition that the source has, by key; ``""`` if the source cannot tell before a read."""
         if isinstance(self.source, Source):
             return dict(self.source.versions(partitions))
         return {p.key: "" for p in partitions}

@@ -10,7 +10,7 @@ from ducklake_flows.errors import BadInput
 
 
 class Grain(StrEnum):
-    """A dataset's unit of work. ``full`` has one partition, which is refreshed whole."""
+    """A dataset's unit of work. ``full`` has one partition, which is refreshed as a whole."""
 
     hour = "hour"
     day = "day"
@@ -19,13 +19,13 @@ class Grain(StrEnum):
 
     @property
     def key_format(self) -> str:
-        """How a partition's key is written, for `strftime`, Python's or SQL's."""
+        """Format of a partition's key for `strftime` in Python and in SQL."""
         return _FORMATS[self]
 
 
 _FORMATS = {Grain.hour: "%Y-%m-%dT%H", Grain.day: "%Y-%m-%d", Grain.month: "%Y-%m", Grain.full: "full"}
 _LENGTHS = {Grain.hour: 13, Grain.day: 10, Grain.month: 7}
-"""How much of a moment in ISO's spelling is a partition's key."""
+"""Length of a partition's key, which is a prefix of a timestamp in ISO format."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -33,7 +33,7 @@ class Partition:
     """One unit of work of a dataset.
 
     Args:
-        key: Its name, which sorts by time: ``2013-01-05``, ``2013-01-05T07``, ``2013-01`` or ``full``.
+        key: The partition's name, which sorts by time: ``2013-01-05``, ``2013-01-05T07``, ``2013-01`` or ``full``.
         grain: The dataset's grain.
     """
 
@@ -42,14 +42,14 @@ class Partition:
 
     @property
     def start(self) -> datetime:
-        """The first moment of the partition, UTC, without zone."""
+        """Start of the partition (inclusive), in UTC, without zone."""
         if self.grain is Grain.full:
             return datetime.min
         return datetime.fromisoformat(f"{self.key}-01" if self.grain is Grain.month else self.key)
 
     @property
     def end(self) -> datetime:
-        """The first moment after the partition, UTC, without zone."""
+        """End of the partition (exclusive), in UTC, without zone."""
         if self.grain is Grain.full:
             return datetime.max
         if self.grain is Grain.month:
@@ -58,7 +58,7 @@ class Partition:
 
     @property
     def value(self) -> str:
-        """The partition column's value, in SQL's spelling: a date, or a timestamp for hours."""
+        """The partition column's value, as SQL text: a date, or a timestamp for hours."""
         return self.start.strftime("%Y-%m-%d %H:%M:%S" if self.grain is Grain.hour else "%Y-%m-%d")
 
     def __str__(self) -> str:
@@ -66,27 +66,27 @@ class Partition:
 
 
 def parse_partition(key: str, grain: Grain) -> Partition:
-    """Read a partition's key.
+    """Parse a partition's key.
 
     Raises:
-        BadInput: it is not a partition of this grain.
+        BadInput: the key is not a partition of this grain.
     """
     if grain is Grain.full:
         if key != "full":
-            raise BadInput(f"{key!r} is not a partition: a full-refresh dataset has just one, 'full'.")
+            raise BadInput(f"{key!r} is not a partition: a dataset of grain full has only one, 'full'.")
         return Partition(key, grain)
     try:
         moment = datetime.strptime(key, grain.key_format)
     except ValueError:
         example = datetime(2013, 1, 5, 7).strftime(grain.key_format)
-        raise BadInput(f"{key!r} is not a partition by {grain}.", f"write it like this: {example}") from None
+        raise BadInput(f"{key!r} is not a partition of grain {grain}.", f"write it like this: {example}") from None
     return Partition(moment.strftime(grain.key_format), grain)
 
 
 def partitions_between(grain: Grain, start: date, end: date) -> list[Partition]:
-    """All partitions of a grain that begin on a day from ``start`` to ``end``, both included.
+    """All partitions of a grain from ``start`` to ``end``, both included.
 
-    Months count when any of their days lies in the range.
+    A month is included if any of its days is in the range.
 
     Raises:
         BadInput: ``end`` is before ``start``.
@@ -104,5 +104,5 @@ def partitions_between(grain: Grain, start: date, end: date) -> list[Partition]:
 
 
 def partition_at(moment: datetime, grain: Grain) -> Partition:
-    """The partition that a moment (UTC) lies in."""
+    """The partition that contains a time in UTC."""
     return Partition("full" if grain is Grain.full else moment.isoformat()[: _LENGTHS[grain]], grain)

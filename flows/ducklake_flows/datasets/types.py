@@ -1,4 +1,4 @@
-"""Names and types: dlt's, DuckDB's, and how identifiers are quoted."""
+"""Column types in contracts, DuckDB and Arrow, and the quoting of identifiers."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _DECLARED: dict[DataType, str] = {
 
 
 def declared_type(data_type: DataType) -> str:
-    """The DuckDB type of a contract's type, as it is staged and stored."""
+    """The DuckDB type that a contract's type is staged and stored as."""
     if found := DECIMAL.fullmatch(data_type):
         return f"DECIMAL({int(found[1])},{int(found[2])})"
     return _DECLARED[data_type]
 
 
 def declared_types(dataset: Dataset) -> dict[str, str]:
-    """The DuckDB type of each declared column, then of the partition column; empty when none is declared."""
+    """The DuckDB type of each declared column, then of the partition column; empty if no column is declared."""
     columns = {name: declared_type(data_type) for name, data_type in dataset.contract.columns.items()}
     if columns and dataset.partition_column:
         columns[dataset.partition_column] = partition_type(dataset.grain)
@@ -77,7 +77,7 @@ _ARROW = {
     "TIMESTAMP WITH TIME ZONE": "timestamp[us, tz=UTC]",
     '"NULL"': "null",
 }
-"""DuckDB's types and how Arrow writes the ones that they are staged as."""
+"""DuckDB's types, each with the name of the Arrow type that it is staged as."""
 
 _DUCKDB = {arrow: duckdb for duckdb, arrow in _ARROW.items()}
 
@@ -105,7 +105,7 @@ def duckdb_type(data_type: pa.DataType) -> str:
 
 @cache
 def arrow_type(data_type: str) -> pa.DataType | None:
-    """The Arrow type that a column of this DuckDB type is staged as, None where there is none."""
+    """The Arrow type that a column of this DuckDB type is staged as; None if there is none."""
     import duckdb
     import pyarrow as pa
 

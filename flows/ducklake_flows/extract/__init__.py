@@ -1,1 +1,1 @@
-"""Extraction: a chunk of partitions through one dlt run to staged Parquet and receipts."""
+"""Extraction: one dlt run turns a chunk of partitions into staged Parquet files and receipts."""

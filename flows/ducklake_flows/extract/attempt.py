@@ -1,4 +1,4 @@
-"""One partition on its way through a chunk: what its source gave, and what its columns are staged as."""
+"""One partition in a chunk: what its source gave, and the types that its columns are staged as."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from ducklake_flows.staging.lattice import contract_line, join
 from ducklake_flows.staging.layout import new_attempt
 
 NULL = '"NULL"'
-"""DuckDB's type of a column without any value."""
+"""DuckDB's type of a column without values."""
 
 ROWS = ""
-"""Under this name the rows are counted, beside each column's values."""
+"""Key of the number of rows, beside the number of values of each column."""
 
 _TEXT = {"VARCHAR", "JSON"}
 _FROM_TEXT = {"DATE", "TIME", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE"}
-"""What text is brought to where the table has it by now: CSV and JSON have no other way to write it."""
+"""Types that text is converted to if the table has them: CSV and JSON can only write such values as text."""
 
 
 @dataclass
 class Attempt:
-    """One partition on its way through a run.
+    """One partition in a run.
 
     Args:
-        partition: Which.
-        source_version: What the source said of itself before it was read.
-        given: How many values of each column, and rows, the source gave.
+        partition: The partition.
+        source_version: Version that the source reported before it was read.
+        given: Number of non-null values of each column, and of rows, that the source gave.
         natural: The DuckDB type that holds each column's values.
-        origins: The file whose values last changed that type, where the source says so.
+        origins: The file whose values last changed that type, if the source names its files.
         files: The staged rows, in local Parquet files.
-        paths: Where they are staged, below the data path.
-        staged: How many values of each column, and rows, are in these.
+        paths: The staged files' paths, below the data path.
+        staged: Number of non-null values of each column, and of rows, in the staged files.
     """
 
     partition: Partition
@@ -62,20 +62,20 @@ class Attempt:
 
     @property
     def seconds(self) -> float:
-        """Time spent on it."""
+        """Seconds spent on the attempt."""
         return sum(self.profile.values())
 
     def begin(self) -> None:
-        """Begin to read: attempts are in the order of this, and what came of it before is forgotten."""
+        """Start the attempt: give it a new id, so that ids sort by start, and discard earlier results."""
         self.id = new_attempt()
         self.error, self.seen, self.files, self.paths = None, None, [], []
         self.given, self.natural, self.origins = Counter(), {}, {}
 
     def take(self, table: pa.Table, dataset: Dataset) -> pa.Table:
-        """A table of its rows as the contract says, with the partition column; counted, and its types taken up.
+        """Convert a table of rows to the contract, add the partition column, count values and record types.
 
         Raises:
-            Unfit: a value or a column does not fit; its row is counted from the partition's first.
+            Unfit: a value or a column does not fit. The row is counted from the partition's first.
         """
         contract, column = dataset.contract, dataset.partition_column
         counts = {
@@ -86,7 +86,7 @@ class Attempt:
         before = self.given[ROWS]
         kind = NAIVE_US if dataset.grain is Grain.hour else pa.date32()
         try:
-            # Rows without a column are rows, too.
+            # The result may have no columns, but the rows still count.
             found = conform(table, contract, {column: kind} if column else {})
         except Unfit as error:
             raise Unfit(error.column, error.why, None if error.row is None else before + error.row) from None
@@ -115,20 +115,20 @@ class Attempt:
             self.natural[name], self.origins[name] = joined, file
 
     def target(self, dataset: Dataset, table: Mapping[str, str]) -> dict[str, str]:
-        """The DuckDB types that its columns are staged as.
+        """The DuckDB types that the partition's columns are staged as.
 
         Args:
-            dataset: Whose contract counts.
-            table: The raw table's columns, by now. Those that the partition lacks are staged as nulls.
+            dataset: The dataset with the contract.
+            table: The raw table's current columns. Columns that the partition lacks are staged as nulls.
 
         Raises:
-            Rejected: a column's values have no exact place in the table; names the line for the contract.
+            Rejected: a column's values cannot be stored exactly in the table; names the line for the contract.
         """
         wanted: dict[str, str] = {}
         for name, there in table.items():
             here = self.natural.get(name, NULL)
             if arrow_type(there) is None and here == NULL:
-                continue  # the publisher fills in what has no Arrow type
+                continue  # the publisher fills in columns whose type has no Arrow type
             declared = name in dataset.contract.columns or name == dataset.partition_column
             if declared and name in self.natural:
                 wanted[name] = there if (here, there) == ("JSON", "VARCHAR") else here
@@ -144,15 +144,15 @@ class Attempt:
         for name, here in self.natural.items():
             if name not in wanted and NULL in here and here != NULL:
                 raise Rejected(
-                    f"column {name} holds nothing but empty lists or nulls in a {here}, which has no type yet; "
+                    f"column {name} is a {here} of only empty lists or nulls, so its type is unknown; "
                     f"declare it in the contract: {contract_line(name, 'JSON')}"
                 )
-        # A column that has no value yet has no type: it is added with its first one.
+        # A column without values has no type. It is added with its first value.
         return wanted | {n: t for n, t in self.natural.items() if n not in wanted and t != NULL}
 
 
 def with_neighbours(table: Mapping[str, str], attempts: Sequence[Attempt]) -> dict[str, str]:
-    """A table's columns, and those of which an attempt has only empty lists while another one has elements."""
+    """The table's columns, and columns of which one attempt has only empty lists and another has elements."""
     known = dict(table)
     for name in {n for a in attempts for n, t in a.natural.items() if n not in table and NULL in t and t != NULL}:
         joined: str | None = NULL
@@ -168,7 +168,7 @@ def _is_kept(name: str, contract: Contract) -> bool:
 
 
 def _joined(there: str, new: str) -> str | None:
-    """The type of both. Text that is JSON and text that need not be are not the same."""
+    """The type that holds both. JSON text and other text have no common type."""
     return None if {there, new} == _TEXT else join(there, new)
 
 
@@ -183,15 +183,15 @@ def as_arrow(types: Mapping[str, str]) -> pa.Schema:
 
 
 def said(error: Unfit) -> Rejected:
-    """An unfit value as the user's error."""
+    """Convert the error of an unfit value to an error for the user."""
     where = f"row {error.row + 1}: " if error.row is not None else ""
     what = f"column {error.column}: {error.why}" if error.column else error.why
-    return Rejected(f"{where}{what}", "mend the source, or the dataset's contract")
+    return Rejected(f"{where}{what}", "correct the source or the dataset's contract")
 
 
 @contextlib.contextmanager
 def timed(attempts: Sequence[Attempt], stage: str) -> Iterator[None]:
-    """Add the time of a block to a stage of these attempts, to each its share."""
+    """Add the duration of a block to a stage of the attempts, in equal shares."""
     began = time.monotonic()
     try:
         yield

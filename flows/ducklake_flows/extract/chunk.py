@@ -1,11 +1,11 @@
 """Extract a chunk of a dataset's partitions through one dlt run, stage the files, and return a receipt for each.
 
-One run for many partitions: dlt's own cost is a run's, not a row's. All partitions of a chunk go through one resource,
-each row marked with its partition, and are split into one file a partition afterwards. A fault in one never takes its
-neighbours along: a value that cannot be stored or a reading error ends just that partition, and where dlt itself
-refuses the run every partition of the chunk is run again alone.
+One run handles many partitions, because dlt's overhead is per run, not per row. All partitions of a chunk go through
+one resource. Each row is marked with its partition, and the result is split into files per partition. An error in one
+partition does not affect the others: a value that cannot be stored or a read error ends only that partition. If dlt
+itself fails the run, every partition of the chunk is run again separately.
 
-A chunk has a time budget, too: when it is over, no further partition is begun, and those that were not are handed back.
+A chunk has a time budget. Once it is used up, no new partition starts, and partitions not started are returned.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from ducklake_flows.storage import Storage, open_storage
 from ducklake_flows.testing.failpoints import failpoint
 
 SCRATCH = "lake-extract-"
-"""How the temporary folders of extraction are named."""
+"""Prefix of the names of extraction's temporary folders."""
 
 
 class Stopped(BaseException):
-    """The run that wanted this chunk is gone. No fault of a partition, so nothing may take it for one."""
+    """The run that submitted this chunk has ended. A BaseException, so that it never counts as a partition's error."""
 
 
 def extract_chunk(
@@ -58,22 +58,22 @@ def extract_chunk(
     pace: float = 0.0,
     limit: float = math.inf,
 ) -> list[Outcome]:
-    """Extract and stage some partitions of one dataset.
+    """Extract and stage partitions of one dataset.
 
     Args:
-        dataset_key: The dataset.
-        versions: The partitions' keys, each with the version its source had when the run was planned.
-        settings: Where the stage lies. No catalog is opened.
-        table: The raw table's columns and DuckDB types, so that what is staged agrees with them.
-        stopped: Asked between two of a source's items, and before a file is staged.
-        pace: Seconds to leave between two of a source's items.
-        limit: Seconds after which no further partition is begun; the first one always is.
+        dataset_key: The dataset's key.
+        versions: The partitions' keys, each with its source's version when the run was planned.
+        settings: Location of the stage. No catalog is opened.
+        table: The raw table's columns and DuckDB types. Staged files match them.
+        stopped: Returns whether to stop; called between two items of a source, and before a partition is staged.
+        pace: Minimum seconds between two items of a source.
+        limit: Time budget in seconds: then no new partition starts. The first partition always starts.
 
     Returns:
-        One outcome for each partition that was begun, in the order given. Nothing is raised for one that fails.
+        One outcome for each started partition, in the given order. A failed partition raises nothing.
 
     Raises:
-        Stopped: ``stopped`` said so.
+        Stopped: ``stopped`` returned true.
     """
     return extract(get_dataset(dataset_key), versions, settings, table, stopped, pace, limit)
 
@@ -87,7 +87,7 @@ def extract(
     pace: float = 0.0,
     limit: float = math.inf,
 ) -> list[Outcome]:
-    """Extract and stage some partitions of a dataset; see `extract_chunk`."""
+    """Extract and stage partitions of a dataset; see `extract_chunk`."""
     failpoint("before extract")
     attempts = [Attempt(parse_partition(key, dataset.grain), version) for key, version in versions.items()]
     stage = open_storage(settings.data_path, settings)
@@ -108,16 +108,16 @@ def extract(
 
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
-    """A temporary folder, locked for as long as this process is at it; see `sweep`."""
+    """A temporary folder, locked while this process uses it; see `sweep`."""
     with tempfile.TemporaryDirectory(prefix=SCRATCH) as folder, Path(folder, "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield Path(folder)
 
 
 def sweep() -> None:
-    """Remove what killed workers left on this machine: the kernel took their locks away."""
+    """Remove the folders of killed workers on this machine: the kernel has released their locks."""
     for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
-        # It may be another user's, in use, or just gone; and a young one may not have its lock yet.
+        # The folder may be another user's, in use or already removed. A new one may not be locked yet.
         with contextlib.suppress(OSError), (folder / "lock").open("r+") as lock:
             if time.time() - Path(folder, "lock").stat().st_mtime > 60:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,14 +125,14 @@ def sweep() -> None:
 
 
 class _Run:
-    """How partitions of one dataset are run.
+    """Runs partitions of one dataset.
 
     Args:
-        dataset: Whose they are.
+        dataset: The dataset.
         table: The raw table's columns and DuckDB types.
-        go_on: Raises `Stopped`.
-        pace: How often the source is asked.
-        until: The moment of `time.monotonic` after which no further partition is begun.
+        go_on: Raises `Stopped` if the chunk must stop.
+        pace: Rate limit of the source.
+        until: The time, by `time.monotonic`, after which no new partition starts.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class _Run:
         self._dataset, self._table, self._go_on, self._pace, self._until = dataset, table, go_on, pace, until
 
     def all(self, attempts: Sequence[Attempt], work: Path) -> list[Attempt]:
-        """Run these attempts together, or each alone when dlt refuses them. Returns those that were begun."""
+        """Run the attempts together, or each separately if dlt fails the run. Returns the started attempts."""
         begun = self._once(attempts, work / "chunk")
         if begun is not None:
             return begun
@@ -152,10 +152,10 @@ class _Run:
         return begun
 
     def _once(self, attempts: Sequence[Attempt], work: Path) -> list[Attempt] | None:
-        """One dlt run over these attempts; fills in their files.
+        """Run the attempts through dlt once and set their files.
 
         Returns:
-            Those that were begun; None if dlt failed a run of several partitions; the failing one is unknown.
+            The started attempts; None if dlt failed a run of several partitions: the failing one is unknown.
         """
         from dlt.pipeline.exceptions import PipelineStepFailed
 
@@ -185,7 +185,7 @@ class _Run:
             yield attempt
 
     def _tables(self, attempts: Iterable[Attempt], mark: bool) -> Iterator[pa.Table]:
-        """All attempts' rows. One whose source raises, or whose values do not fit, ends there and keeps the error."""
+        """The rows of all attempts. A source's error or an unfit value ends its attempt, which keeps the error."""
         for number, attempt in enumerate(attempts):
             try:
                 for table in tables_of(self._items(attempt), self._dataset.contract):
@@ -198,12 +198,12 @@ class _Run:
                         yield found
             except Unfit as error:
                 attempt.error = said(error)
-            except Exception as error:  # noqa: BLE001 - any fault of a source is its partition's, not the chunk's
+            except Exception as error:  # noqa: BLE001 - an error of a source fails its partition, not the chunk
                 attempt.error = error
                 self._pace.asked()
 
     def _items(self, attempt: Attempt) -> Iterator[Any]:
-        """What the source yields, no faster than it may be asked."""
+        """The source's items, no faster than the rate limit."""
         self._pace.wait()
         for item in items_of(self._dataset.read(attempt.partition, self._table)):
             self._pace.asked()
@@ -214,10 +214,10 @@ class _Run:
 
 
 def _put(dataset: Dataset, attempt: Attempt, stage: Storage) -> None:
-    """Put an attempt's files into the stage, unless something is wrong with it."""
+    """Stage an attempt's files, unless it failed."""
     try:
         if attempt.error is None and attempt.seen is None:
-            raise SourceError("nothing came of it")
+            raise SourceError("the extraction gave no result")
         if attempt.error is None and attempt.seen and attempt.seen.broken:
             raise Rejected("; ".join(attempt.seen.broken))
         if attempt.error is None:
@@ -227,12 +227,12 @@ def _put(dataset: Dataset, attempt: Attempt, stage: Storage) -> None:
                     stage.put(file, relative)
                     attempt.paths.append(relative)
                     failpoint("file written")
-    except Exception as error:  # noqa: BLE001 - whatever it is, it goes into the ledger by name
+    except Exception as error:  # noqa: BLE001 - every error goes into the ledger
         attempt.error = error
 
 
 def _sync(attempts: Sequence[Attempt], stage: Storage) -> None:
-    """Bring all that was staged to the disk: together it takes a fraction of the time of one after the other."""
+    """Sync all staged files to disk together, which takes a fraction of the time of one sync per file."""
     whole = [attempt for attempt in attempts if attempt.error is None and attempt.paths]
     if not whole:
         return
@@ -245,10 +245,10 @@ def _sync(attempts: Sequence[Attempt], stage: Storage) -> None:
 
 
 def _outcome(dataset: Dataset, attempt: Attempt) -> Outcome:
-    """What the publisher gets of an attempt."""
+    """The outcome of an attempt, for the publisher."""
     seen = attempt.seen
     if attempt.error is not None or seen is None:
-        return _failure(dataset, attempt, attempt.error or SourceError("nothing came of it"))
+        return _failure(dataset, attempt, attempt.error or SourceError("the extraction gave no result"))
     return Receipt(
         dataset.key,
         attempt.partition.key,
@@ -287,10 +287,10 @@ def _failure(dataset: Dataset, attempt: Attempt, error: Exception) -> Failure:
 
 
 def _peak_rss() -> int:
-    """The most memory this process has held, in bytes."""
+    """Peak memory of this process, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
-        # Linux hands `ru_maxrss` down from the parent process, which may have held more than this one ever did.
+        # On Linux, a process inherits `ru_maxrss` from its parent, which may have used more memory.
         return int(status.read_text().partition("VmHWM:")[2].split(maxsplit=1)[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -305,7 +305,7 @@ def warm_up() -> None:
 
 
 def _cause(error: BaseException) -> Exception:
-    """What is behind a failed dlt step, as the user's error."""
+    """The cause of a failed dlt step, as an error for the user."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)
@@ -313,6 +313,6 @@ def _cause(error: BaseException) -> Exception:
 
 
 def _text(error: BaseException) -> str:
-    """One line, at most 500 characters; its type too, unless the error is one of ours."""
+    """The error as one line of at most 500 characters, with its type unless it is a `LakeError`."""
     text = " ".join((error.message if isinstance(error, LakeError) else str(error)).split())[:500]
     return text if isinstance(error, LakeError) else f"{type(error).__name__}: {text}"

@@ -1,7 +1,7 @@
-"""One dlt run: Arrow tables through extract, normalize and load to Parquet files, unchanged.
+"""One dlt run (extract, normalize and load) from Arrow tables to Parquet files, without changes to the values.
 
-dlt merges the schemas of a table's items, renames columns and gives moments without a zone one. So every shape of
-tables is a table of its own to it, and its naming convention keeps names as they are.
+dlt merges the schemas of a table's items, renames columns, and adds a zone to timestamps without one. So every shape of
+tables is a separate dlt table, and the naming convention keeps names unchanged.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ os.environ.setdefault("RUNTIME__DLTHUB_TELEMETRY", "false")
 os.environ.setdefault("RUNTIME__LOG_LEVEL", "ERROR")
 
 GATHER = 16 << 20
-"""Bytes of Arrow data that dlt is given at once, and writes as one row group. A dictionary of 1 MiB is tried for every
-column of each: with groups of 100,000 rows whose values all differ, Arrow takes twice as long to write them."""
+"""Bytes of Arrow data that dlt gets at once and writes as one row group. Arrow tries a dictionary of 1 MiB for every
+column of a row group: groups of 100,000 rows whose values all differ take twice as long to write."""
 
 
 class Timer(Protocol):
-    """Takes the time of a stage."""
+    """Measures the time of a stage."""
 
     def __call__(self, stage: str) -> AbstractContextManager[None]:
-        """A block whose time is the stage's."""
+        """A context manager whose duration is added to the stage."""
         ...
 
 
@@ -36,8 +36,8 @@ class Shape:
     """The tables of a run that have the same columns.
 
     Args:
-        schema: Theirs.
-        files: The Parquet files that hold their rows, in order. JSON is text in them.
+        schema: The tables' schema.
+        files: The Parquet files with the tables' rows, in order. JSON is text in them.
     """
 
     schema: pa.Schema
@@ -45,19 +45,19 @@ class Shape:
 
 
 def run(tables: Iterable[pa.Table], name: str, work: Path, timed: Timer) -> list[Shape]:
-    """Take tables through one dlt run.
+    """Run tables through dlt.
 
     Args:
         tables: The rows, in order.
         name: The dataset's key.
-        work: A folder that is not there yet.
-        timed: Takes the time.
+        work: A folder that does not exist yet.
+        timed: Measures the time of each stage.
 
     Returns:
-        Each shape of the tables, in the order in which they first came, with its files.
+        The shapes of the tables with their files, in order of first appearance.
 
     Raises:
-        dlt.pipeline.exceptions.PipelineStepFailed: dlt could not, or the tables raised.
+        dlt.pipeline.exceptions.PipelineStepFailed: dlt failed, or iterating over the tables raised an error.
     """
     import dlt
 
@@ -94,7 +94,7 @@ def run(tables: Iterable[pa.Table], name: str, work: Path, timed: Timer) -> list
     with timed("extract"):
         pipeline.extract(dlt.resource(items, name=name), loader_file_format="parquet")
     if not shapes:
-        return []  # dlt would wait a second for nothing
+        return []  # without tables, dlt would wait for a second
     with timed("normalize"):
         pipeline.normalize()
         pipeline.load(raise_on_failed_jobs=True)
@@ -104,7 +104,7 @@ def run(tables: Iterable[pa.Table], name: str, work: Path, timed: Timer) -> list
 
 
 def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Small tables as fewer large ones: what dlt does for an item costs more than a small item's rows do."""
+    """Combine small tables into larger ones: dlt's overhead per item exceeds the cost of a few rows."""
     waiting: list[pa.Table] = []
     gathered = 0
     for table in tables:
@@ -121,7 +121,7 @@ def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _without_json(table: pa.Table) -> pa.Table:
-    """A table whose JSON columns are text: dlt knows no extension types."""
+    """Convert JSON columns to text: dlt does not support extension types."""
     for number, column in enumerate(table.schema):
         if isinstance(column.type, pa.BaseExtensionType):
             texts = pa.chunked_array([chunk.storage for chunk in table.column(number).chunks], pa.string())

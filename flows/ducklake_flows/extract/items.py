@@ -1,4 +1,4 @@
-"""What a source yields, as Arrow tables: rows, tables, batches and frames of every library that speaks Arrow."""
+"""Convert what a source yields to Arrow tables: rows, tables, batches and frames of every library with Arrow export."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ducklake_flows.sources.rows import column_of, rows_to_table
 from ducklake_flows.sources.values import Unfit
 
 ROWS = 10_000
-"""Python rows that are brought into columns at once."""
+"""Python rows converted to columns at once."""
 
 YIELDED = (
     "rows (dict, or a list of them), Arrow tables, batches and readers, pandas and polars frames, DuckDB relations"
@@ -23,17 +23,17 @@ YIELDED = (
 
 
 def items_of(given: Any) -> Iterator[Any]:
-    """The items of what a source returned: itself where it is one, or what it yields.
+    """The items of what a source returned: the object itself if it is an item, otherwise what it yields.
 
     Raises:
-        SourceError: it is a dlt source or a list of several resources, or nothing that has items.
+        SourceError: the object is a dlt source or a list with several resources, or it cannot contain items.
     """
     resources = _resources(given)
     if resources is not None:
         if len(resources) != 1:
             raise SourceError(
-                f"a dataset is one table, and the dlt source has {len(resources)}: {', '.join(resources)}",
-                "choose one: source.with_resources(...)",
+                f"a dataset is one table, but the dlt source has {len(resources)} resources: {', '.join(resources)}",
+                "select one resource with source.with_resources(...)",
             )
         (given,) = resources.values()
     if given is None:
@@ -46,8 +46,8 @@ def items_of(given: Any) -> Iterator[Any]:
 
 
 def _resources(given: Any) -> Mapping[str, Any] | None:
-    """The resources of a dlt source, or of a list of them, by name; None of anything else."""
-    dlt = sys.modules.get("dlt")  # whoever has a resource has imported it
+    """The resources of a dlt source, or of a list of resources, by name; None for anything else."""
+    dlt = sys.modules.get("dlt")  # no resource exists before dlt is imported
     if isinstance(given, list | tuple) and given and dlt:
         resources = [item for item in given if isinstance(item, dlt.sources.DltResource)]
         return {item.name: item for item in resources} if len(resources) == len(given) else None
@@ -56,18 +56,18 @@ def _resources(given: Any) -> Mapping[str, Any] | None:
 
 
 def tables_of(items: Iterable[Any], contract: Contract) -> Iterator[pa.Table | None]:
-    """The tables of a source's items, their columns named as the lake names them.
+    """Convert a source's items to tables with column names as in the lake.
 
     Args:
         items: See `items_of`.
-        contract: Names, and types of columns whose values are of several kinds.
+        contract: Column names, and types of columns whose values are of several kinds.
 
     Yields:
-        After every item a table, or None where its rows are kept back to be brought into columns with more of them.
+        After every item a table, or None if its rows are buffered to be converted together with later rows.
 
     Raises:
-        Unfit: a value or a name is not stored as it is; its row is counted from the partition's first.
-        SourceError: an item is of a kind that holds no rows.
+        Unfit: a value cannot be stored unchanged, or a name is invalid. The row is counted from the partition's first.
+        SourceError: an item is of a type that holds no rows.
     """
     waiting: list[Mapping[str, Any]] = []
     done = 0
@@ -139,7 +139,7 @@ def _kind(item: Any) -> str:
 
 
 def _from_pandas(frame: Any, contract: Contract) -> pa.Table:
-    """A pandas frame: what it takes for missing is null, NaN too; an index that has a name is a column."""
+    """Convert a pandas frame. Missing values, including NaN, become null; a named index becomes a column."""
     if any(name is not None for name in frame.index.names):
         frame = frame.reset_index()
     columns, names = [], []
@@ -155,7 +155,7 @@ def _from_pandas(frame: Any, contract: Contract) -> pa.Table:
 
 
 def _is_missing(series: Any) -> Iterator[bool]:
-    """Whether each value of an object column is missing. A list in it is a value."""
+    """Whether each value of an object column is missing. A list is never missing."""
     for value in series:
         found = value is None or (isinstance(value, float) and value != value) or str(value) in ("NaT", "<NA>")
         yield found and not isinstance(value, str)

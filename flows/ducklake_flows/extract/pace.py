@@ -1,4 +1,4 @@
-"""How often a source is asked."""
+"""Rate limit of a source."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Callable
 
 
 class Pace:
-    """Keeps a chunk from asking its source more often than it may.
+    """Limits how often a chunk asks its source for an item.
 
     Args:
-        seconds: Between two items.
-        go_on: Raises when the chunk is to stop; asked while waiting.
+        seconds: Minimum time between two items.
+        go_on: Raises if the chunk must stop; called while waiting.
     """
 
     def __init__(self, seconds: float, go_on: Callable[[], None]) -> None:
         self._seconds, self._go_on = seconds, go_on
-        # The chunk before this one, in the same place, may have asked just now.
+        # The previous chunk in the same slot may have just asked.
         self._due, self._may = time.monotonic() + seconds, not seconds
 
     def wait(self) -> None:
-        """Wait before the source is asked. An unused token carries over to the next partition."""
+        """Wait until the source may be asked. An unused token carries over to the next partition."""
         while not self._may:
             left = self._due - time.monotonic()
             self._may = left <= 0
@@ -29,5 +29,5 @@ class Pace:
         self._due = time.monotonic() + self._seconds
 
     def asked(self) -> None:
-        """The source has answered."""
+        """Use the token: the source has answered."""
         self._may = not self._seconds

@@ -1,4 +1,4 @@
-"""From the files of a dlt run to a file a partition: cut by the mark, brought to one schema, inspected and counted."""
+"""Split the files of a dlt run into files per partition, each converted to one schema, inspected and counted."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from ducklake_flows.staging.inspect import MARK, inspect
 from ducklake_flows.staging.lattice import contract_line
 
 BATCH = 122_880
-"""Rows read and written at once: one row group of DuckDB's size."""
+"""Rows per batch: one row group of DuckDB's size."""
 
 
 def split(
     dataset: Dataset, attempts: Sequence[Attempt], shapes: Sequence[Shape], table: Mapping[str, str], work: Path
 ) -> None:
-    """Give each attempt its own files and what was found in them, or its error.
+    """Set the files and the inspection of each attempt, or its error.
 
     Args:
-        dataset: Whose rows they are.
-        attempts: In the order of the mark.
-        shapes: The run's files, by their columns.
+        dataset: The dataset of the attempts.
+        attempts: The attempts in the order of the mark.
+        shapes: The run's files, grouped by their columns.
         table: The raw table's columns and DuckDB types.
-        work: Where files are written.
+        work: The folder to write files to.
 
     Raises:
         Rejected: an audit does not fit the columns.
@@ -53,7 +53,7 @@ def split(
     wanted = {tuple(schema) for number, schema in schemas.items() if attempts[number].given[ROWS]}
     whole = len(shapes) == 1 and {tuple(f for f in shapes[0].schema if f.name != MARK)} == wanted
     if whole:
-        # All alike, as they mostly are: one pass over all of them finds more than one over each.
+        # The usual case: all partitions have one schema, so one pass inspects all of them.
         _inspect(dataset, attempts, [str(f) for f in shapes[0].files], targets)
     _cut(attempts, shapes, schemas, work, whole)
     if not whole:
@@ -73,14 +73,14 @@ def _inspect(
 ) -> None:
     found = inspect(dataset, [a.partition for a in attempts], files)
     for number, (attempt, seen) in enumerate(zip(attempts, found, strict=True)):
-        # What Arrow calls text may be JSON.
+        # A text column of the file may be JSON in the target.
         attempt.seen = replace(seen, columns={n: targets.get(number, {}).get(n, t) for n, t in seen.columns.items()})
 
 
 def _cut(
     attempts: Sequence[Attempt], shapes: Sequence[Shape], schemas: Mapping[int, pa.Schema], work: Path, whole: bool
 ) -> None:
-    """Write each attempt's rows into a file of its own, with its schema."""
+    """Write each attempt's rows to a separate file with the attempt's schema."""
     writers: dict[int, pq.ParquetWriter] = {}
     with contextlib.ExitStack() as open_files:
         for shape in shapes:
@@ -98,13 +98,13 @@ def _cut(
                             table = _as_staged(rows, shape.schema, schemas[mark])
                         except Unfit as error:
                             attempts[mark].error = Rejected(
-                                f"column {error.column}: {error.why}, which it is in other rows or in the raw table; "
+                                f"column {error.column}: {error.why}, its type in other rows or in the raw table; "
                                 f"declare it in the contract: {contract_line(error.column, 'DECIMAL(38,9)')}"
                             )
                             continue
                         if mark not in writers:
                             target = work / f"partition-{mark}.parquet"
-                            # Given a path, Arrow looks for its filesystem first: as long again as a small file takes.
+                            # Given a path, Arrow looks up its filesystem, which takes as long as writing a small file.
                             file = open_files.enter_context(pa.OSFile(str(target), "wb"))
                             writers[mark] = open_files.enter_context(pq.ParquetWriter(file, schemas[mark]))
                             attempts[mark].files.append(target)
@@ -112,7 +112,7 @@ def _cut(
 
 
 def _runs(batch: pa.RecordBatch) -> list[tuple[int, pa.RecordBatch]]:
-    """A batch's rows by their mark, which comes in runs."""
+    """Split a batch into runs of rows with the same mark."""
     runs = pc.run_end_encode(batch.column(MARK))
     ends = runs.run_ends.to_pylist()
     return [
@@ -122,7 +122,7 @@ def _runs(batch: pa.RecordBatch) -> list[tuple[int, pa.RecordBatch]]:
 
 
 def _as_staged(rows: pa.RecordBatch, shape: pa.Schema, schema: pa.Schema) -> pa.Table:
-    """Rows of a shape as a partition's schema has them: columns in its order and types, nulls where they lack one."""
+    """Convert rows of a shape to a partition's schema: its column order and types, nulls for missing columns."""
     columns: list[Any] = []
     for field in schema:
         place = rows.schema.get_field_index(field.name)
@@ -141,19 +141,19 @@ def _as_staged(rows: pa.RecordBatch, shape: pa.Schema, schema: pa.Schema) -> pa.
 
 
 def _lost(attempt: Attempt, staged: Mapping[str, int]) -> Rejected | None:
-    """What the staged files lack of what the source gave; None when they have all of it."""
+    """The error if the staged counts differ from what the source gave, otherwise None."""
     for name, given in attempt.given.items():
         if given != staged.get(name, 0):
             what = f"values of column {name}" if name else "rows"
             return Rejected(
-                f"the source gave {given:,} {what}, and {staged.get(name, 0):,} are in the staged file",
-                "this is a fault of the pipeline, not of the source: report it",
+                f"the source gave {given:,} {what}, but {staged.get(name, 0):,} are in the staged file",
+                "this is a bug in the pipeline, not in the source: report it",
             )
     return None
 
 
 def _counted(attempt: Attempt) -> dict[str, int]:
-    """The rows of an attempt's files and the values of each column, as the files' footers tell them."""
+    """The rows of an attempt's files and the non-null values of each column, from the files' footers."""
     assert attempt.seen is not None  # noqa: S101 - it was just inspected
     counts = Counter({ROWS: 0, **attempt.seen.values})
     for file in attempt.files:

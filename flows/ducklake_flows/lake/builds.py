@@ -1,4 +1,4 @@
-"""What the models were built from: which published attempts an environment has taken up, and which it has not."""
+"""Builds: which published attempts an environment's models were built from, and which are not built yet."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ducklake_flows.settings import Settings
 
 @dataclass(frozen=True)
 class TransformPlan:
-    """What a transform has to do.
+    """The work of a transform.
 
     Args:
         environment: SQLMesh's environment.
-        changed: The published attempt that has not been built from, by dataset and partition.
-        project: Digest of the models as they are.
-        replan: Whether the environment was last built with other models, or never.
+        changed: The published attempts that the environment was not built from, by dataset and partition.
+        project: Digest of the current models.
+        replan: Whether the environment was last built with other models, or never built.
     """
 
     environment: str
@@ -44,7 +44,7 @@ class TransformPlan:
 
 
 def plan_transform(settings: Settings, environment: str) -> TransformPlan:
-    """Compare the ledger with what was built. Partitions published later than this are left to the next transform.
+    """Compare the ledger with the builds. Partitions published after this call are left to the next transform.
 
     Args:
         settings: Where the lake and the models are.
@@ -69,7 +69,7 @@ def plan_transform(settings: Settings, environment: str) -> TransformPlan:
 
 
 def record(settings: Settings, todo: TransformPlan, flow_run_id: str) -> None:
-    """Write down what was built from what. Call it within the gate, after the build has succeeded."""
+    """Record what the environment was built from. Call it within the gate, after the build has succeeded."""
     with connected(settings) as con:
         con.execute("BEGIN")
         token = advance_fence(con, "transform_fence")
@@ -92,11 +92,11 @@ def record(settings: Settings, todo: TransformPlan, flow_run_id: str) -> None:
 
 @dataclass(frozen=True)
 class Raw:
-    """What the models read of one dataset.
+    """The raw table of a dataset, as the models see it.
 
     Args:
-        columns: Name and DuckDB type of the raw table's columns, in order; empty when there is no table yet.
-        since: The first moment of the earliest partition ever published, None when none was (or it has no time).
+        columns: Name and DuckDB type of its columns, in order; empty if there is no table yet.
+        since: Start of the earliest partition ever published; None if there is none, or if the grain is ``full``.
     """
 
     columns: Mapping[str, str]
@@ -104,7 +104,7 @@ class Raw:
 
 
 def read_raw(settings: Settings, datasets: Iterable[Dataset]) -> dict[str, Raw]:
-    """The raw tables as they are, by dataset.
+    """The current raw tables, by dataset.
 
     Raises:
         NotInitialised: there is no lake yet.
@@ -124,10 +124,10 @@ def read_raw(settings: Settings, datasets: Iterable[Dataset]) -> dict[str, Raw]:
 
 
 def project_digest(project: Path) -> str:
-    """A digest of every file that can change what is built: when it changes, a transform plans again.
+    """A digest of every file that can change what is built. If it changes, a transform plans again.
 
-    All that lies in the folder counts, whatever its kind: models, audits, signals, macros, seeds, configuration. Only
-    the models' unit tests, logs, compiled Python and hidden files do not.
+    Files of every kind count: models, audits, signals, macros, seeds, configuration. Only the models' unit tests,
+    logs, compiled Python and hidden files do not count.
     """
     digest = hashlib.sha256()
     for path in sorted(project.rglob("*")):

@@ -1,4 +1,4 @@
-"""Connect to the lake: one way to attach it, for every reader and writer, with errors a user can act on."""
+"""Connect to the lake: one way to attach it for all readers and writers, with errors that a user can act on."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ ENGINE_CONFIG = {"autoinstall_known_extensions": "false", "TimeZone": "UTC"}
 """Nothing is downloaded at run time, and a timestamp reads the same on every machine."""
 
 START_CONFIG: dict[str, str | bool | int | float | list[str]] = {"allow_unsigned_extensions": True}
-"""The extensions come from wheels whose hash was checked when they were installed. Without this DuckDB hashes each of
-their files, 20 to 40 MB, at every connection: four tenths of a second instead of a few milliseconds."""
+"""The extensions come from wheels whose hashes were checked at installation. Without this setting, DuckDB hashes their
+files (20 to 40 MB each) at every connection: 0.4 s instead of a few milliseconds."""
 
 LIBPQ = {
     "connect_timeout": 10,
@@ -29,26 +29,26 @@ LIBPQ = {
     "keepalives_count": 4,
     "tcp_user_timeout": 30_000,
 }
-"""How soon a Postgres that does not answer, or a network that swallows packets, is noticed; seconds, the last in ms."""
+"""Timeouts to detect an unresponsive Postgres or a network that drops packets: seconds, `tcp_user_timeout` in ms."""
 
 CATALOG_SECRET = "lake_catalog"  # noqa: S105 - a name, not a password
-"""DuckDB's secret with the catalog's password."""
+"""Name of the DuckDB secret that holds the catalog's password."""
 
 BUSY_MS = 10_000
-"""How long a SQLite catalog waits for its lock, in milliseconds. Readers overlap a commit; writers are gated."""
+"""How long to wait for the lock of a SQLite catalog, in milliseconds. Readers overlap a commit; writers are gated."""
 
 
 def connect(settings: Settings, *, read_only: bool = False, create: bool = False) -> DuckDBPyConnection:
-    """Open a DuckDB connection of its own with the lake attached as ``lake``.
+    """Open a new DuckDB connection with the lake attached as ``lake``.
 
     Args:
-        settings: Where the catalog and the data lie.
+        settings: Where the catalog and the data are.
         read_only: Refuse every write.
-        create: Make a new catalog where there is none: only `bootstrap` does.
+        create: Create the catalog if there is none. Only `bootstrap` does this.
 
     Raises:
         NotInitialised: there is no catalog yet.
-        CatalogError: the catalog is something else, is locked, or cannot be reached.
+        CatalogError: the target is not a catalog, is locked, or cannot be reached.
     """
     import duckdb
 
@@ -72,8 +72,8 @@ def connected(settings: Settings, *, read_only: bool = False) -> Iterator[DuckDB
     """A connection for the length of a block; see `connect`.
 
     Raises:
-        NotInitialised, CatalogError: as `connect`; also when the catalog went away within the block.
-        StorageError: the object store did.
+        NotInitialised, CatalogError: as `connect`; also if the catalog fails within the block.
+        StorageError: the object store fails within the block.
     """
     import duckdb
 
@@ -87,9 +87,9 @@ def connected(settings: Settings, *, read_only: bool = False) -> Iterator[DuckDB
 
 
 def service_error(error: Exception, settings: Settings) -> LakeError:
-    """The user's error for one of DuckDB's while it read or wrote: the service that does not answer now.
+    """The error to show for a DuckDB error during a read or write. It names the service that does not answer now.
 
-    DuckDB's texts do not tell a catalog from an object store, so each is asked.
+    DuckDB's texts do not distinguish the catalog from the object store, so both are probed.
     """
     from ducklake_flows import storage
 
@@ -99,11 +99,13 @@ def service_error(error: Exception, settings: Settings) -> LakeError:
     except LakeError as found:
         return found
     text = settings.redact(" ".join(str(error).split()))[:400]
-    return CatalogError(f"The lake could not be read or written: {text}", "run the command again, then: lake verify")
+    return CatalogError(
+        f"The lake could not be read or written: {text}", "run the same command again, then run: lake verify"
+    )
 
 
 def prepare(con: DuckDBPyConnection, settings: Settings) -> None:
-    """Load the extensions and set the secrets of a fresh DuckDB connection."""
+    """Load the extensions and create the secrets of a new DuckDB connection."""
     for name, value in ENGINE_CONFIG.items():
         con.execute(f"SET GLOBAL {name} = '{value}'")
     extensions = ["ducklake", "sqlite_scanner" if settings.embedded else "postgres_scanner"]
@@ -127,7 +129,7 @@ def prepare(con: DuckDBPyConnection, settings: Settings) -> None:
 
 
 def attach_sql(settings: Settings, *, read_only: bool = False, create: bool = False) -> str:
-    """The ATTACH statement. It holds no password: `prepare` has put that where no error message shows it."""
+    """The ATTACH statement. It holds no password: `prepare` puts it into a secret, which no error message shows."""
     target = settings.catalog
     options = [f"DATA_PATH {literal(settings.data_path)}"]
     if settings.embedded:
@@ -160,7 +162,7 @@ def rows(con: DuckDBPyConnection, sql: str, parameters: list[Any] | None = None)
 
 
 def commit_message(con: DuckDBPyConnection, message: str, **extra: Any) -> None:
-    """Name the transaction in DuckLake's snapshot: author, message, and a JSON of further facts."""
+    """Set the author, the message and the extra info (JSON) of the transaction's snapshot."""
     info = literal(json.dumps(extra))
     con.execute(f"CALL {LAKE}.set_commit_message('ducklake-flows', {literal(message)}, extra_info => {info})")
 
@@ -173,13 +175,13 @@ def _load(con: DuckDBPyConnection, name: str) -> None:
     except duckdb.Error:
         import duckdb_extensions
 
-        # The wheel's file goes into DuckDB's own extension folder, once a machine.
+        # Copies the wheel's file into DuckDB's extension folder, once per machine.
         duckdb_extensions.import_extension(name)
         con.execute(f"LOAD {name}")
 
 
 def _check_place(path: Path, *, create: bool) -> None:
-    """Say what is wrong with the place of a SQLite catalog, without opening it."""
+    """Check the path of a SQLite catalog without opening it. Creates its folder if `create` is set."""
     if path.is_dir():
         raise CatalogError(f"The catalog is a folder: {path}", "set LAKE_CATALOG to sqlite:<file>")
     if path.exists():
@@ -190,16 +192,16 @@ def _check_place(path: Path, *, create: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CatalogError(
-            f"The lake's folder cannot be made: {error.strerror or error} ({path.parent})",
-            "set LAKE_HOME to a folder that can be written",
+            f"The lake's folder cannot be created: {error.strerror or error} ({path.parent})",
+            "set LAKE_HOME to a writable folder",
         ) from None
 
 
 def _check_content(con: DuckDBPyConnection, path: Path, *, create: bool) -> None:
-    """Say what is wrong with a SQLite catalog's file before DuckLake writes its tables into it.
+    """Check the file of a SQLite catalog before DuckLake writes its tables into it.
 
-    Only through DuckDB's own SQLite: were Python to open the file too, closing it would drop the locks that this
-    process holds on it, and the next writer would pull the WAL from under a reader (seen as SIGBUS).
+    Only DuckDB's own SQLite opens the file. If Python opened it too, closing it would drop the locks that this process
+    holds on it, and the next writer would remove the WAL while a reader uses it (seen as SIGBUS).
     """
     import duckdb
 
@@ -212,7 +214,7 @@ def _check_content(con: DuckDBPyConnection, path: Path, *, create: bool) -> None
     except duckdb.Error as error:
         raise CatalogError(
             f"The catalog cannot be read: {' '.join(str(error).split())[:300]} ({path})",
-            "restore it from a backup, or set LAKE_CATALOG (or LAKE_HOME) to another place",
+            "restore it from a backup, or set LAKE_CATALOG (or LAKE_HOME) to another path",
         ) from None
     names = {name for (name,) in found}
     if names and "ducklake_metadata" not in names:
@@ -226,13 +228,13 @@ def _check_content(con: DuckDBPyConnection, path: Path, *, create: bool) -> None
 _POSTGRES = {
     "password authentication failed": "check the user in LAKE_CATALOG, and LAKE_CATALOG_PASSWORD",
     "no password supplied": "set LAKE_CATALOG_PASSWORD",
-    "does not exist": "check dbname and user in LAKE_CATALOG; the database must be there before: lake init",
+    "does not exist": "check dbname and user in LAKE_CATALOG; create the database, then run: lake init",
 }
-"""What Postgres says, and what to do then; anything else is a server that cannot be reached."""
+"""Error texts of Postgres, with the next step for each. Any other text means that the server cannot be reached."""
 
 
 def _explain(error: Exception, settings: Settings) -> CatalogError:
-    """The user's error for a failed attach: the cause without connection strings or secrets."""
+    """The error to show for a failed attach: its cause, without connection strings or secrets."""
     text = settings.redact(" ".join(str(error).split()))
     lower = text.lower()
     if "creating a new ducklake is explicitly disabled" in lower or "no ducklake" in lower:
@@ -241,23 +243,24 @@ def _explain(error: Exception, settings: Settings) -> CatalogError:
     if "data_path" in lower and "does not match" in lower:
         return CatalogError(
             f"The catalog's data path is not LAKE_DATA_PATH ({settings.data_path}): {text}",
-            "set LAKE_DATA_PATH to the path the lake was made with",
+            "set LAKE_DATA_PATH to the path that the lake was created with",
         )
     if "version mismatch" in lower:
         found = re.search(r"catalog version is (\S+), .*requires version (\S+?)\.? ", text)
-        said = f" {found[1]}, and this release reads and writes {found[2]}" if found else f": {text}"
+        said = f" {found[1]}, but this release reads and writes {found[2]}" if found else f": {text}"
         return CatalogError(
             f"The catalog has DuckLake's format{said}.",
-            "run the release that made it, or move the catalog as docs/operations.md says",
+            "use the release that wrote it, or migrate the catalog as described in docs/operations.md",
         )
     if "unable to connect to postgres" in lower:
         cause = text.rpartition(" failed: ")[2].removeprefix("FATAL: ")[:200]
         if "could not translate host name" in text:
             cause = text[text.index("could not translate") :][:200]
-        fix = next((fix for said, fix in _POSTGRES.items() if said in cause), "start it, or check LAKE_CATALOG")
+        fix = next((fix for said, fix in _POSTGRES.items() if said in cause), "start Postgres, or check LAKE_CATALOG")
         return CatalogError(f"The Postgres catalog cannot be opened ({settings.catalog}): {cause}", fix)
     if "locked" in lower:
         return CatalogError(
-            f"The catalog is locked by another process: {settings.catalog_file}", "wait for it, then try again"
+            f"The catalog is locked by another process: {settings.catalog_file}",
+            "wait until it ends, then run the same command again",
         )
     return CatalogError(f"The lake cannot be opened: {text[:400]}", "check LAKE_CATALOG and LAKE_DATA_PATH")

@@ -1,7 +1,7 @@
-"""How raw tables evolve to hold what comes: which columns change, and how a staged file gets into its table.
+"""Schema evolution of raw tables: which columns change, and how a staged file is loaded into its table.
 
-A value is stored exactly, or its partition is rejected: a column is widened to a type that holds all its values and
-the new ones, and a file whose types are read only with a cast is cast value by value.
+Every value is stored exactly, or its partition is rejected. A column is widened to a type that holds both its values
+and the new ones. A file that needs a cast is inserted only if every value survives the cast.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 READ = "read_parquet(?, union_by_name => true, hive_partitioning => false)"
-"""Reads staged files, whose paths are bound: what they hold, and nothing that their paths say."""
+"""Reads staged files by bound paths: only their contents, no values from their paths."""
 
 
 @dataclass(slots=True)
 class Evolved:
-    """What was done to the raw tables.
+    """The changes to the raw tables.
 
     Args:
-        changed: The datasets whose table was made or changed: commit that before anything is registered.
-        rows: The ledger's rows for partitions whose fingerprint is another one now.
+        changed: The datasets whose table was created or changed. Commit this before anything is registered.
+        rows: The ledger rows for partitions whose fingerprint changed.
         refused: Why a column could not be widened, by dataset and column.
-        respell: The tables with a FLOAT column that is a DOUBLE now: DuckLake keeps the bounds of their files as
-            texts of FLOATs, which `ducklake_flows.lake.repair` has to write again.
+        respell: The tables with a column that changed from FLOAT to DOUBLE. DuckLake keeps the bounds of their files
+            as texts of FLOATs; `ducklake_flows.lake.repair` has to rewrite them.
     """
 
     changed: list[str] = field(default_factory=list)
@@ -56,16 +56,17 @@ def evolve(
     receipts: Sequence[Receipt],
     tables: Mapping[str, Mapping[str, str]],
 ) -> Evolved:
-    """Bring the raw tables to where receipts fit, as far as lattice, contracts and values allow.
+    """Evolve the raw tables to the staged schemas, as far as lattice, contracts and values allow.
 
-    In one transaction with a registration, DuckLake 1.5.5 loses a widened column's minimum and maximum, and later
-    queries miss rows (https://github.com/duckdb/ducklake/issues/1308): the caller commits what was changed first.
+    If a widening and a registration share a transaction, DuckLake 1.5.5 loses the minimum and maximum of the widened
+    column, and later queries miss rows (https://github.com/duckdb/ducklake/issues/1308). The caller therefore commits
+    the changes before it registers files.
 
     Args:
-        con: Within a transaction.
+        con: A connection with an open transaction.
         datasets: By key.
-        receipts: What will be published. `fit` says why one does not fit.
-        tables: The columns of every table that is there.
+        receipts: What will be published. If one does not fit, `fit` raises the reason.
+        tables: The columns of every existing table.
     """
     done = Evolved()
     for key in dict.fromkeys(receipt.dataset for receipt in receipts if receipt.columns):
@@ -96,18 +97,19 @@ def evolve(
 
 
 def wanted_columns(dataset: Dataset, there: Mapping[str, str], staged: Mapping[str, str]) -> dict[str, str]:
-    """The columns that a raw table needs for a staged file to fit, as far as lattice and contract allow.
+    """The columns that a raw table needs to hold a staged file, as far as lattice and contract allow.
 
     Args:
-        dataset: Whose contract counts.
-        there: The table's columns; empty for a table that is not there.
+        dataset: The dataset, for its contract.
+        there: The table's columns; empty if there is no table yet.
         staged: The file's columns.
 
     Returns:
         The table's columns first, then the new ones.
 
     Raises:
-        Rejected: a column is new and the contract frozen, or no type holds the values of both.
+        Rejected: a column is new and the contract is frozen, two columns differ in case only, or no type holds the
+            values of both.
     """
     wanted = dict(there)
     names = {name.casefold(): name for name in there}
@@ -134,23 +136,23 @@ def wanted_columns(dataset: Dataset, there: Mapping[str, str], staged: Mapping[s
 
 
 def _no_join(dataset: Dataset, name: str, there: str, staged: str) -> str:
-    """Why a partition's column does not fit, and what to declare."""
+    """The reason why a partition's column does not fit, and what to declare."""
     if name in dataset.contract.columns:
         return (
-            f"column {name} is {staged} by the contract, but {there} in {dataset.table}, which has rows: "
-            "load the table again as docs/operations.md says under 'A column's type'"
+            f"column {name} is {staged} in the contract, but {there} in {dataset.table}, which has rows: "
+            "load the table again as described in docs/operations.md, 'A column's type'"
         )
     nested = any("(" in t and not t.startswith("DECIMAL") or t.endswith("]") for t in (there, staged))
     line = contract_line(name, "JSON" if nested else "VARCHAR" if "VARCHAR" in (there, staged) else staged)
     return (
         f"column {name} is {staged} in this partition, but {there} in {dataset.table}; declare it in the contract "
-        f"({line}), then load the table again as docs/operations.md says under 'A column's type'"
+        f"({line}), then load the table again as described in docs/operations.md, 'A column's type'"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a table holds of one partition: its rows, and their fingerprint."""
+    """One partition in a raw table: its row count, and the fingerprint of its rows."""
 
     rows: int
     fingerprint: str
@@ -159,13 +161,13 @@ class Contents:
 def contents(
     con: DuckDBPyConnection, dataset: Dataset, columns: Mapping[str, str], only: Iterable[str] | None = None
 ) -> dict[str, Contents]:
-    """Read a raw table's partitions, by key; those without rows are left out.
+    """Read the contents of a raw table's partitions, by key; partitions without rows are left out.
 
     Args:
         con: A connection with the lake attached.
-        dataset: Whose table.
+        dataset: The dataset of the table.
         columns: The table's columns.
-        only: Just these partitions; None means all.
+        only: Read only these partitions; None means all.
     """
     column, where = dataset.partition_column, ""
     if only is not None and column:
@@ -179,7 +181,7 @@ def contents(
 
 
 def _lost_by(con: DuckDBPyConnection, dataset: Dataset, name: str, there: str, wanted: str) -> str:
-    """Why a table's column cannot be widened: it holds a value that would not survive. "" when all do."""
+    """Why a table's column cannot be widened: a value that the wider type cannot hold exactly. "" if there is none."""
     condition = exact(quoted(name), there, wanted)
     if condition == "true":
         return ""
@@ -195,10 +197,10 @@ def _lost_by(con: DuckDBPyConnection, dataset: Dataset, name: str, there: str, w
 def _widen(
     con: DuckDBPyConnection, dataset: Dataset, there: Mapping[str, str], wanted: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Add and widen a table's columns. Returns the ledger's rows for what has another fingerprint now.
+    """Add and widen a table's columns. Returns the ledger rows for partitions whose fingerprint changed.
 
-    The values are the same, so the attempts are. A partition that was not what the ledger says before has no row, and
-    `lake verify` goes on finding it.
+    The values do not change, so the attempts stay the same. A partition that already differed from the ledger gets no
+    row, so that `lake verify` still reports it.
     """
     wider = [name for name, data_type in there.items() if wanted[name] != data_type]
     rehashed = any(not reads_as(there[name], wanted[name]) for name in wider)
@@ -208,7 +210,12 @@ def _widen(
     for change in changes:
         con.execute(f"ALTER TABLE {qualified(dataset)} {change}")
     after = contents(con, dataset, wanted) if rehashed else {}
-    log.info("%s: %s; %d rows digested again", dataset.table, ", ".join(changes), sum(c.rows for c in after.values()))
+    log.info(
+        "%s: %s; computed the fingerprints of %d rows again",
+        dataset.table,
+        ", ".join(changes),
+        sum(c.rows for c in after.values()),
+    )
     entries = ledger.latest(con, dataset.key) if rehashed else {}
     return [
         ledger.retyped_row(entry, after[entry.partition].fingerprint)
@@ -221,11 +228,11 @@ def _widen(
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a staged file gets into its table.
+    """How a staged file is loaded into its table.
 
     Args:
-        select: What an INSERT selects from it; "" when it can be registered as it is.
-        fingerprint: Of its rows once they are in the table; "" when it is the receipt's.
+        select: The columns that an INSERT selects from the file; "" if the file can be registered as it is.
+        fingerprint: Of its rows as the table stores them; "" if it is the receipt's.
     """
 
     select: str
@@ -240,23 +247,27 @@ def fit(
     receipt: Receipt,
     refused: Mapping[tuple[str, str], str],
 ) -> Fit:
-    """Look how a staged partition gets into its table.
+    """Decide how a staged partition is loaded into its table.
 
-    Three kinds of files are inserted instead of registered. One whose types are read only with a cast, once every
-    value has survived it. One that lacks a column of the table: DuckLake 1.5.5 registers it, but goes on telling
-    DuckDB that the column has no nulls, and ``WHERE it IS NULL`` finds none of its rows. And all of a lake below a
-    folder that looks like the partition of a column (``name=zzz``): DuckLake 1.5.5 takes it for one.
+    Three kinds of files are inserted instead of registered:
+
+    - A file whose types need a cast, after a check that every value survives it.
+    - A file that lacks a column of the table. DuckLake 1.5.5 would register it but still tell DuckDB that the column
+      has no nulls, and ``WHERE it IS NULL`` would find none of its rows.
+    - Every file, if a folder above the lake looks like the partition of a column (``name=zzz``): DuckLake 1.5.5 would
+      take it for one.
 
     Args:
         con: A connection with the lake attached.
-        settings: Where the files lie.
-        dataset: Whose table.
+        settings: Where the files are.
+        dataset: The dataset of the table.
         columns: The table's columns, after `evolve`.
-        receipt: Of the partition.
+        receipt: The staged partition.
         refused: From `evolve`.
 
     Raises:
-        Rejected: it does not fit, or a value would not survive; names the column, the value and both types.
+        Rejected: the file does not fit, or a value does not survive the cast; names the column, the value and both
+            types.
     """
     if not columns or not receipt.columns:
         return Fit("", "")
@@ -292,5 +303,5 @@ def fit(
 
 
 def full_paths(settings: Settings, receipt: Receipt) -> list[str]:
-    """A receipt's files, as DuckDB spells them."""
+    """The full paths of a receipt's files, in DuckDB's spelling."""
     return [settings.data_path + path for path in receipt.files]

@@ -1,9 +1,9 @@
-"""The fences: what keeps two writers of the same kind from both committing, with or without the gate.
+"""The fences: they keep two concurrent writers of the same kind from both committing, with or without the gate.
 
-DuckLake detects conflicts by table. Two publishers that each replace an empty partition touch no common file, so
-every transaction updates the single row of a fence table as well: of two that do so at once, one cannot commit.
-Publishers and transforms have a fence each, so that a publish does not abort a long model build. A repair writes the
-catalog's own tables, where the id of the next snapshot is the primary key that all commits compete for.
+DuckLake detects conflicts by table. Two publishers that each replace an empty partition touch no common file. Every
+transaction therefore also updates the single row of a fence table: of two that do so at the same time, one cannot
+commit. Publishers and transforms have separate fences, so that a publish does not abort a long model build. A repair
+writes the catalog's own tables; its fence is the id of the next snapshot, a primary key for which all commits compete.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 META = f"__ducklake_metadata_{LAKE}"
-"""The catalog's own tables, as an attached DuckLake shows them."""
+"""The database of the catalog's own tables in an attached DuckLake."""
 
 Fence = Literal["fence", "transform_fence"]
-"""The table in ``lake.ops``: of publishers, and of transforms."""
+"""The fence table in ``lake.ops``: of publishers, or of transforms."""
 
 FENCES: tuple[Fence, ...] = get_args(Fence)
 
@@ -34,7 +34,7 @@ def create_fence(con: DuckDBPyConnection, fence: Fence) -> None:
 
 
 def count_rows(con: DuckDBPyConnection, fence: Fence) -> int:
-    """Rows of a fence table: one, unless somebody changed it by hand."""
+    """The number of rows of a fence table: one, unless it was changed by hand."""
     return int(con.execute(f"SELECT count(*) FROM {LAKE}.ops.{fence}").fetchall()[0][0])
 
 
@@ -42,7 +42,7 @@ def advance_fence(con: DuckDBPyConnection, fence: Fence) -> int:
     """Update the fence's row within the open transaction.
 
     Returns:
-        The new token. Tokens order what transactions of this kind have written.
+        The new token. Tokens order the writes of all transactions of this kind.
 
     Raises:
         LakeError: the fence table does not have exactly one row.
@@ -55,13 +55,13 @@ def advance_fence(con: DuckDBPyConnection, fence: Fence) -> int:
 
 
 def claim_snapshot(con: DuckDBPyConnection, snapshot: int, tables: Sequence[int], mark: str) -> None:
-    """Insert the snapshot after the one that was read; the commit fails if another writer inserted it first.
+    """Insert the snapshot after the one that was read. The commit fails if another writer inserts it first.
 
     Args:
         con: A connection with a transaction open on the catalog's own tables.
         snapshot: The latest snapshot that the transaction read.
-        tables: Ids of the tables that the snapshot names as altered, so that concurrent commits to them conflict.
-        mark: A text by which the snapshot can be found if the answer to COMMIT is lost.
+        tables: Ids of the tables that the snapshot lists as altered, so that concurrent commits to them conflict.
+        mark: A text that identifies the snapshot if the answer to COMMIT is lost.
     """
     con.execute(
         f"""INSERT INTO {META}.ducklake_snapshot

@@ -1,4 +1,4 @@
-"""The ledger: what happened to each partition, in the lake itself; and what the models were built from."""
+"""The ledger, stored in the lake itself: the outcome of each attempt, and what the models were built from."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where one partition stands: its latest ledger row, and the attempt whose rows are in the raw table.
+    """The state of one partition: its latest ledger row, and the attempt whose rows are in the raw table.
 
     Args:
         dataset: The dataset's key.
         partition: The partition's key.
         state: Of the latest row: ``published``, ``failed``, ``rejected`` or ``rolled_back``.
         error: Of the latest row.
-        attempt_id: The published attempt, "" when none was.
+        attempt_id: The published attempt; "" if there is none.
         rows: Rows of the published attempt.
         bytes: Size of its files.
-        seconds: Time a worker took over it.
-        fingerprint: Digest of its rows.
+        seconds: Time that a worker spent on the latest attempt.
+        fingerprint: Digest of the published attempt's rows.
         source_version: The source's version that was last published or found unchanged.
         recorded_at: When the latest row was written.
-        newest: The latest attempt that was published, or that found its rows published already.
+        newest: The latest attempt that was published or whose rows were already published.
     """
 
     dataset: str
@@ -52,7 +52,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What the ledger says of one attempt: the state of its latest row, its error, and the fence's token."""
+    """The ledger's record of one attempt: state and error of its latest row, and the fence's token."""
 
     state: str
     error: str
@@ -81,14 +81,14 @@ _LATEST = f"""
 def latest(
     con: DuckDBPyConnection, dataset: str | None = None, between: Sequence[str] = ()
 ) -> dict[tuple[str, str], Entry]:
-    """Where partitions stand, by dataset and partition; those without a row are left out.
+    """The state of partitions, by dataset and partition; those without a ledger row are left out.
 
     Args:
         con: A connection with the lake attached.
         dataset: Only this dataset; None means all.
-        between: Only partitions from the first to the last of these keys, in the order of the text; empty means all.
+        between: Only partitions from the smallest to the largest of these keys, compared as text; empty means all.
     """
-    # Not bound: to bind a parameter, DuckDB imports pandas and Arrow, a third of a second of a command's start.
+    # Not bound: to bind a parameter, DuckDB imports pandas and Arrow, which delays a command by 0.3 s.
     where = f"dataset = {literal(dataset)}" if dataset is not None else "true"
     if between:
         where += f" AND partition BETWEEN {literal(min(between))} AND {literal(max(between))}"
@@ -97,7 +97,7 @@ def latest(
 
 
 def after(entry: Entry | None, row: Mapping[str, Any]) -> Entry:
-    """Where a partition stands once a row has been appended: what `latest` would read."""
+    """The entry of a partition after a row was appended, equal to what `latest` would read."""
     entry = entry or Entry(row["dataset"], row["partition"], "", "", "", 0, 0, 0.0, "", "", row["recorded_at"], "")
     if row["state"] == RETYPED:
         return replace(entry, fingerprint=row["fingerprint"], recorded_at=row["recorded_at"])
@@ -109,12 +109,12 @@ def after(entry: Entry | None, row: Mapping[str, Any]) -> Entry:
 
 
 class LedgerCache:
-    """Where partitions stand, read once and then kept: true for as long as nobody else has raised the fence.
+    """The state of partitions, read once and cached. It is valid until another writer advances the fence.
 
-    A run that publishes in many groups would otherwise read the whole ledger for each of them.
+    Without the cache, a run that publishes in many groups would read the whole ledger for each group.
 
     Args:
-        expected: Keys of partitions that will be asked for; they are read along with the first.
+        expected: Keys of partitions that will be needed; they are read together with the first.
     """
 
     def __init__(self, expected: Iterable[str] = ()) -> None:
@@ -122,20 +122,20 @@ class LedgerCache:
         self.forget()
 
     def forget(self) -> None:
-        """Read anew next time."""
+        """Discard the cache: the next `read` queries the ledger."""
         self._fence: int | None = None
         self._read: set[str] = set()
         self.entries: dict[tuple[str, str], Entry] = {}
         self.attempts: dict[str, Recorded] = {}
-        """What became of every attempt at these partitions that the ledger holds."""
+        """The ledger's record of every attempt at the partitions that were read."""
 
     def read(self, con: DuckDBPyConnection, token: int, partitions: Iterable[str]) -> None:
-        """Bring up to date what is known of these partitions.
+        """Bring the cache up to date for these partitions.
 
         Args:
-            con: Within the publishing transaction.
-            token: What the transaction has raised the fence to.
-            partitions: By key.
+            con: A connection with the publishing transaction open.
+            token: The fence's token in this transaction.
+            partitions: Keys of the partitions.
         """
         if self._fence != token - 1:
             self.forget()
@@ -153,7 +153,7 @@ class LedgerCache:
                 self.attempts.update((attempt, Recorded(*said)) for attempt, *said in attempts)
 
     def committed(self, token: int, added: Sequence[Mapping[str, Any]]) -> None:
-        """Take up what a transaction has committed."""
+        """Add the rows that a transaction has committed."""
         self._fence = token
         for row in added:
             key = (row["dataset"], row["partition"])
@@ -163,7 +163,7 @@ class LedgerCache:
 
 
 def snapshot_of(con: DuckDBPyConnection, token: int) -> int | None:
-    """The snapshot that a transaction made, by the fence's token in its message; None when it made none."""
+    """The snapshot of a transaction, found by the fence's token in its message; None if it created none."""
     return cast(
         "int | None",
         con.execute(
@@ -173,7 +173,7 @@ def snapshot_of(con: DuckDBPyConnection, token: int) -> int | None:
 
 
 def attempts_in(con: DuckDBPyConnection, attempt_ids: Iterable[str]) -> set[str]:
-    """Which of these attempts the ledger holds, whatever became of them."""
+    """Which of these attempts are in the ledger, in any state."""
     ids = list(attempt_ids)
     return {
         found
@@ -184,9 +184,9 @@ def attempts_in(con: DuckDBPyConnection, attempt_ids: Iterable[str]) -> set[str]
 
 
 def history(con: DuckDBPyConnection, dataset: str, partition: str) -> list[dict[str, Any]]:
-    """Every attempt of one partition whose rows were published, oldest first.
+    """Every published attempt of one partition, oldest first.
 
-    Each with the token of its first ledger row, and the fingerprint of its latest one.
+    Each has the token of its first ledger row and the fingerprint of its latest one.
     """
     return rows(
         con,
@@ -200,7 +200,7 @@ def history(con: DuckDBPyConnection, dataset: str, partition: str) -> list[dict[
 
 
 def receipt_row(receipt: Receipt) -> dict[str, Any]:
-    """The row of a published receipt, but for what all rows of a transaction share."""
+    """The ledger row of a published receipt, without the columns that all rows of a transaction share."""
     return {
         "dataset": receipt.dataset,
         "partition": receipt.partition,
@@ -222,7 +222,7 @@ def receipt_row(receipt: Receipt) -> dict[str, Any]:
 
 
 def failure_row(failure: Failure) -> dict[str, Any]:
-    """The row of a failure; likewise."""
+    """The ledger row of a failure, without the shared columns."""
     return {
         "dataset": failure.dataset,
         "partition": failure.partition,
@@ -236,7 +236,7 @@ def failure_row(failure: Failure) -> dict[str, Any]:
 
 
 def retyped_row(entry: Entry, fingerprint: str) -> dict[str, Any]:
-    """The row that tells a published attempt's new fingerprint; likewise."""
+    """The ledger row with a published attempt's new fingerprint, without the shared columns."""
     return {
         "dataset": entry.dataset,
         "partition": entry.partition,
@@ -253,7 +253,7 @@ def append(con: DuckDBPyConnection, table: str, added: Sequence[dict[str, Any]])
         return
     import pyarrow as pa
 
-    # Every row's columns: Arrow would take the first row's for all.
+    # The columns of all rows: Arrow would use only those of the first row.
     names = dict.fromkeys(name for row in added for name in row)
     staged = pa.table({name: [row.get(name) for row in added] for name in names})
     con.register("appended", staged)
@@ -262,7 +262,7 @@ def append(con: DuckDBPyConnection, table: str, added: Sequence[dict[str, Any]])
 
 
 def earliest(con: DuckDBPyConnection) -> dict[str, str]:
-    """The first partition that was ever published, by dataset; those without one are left out."""
+    """The earliest partition ever published, by dataset; datasets without one are left out."""
     found = con.execute(
         f"SELECT dataset, min(partition) FROM {LAKE}.ops.ledger WHERE state IN {_PUBLISHED} GROUP BY ALL"
     ).fetchall()
@@ -270,7 +270,7 @@ def earliest(con: DuckDBPyConnection) -> dict[str, str]:
 
 
 def unbuilt(con: DuckDBPyConnection, environment: str) -> dict[tuple[str, str], str]:
-    """The published attempts that an environment's models have not taken up, by dataset and partition."""
+    """The published attempts that an environment's models were not built from, by dataset and partition."""
     found = con.execute(
         f"""WITH published AS (
                 SELECT dataset, partition,
@@ -287,7 +287,7 @@ def unbuilt(con: DuckDBPyConnection, environment: str) -> dict[tuple[str, str], 
 
 
 def built_project(con: DuckDBPyConnection, environment: str) -> str:
-    """The digest of the models that an environment was last built with, "" when it never was."""
+    """The digest of the models that an environment was last built with; "" if it was never built."""
     found = con.execute(
         f"SELECT arg_max(project, token) FROM {LAKE}.ops.builds WHERE environment = {literal(environment)}"
     ).fetchone()

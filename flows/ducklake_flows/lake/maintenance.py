@@ -1,7 +1,7 @@
-"""Maintenance: flush, merge, rewrite, expire, clean up. Each step is one transaction that its caller gates.
+"""Maintenance: flush, merge, rewrite, expire, clean up. Each step is one transaction, which the caller gates.
 
-No step touches a file in flight: what no snapshot names is reclaimed only when it is older than `ORPHAN_AGE`, and so
-are files that an expired snapshot has let go of, since a reader may still be on them.
+No step touches a file in flight. Files that no snapshot names are deleted only after `ORPHAN_AGE`. The same holds for
+files of expired snapshots: a reader may still use them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 SMALL = 64 << 20
-"""Files below this size, in bytes, are merged with their partition's others."""
+"""Files smaller than this, in bytes, are merged with others of their partition."""
 
 DELETED = 0.3
-"""A file is written anew when more than this share of its rows is deleted."""
+"""A file is rewritten if more than this share of its rows is deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +36,11 @@ class Step:
     """One step of maintenance.
 
     Args:
-        name: What is done: flush, merge, rewrite, expire, clean up, orphans.
+        name: The kind of step: flush, merge, rewrite, expire, clean up, orphans.
         subject: The table, or the lake.
-        todo: How much there is to do, in the step's own unit; nothing is done where it is 0.
-        unit: Of what.
-        run: Does it, and returns how much was done. Call it within the gate. Raises `CommitConflict` when another
+        todo: The amount of work, in `unit`; 0 means that there is nothing to do.
+        unit: Rows, files or snapshots.
+        run: Does the work and returns the amount done. Call it within the gate. Raises `CommitConflict` if another
             writer was first.
     """
 
@@ -52,8 +52,8 @@ class Step:
 
 
 def figures(settings: Settings) -> dict[str, int]:
-    """What the lake holds: snapshots, files, bytes, rows in the catalog, files to clean up, orphans."""
-    with connected(settings) as con:  # DuckLake looks for orphans only where it could also delete them
+    """Counts of the lake: snapshots, files, bytes, rows in the catalog, files to clean up, orphans."""
+    with connected(settings) as con:  # DuckLake lists orphans only on a writable connection
         files, size, deletes = con.execute(
             f"SELECT coalesce(sum(file_count), 0), coalesce(sum(file_size_bytes), 0), "
             f"coalesce(sum(delete_file_count), 0) FROM ducklake_table_info('{LAKE}')"
@@ -71,12 +71,12 @@ def figures(settings: Settings) -> dict[str, int]:
 
 
 def steps(settings: Settings, retention: timedelta, now: datetime | None = None) -> Iterator[Step]:
-    """What there is to do, in order; each step is looked for when the ones before it are done. Reads only.
+    """Yield the steps in order; each is planned after the ones before it are done. Planning only reads.
 
     Args:
         settings: Where the lake is.
-        retention: Snapshots older than this are expired; rolling back and time travel end there.
-        now: The moment that ages are counted from; the present, unless a test says otherwise.
+        retention: Snapshots older than this are expired; rollback and time travel cannot go back further.
+        now: The moment from which ages are counted; None means the present. Tests set it.
     """
     now = now or datetime.now(UTC)
     for find in (_flush, _merge, _rewrite):
@@ -101,7 +101,7 @@ def _age() -> timedelta:
 
 
 def _inlined(con: DuckDBPyConnection) -> list[tuple[str, str, int]]:
-    """The tables with rows in the catalog instead of in files: schema, table, rows. Never the fences."""
+    """The tables with rows in the catalog instead of in files, without the fences: schema, table, rows."""
     tables = con.execute(
         f"""SELECT s.schema_name, t.table_name, i.table_name
             FROM {META}.ducklake_inlined_data_tables i
@@ -117,7 +117,7 @@ def _inlined(con: DuckDBPyConnection) -> list[tuple[str, str, int]]:
 
 
 def _flush(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
-    """Rows that were inlined into the catalog go to Parquet files."""
+    """Write rows that are inlined in the catalog to Parquet files."""
     for schema, table, count in _inlined(con):
         if count:
             call = f"FROM ducklake_flush_inlined_data('{LAKE}', schema_name => '{schema}', table_name => '{table}')"
@@ -126,7 +126,7 @@ def _flush(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
 
 
 def _merge(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
-    """Small files of one partition become one. Time travel is kept."""
+    """Merge small files of one partition into one. Time travel still works."""
     for schema, table, count in _files(con, f"f.file_size_bytes < {SMALL}", "count(*) > 1"):
         call = (
             f"FROM ducklake_merge_adjacent_files('{LAKE}', '{table}', schema => '{schema}', max_file_size => {SMALL})"
@@ -136,7 +136,7 @@ def _merge(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
 
 
 def _rewrite(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
-    """Files with many deleted rows are written anew without them."""
+    """Rewrite files with many deleted rows without those rows."""
     deleted = f"d.delete_count > {DELETED} * f.record_count"
     for schema, table, count in _files(con, deleted, "true"):
         named = f"'{LAKE}', '{table}', schema => '{schema}'"
@@ -146,7 +146,7 @@ def _rewrite(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
 
 
 def _files(con: DuckDBPyConnection, where: str, having: str) -> list[tuple[str, str, int]]:
-    """How many data files of each table match, partition by partition: schema, table, files."""
+    """The number of matching data files per table; `having` applies per partition. Returns schema, table, files."""
     return con.execute(
         f"""SELECT schema_name, table_name, sum(files)::BIGINT FROM (
                 SELECT s.schema_name, t.table_name, count(*) AS files
@@ -165,10 +165,10 @@ def _files(con: DuckDBPyConnection, where: str, having: str) -> list[tuple[str, 
 
 
 def _transaction(settings: Settings, table: str, call: str, column: str, *, fenced: bool) -> Callable[[], int]:
-    """A step that writes a table, in one transaction; then its statistics are made safe to add to.
+    """A step that writes a table in one transaction, then settles the table's statistics (see `settle`).
 
-    A compaction cannot raise the fences: DuckLake commits either compactions or changes. It needs none, since
-    DuckLake itself refuses the later one of a compaction and a delete (`tests/lake/test_maintain.py`).
+    A compaction cannot advance the fences: DuckLake commits either compactions or changes. It needs no fence, since
+    DuckLake itself refuses the later of a compaction and a delete (`tests/lake/test_maintain.py`).
     """
 
     def run() -> int:
@@ -189,7 +189,7 @@ def _transaction(settings: Settings, table: str, call: str, column: str, *, fenc
 
 @contextlib.contextmanager
 def _refusals() -> Iterator[None]:
-    """A commit that DuckLake refuses is a `CommitConflict`: another writer was first, and nothing was changed."""
+    """Raise `CommitConflict` if DuckLake refuses a commit: another writer was first, and nothing was changed."""
     import duckdb
 
     try:

@@ -1,17 +1,17 @@
-"""The publish protocol: one transaction that replaces many partitions, fences off other publishers, keeps the ledger.
+"""The publish protocol: one transaction replaces many partitions, excludes other publishers and writes the ledger.
 
     BEGIN
-      fence       UPDATE the one row of ops.fence: of two transactions that touch it, one cannot commit
-      drop        what the ledger holds already, what is older than what is published, and what has not changed
-      schema      where a raw table has to change: ALTER, COMMIT, BEGIN, fence. Harmless alone, wrong in one
-                  transaction with the registration (https://github.com/duckdb/ducklake/issues/1308). And a table
-                  that was never filled is given its statistics first: see `ducklake_flows.lake.repair`
-      delete      the partitions' rows: whole files, so it is metadata only
+      fence       UPDATE the one row of ops.fence: of two concurrent transactions that update it, one cannot commit
+      drop        attempts that are in the ledger already, are older than the published one, or have the same rows
+      schema      if a raw table must change: ALTER, COMMIT, BEGIN, fence. This is harmless alone, but wrong in one
+                  transaction with the registration (https://github.com/duckdb/ducklake/issues/1308). A table that
+                  was never filled gets its statistics first: see `ducklake_flows.lake.repair`
+      delete      the partitions' rows: whole files, so only metadata changes
       register    the staged files; insert those that need a cast
-      ledger      a row for each partition
-    COMMIT        and when its outcome is unknown, begin again: the ledger tells what became of each attempt
+      ledger      one row per partition
+    COMMIT        if its outcome is unknown, start again: the ledger shows the outcome of each attempt
 
-The caller holds the gate. The fence keeps the lake right even when the gate does not.
+The caller holds the gate. The fence keeps the lake correct even if the gate fails.
 """
 
 from __future__ import annotations
@@ -56,22 +56,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RETRIES = 5
-"""Transactions begun anew after a known conflict, within one hold of the gate."""
+"""Maximum number of transactions tried after known conflicts, within one hold of the gate."""
 
 LOST_SECONDS = 60
-"""How long a catalog that went away in mid-run may stay away; within one hold of the gate."""
+"""How long to retry after the catalog fails in the middle of a run, within one hold of the gate."""
 
 
 @dataclass(slots=True)
 class Published:
-    """What became of a group.
+    """The outcome of a group.
 
     Args:
-        snapshot_id: DuckLake's snapshot, None when nothing had to be committed.
-        receipts: Published, or found to be published by an earlier commit.
+        snapshot_id: DuckLake's snapshot; None if nothing had to be committed.
+        receipts: Published now, or already published by an earlier commit.
         unchanged: Receipts whose rows were in the table already.
         failures: Recorded as failed or rejected.
-        older: Receipts that were dropped, since an attempt that was extracted later is published.
+        older: Receipts that were dropped because an attempt extracted later is published.
     """
 
     snapshot_id: int | None = None
@@ -81,7 +81,7 @@ class Published:
     older: list[Receipt] = field(default_factory=list)
 
     def add(self, other: Published) -> None:
-        """Take over the outcome of a further group."""
+        """Add the outcome of another group."""
         self.snapshot_id = other.snapshot_id if other.snapshot_id is not None else self.snapshot_id
         self.receipts += other.receipts
         self.unchanged += other.unchanged
@@ -90,16 +90,16 @@ class Published:
 
 
 class Publisher:
-    """Publishes groups over one connection of its own, which it opens again when it was lost.
+    """Publishes groups over a private connection, which it reopens after a loss.
 
     Args:
         settings: Where the lake is.
-        datasets: What will be published.
-        flow_run_id: Stands in the ledger.
-        expected: Keys of the partitions that will come: the ledger is read once for all of them.
-        planned: The newest attempt that the ledger held when the run was planned, by dataset and partition. What is
-            extracted after that is not older, whatever the clocks of two hosts say.
-        recheck: Compare a receipt that the ledger calls unchanged with what the table holds.
+        datasets: The datasets that will be published.
+        flow_run_id: Recorded in the ledger.
+        expected: Keys of the partitions that will be published; the ledger is read once for all of them.
+        planned: The newest attempt in the ledger when the run was planned, by dataset and partition. The receipts of
+            the run never count as older than this attempt, even if the clocks of two hosts differ.
+        recheck: Compare a receipt that the ledger calls unchanged with the rows in the table.
     """
 
     def __init__(
@@ -119,20 +119,20 @@ class Publisher:
         self._planned, self._recheck = planned or {}, recheck
         self._con: DuckDBPyConnection | None = None
         self._filled: set[str] = set()
-        """The tables that are known to have statistics."""
+        """Tables that are known to have statistics."""
         self._began = time.monotonic()
         self._unanswered: int | None = None
         """The fence's token of a COMMIT whose answer was lost."""
 
     def tables(self) -> dict[str, dict[str, str]]:
-        """Every table's columns, by name, as they are now; see `table_columns`. Opens the connection."""
+        """The current columns of every table, by name; see `table_columns`. Opens the connection."""
         return table_columns(self._connection())
 
     def close(self) -> None:
         """Close the connection; an open transaction is rolled back."""
         self._ledger.forget()
         if self._con is not None:
-            # By hand: where Postgres is gone, DuckDB's own rollback at the end ends the whole process (1.5.5).
+            # Explicit: if Postgres is gone, DuckDB's own rollback on close aborts the process (1.5.5).
             if _rollback(self._con):
                 self._con.close()
             else:
@@ -142,13 +142,13 @@ class Publisher:
     def publish(self, group: Sequence[Outcome]) -> Published:
         """Publish a group of outcomes in one transaction. Call it within the gate.
 
-        A receipt that cannot be registered (its file is gone, say) does not stop the others: the group is then
-        published one by one, and that receipt becomes a failure. An error is a receipt's own only when it comes
-        again on a fresh connection: a catalog that is going away makes DuckDB say the strangest things.
+        A receipt that cannot be registered (for example because its file is missing) does not stop the others: the
+        outcomes are then published one at a time, and that receipt becomes a failure. DuckDB's errors mislead while a
+        connection fails, so an error is blamed on a receipt only if it recurs on a new connection.
 
         Raises:
             CommitConflict: other writers won every retry.
-            CatalogError: the catalog cannot be reached, or went away and did not come back.
+            CatalogError: the catalog cannot be reached, or failed and did not recover in time.
         """
         import duckdb
 
@@ -158,7 +158,7 @@ class Publisher:
         except duckdb.Error as error:
             if len(group) > 1:
                 log.warning(
-                    "a group of %d could not be published, trying one by one: %s",
+                    "a group of %d could not be published, retrying one at a time: %s",
                     len(group),
                     text_of(error, self._settings),
                 )
@@ -194,7 +194,7 @@ class Publisher:
         return published
 
     def _once(self, group: Sequence[Outcome]) -> Published:
-        """One transaction; a conflict and a lost answer each have an error of their own."""
+        """Run one transaction. A conflict and a lost answer raise distinct errors."""
         import duckdb
 
         con = self._connection()
@@ -230,18 +230,16 @@ class Publisher:
         return result
 
     def _abandon(self, con: DuckDBPyConnection) -> None:
-        """Roll back, and read the ledger again next time: this transaction may have read what was never committed."""
+        """Roll back and discard the cached ledger: the transaction may have read rows that were never committed."""
         _rollback(con)
         self._ledger.forget()
 
     def _fill(
         self, con: DuckDBPyConnection, group: Sequence[Outcome]
     ) -> tuple[Published, int, Sequence[Mapping[str, Any]]]:
-        """Everything between BEGIN and COMMIT. Returns the outcome, the fence's token, and the ledger's new rows."""
+        """Do everything between BEGIN and COMMIT. Returns the outcome, the fence's token and the new ledger rows."""
         token = self._advance_fence(con, group)
-        result = Published()
-        new = [outcome for outcome in group if self._is_new(outcome, result)]
-        receipts = [outcome for outcome in new if isinstance(outcome, Receipt)]
+        result, new, receipts = self._select(group)
         tables = table_columns(con)
         evolved = evolve(con, self._datasets, receipts, tables)
         if evolved.changed:
@@ -262,6 +260,8 @@ class Publisher:
                 settle(self._settings, bare)
             con.execute("BEGIN")
             token = self._advance_fence(con, group)
+            # Again: without the gate, another publisher may have committed since the first BEGIN.
+            result, new, receipts = self._select(group)
             tables = table_columns(con)
         self._filled |= filling
         held = self._held(con, receipts, tables) if self._recheck else {}
@@ -286,11 +286,11 @@ class Publisher:
             if entry is not None and entry.fingerprint == receipt.fingerprint and self._is_there(receipt, held):
                 result.unchanged.append(outcome)
                 if entry.state != "published" or entry.source_version != receipt.source_version:
-                    # The rows of the published attempt stand for this version of the source, too.
+                    # The published attempt's rows are also the rows of this source version.
                     row = ledger.receipt_row(replace(receipt, attempt_id=entry.attempt_id))
                     rows.append({**row, "confirmed_by": receipt.attempt_id})
                 continue
-            # An empty first partition of an inferred dataset has no columns, so no table to replace rows in.
+            # An empty first partition of an inferred dataset has no columns, so there is no table yet.
             if dataset.table in tables:
                 changed[dataset.key].append((receipt, way))
             result.receipts.append(outcome)
@@ -305,7 +305,7 @@ class Publisher:
         return result, token, rows
 
     def _record(self, con: DuckDBPyConnection, rows: Sequence[dict[str, Any]], token: int, message: str) -> None:
-        """Append the ledger's rows, and name the transaction."""
+        """Append the ledger rows and set the commit message."""
         now = datetime.now(UTC)
         for row in rows:
             row |= {"flow_run_id": self._flow_run_id, "recorded_at": now, "token": token}
@@ -313,17 +313,27 @@ class Publisher:
         commit_message(con, message, token=token, flow_run_id=self._flow_run_id)
 
     def _advance_fence(self, con: DuckDBPyConnection, group: Sequence[Outcome]) -> int:
-        """Advance the fence, and read what the ledger says of the group."""
+        """Advance the fence and read the ledger entries of the group."""
         token = advance_fence(con, "fence")
         failpoint("after the fence")
         self._ledger.read(con, token, {outcome.partition for outcome in group})
         return token
 
+    def _select(self, group: Sequence[Outcome]) -> tuple[Published, list[Outcome], list[Receipt]]:
+        """Drop from a group what the ledger makes unnecessary; see `_is_new`.
+
+        Returns:
+            The result so far, with what was dropped; the outcomes to write; and the receipts among them.
+        """
+        result = Published()
+        new = [outcome for outcome in group if self._is_new(outcome, result)]
+        return result, new, [outcome for outcome in new if isinstance(outcome, Receipt)]
+
     def _is_new(self, outcome: Outcome, result: Published) -> bool:
-        """Whether an outcome has to be written; one that has not goes to where the ledger says it belongs.
+        """Whether an outcome must be written. If not, it is added to the list of `result` that fits the ledger.
 
         Raises:
-            PublishedInBetween: a rollback would take back another attempt than it was asked to.
+            PublishedInBetween: the attempt that a rollback would replace is no longer the published one.
         """
         entry = self._ledger.entries.get((outcome.dataset, outcome.partition))
         recorded = self._ledger.attempts.get(outcome.attempt_id)
@@ -340,8 +350,9 @@ class Publisher:
         if outcome.restores:
             if outcome.supersedes != entry.attempt_id:
                 raise PublishedInBetween(
-                    f"{outcome.dataset} {outcome.partition} was published in between, and is left as it is.",
-                    f"look, then roll back again: lake status {outcome.dataset}",
+                    f"{outcome.dataset} {outcome.partition} was published again after the rollback was staged; "
+                    "nothing was changed.",
+                    f"check `lake status {outcome.dataset}`, then roll back again",
                 )
             return True
         planned = self._planned.get((outcome.dataset, outcome.partition))
@@ -353,7 +364,7 @@ class Publisher:
     def _held(
         self, con: DuckDBPyConnection, receipts: Sequence[Receipt], tables: Mapping[str, Mapping[str, str]]
     ) -> dict[tuple[str, str], Contents]:
-        """What the tables hold of the receipts' partitions."""
+        """Read what the tables hold of the receipts' partitions."""
         asked: dict[str, list[str]] = defaultdict(list)
         for receipt in receipts:
             asked[receipt.dataset].append(receipt.partition)
@@ -366,7 +377,7 @@ class Publisher:
         return held
 
     def _is_there(self, receipt: Receipt, held: Mapping[tuple[str, str], Contents]) -> bool:
-        """Whether the table holds what the ledger says; looked up only when asked to."""
+        """Whether the table holds what the ledger says. Always true without `recheck`."""
         there = held.get((receipt.dataset, receipt.partition))
         if not self._recheck or (there is None and not receipt.rows):
             return True
@@ -379,7 +390,7 @@ class Publisher:
         columns: Mapping[str, str],
         ready: Sequence[tuple[Receipt, Fit]],
     ) -> None:
-        """Delete the partitions' rows, and register the staged files in their place, or insert what they hold."""
+        """Delete the partitions' rows, then register the staged files or insert their rows."""
         column = dataset.partition_column
         if column is None:
             con.execute(f"DELETE FROM {qualified(dataset)}")
@@ -406,32 +417,32 @@ class Publisher:
     def _connection(self) -> DuckDBPyConnection:
         if self._con is None:
             self._con = connect(self._settings)
-            # A commit is metadata: more threads only take the cores from the workers that extract.
+            # A commit is metadata only: more threads would take cores from the workers that extract.
             self._con.execute("SET threads = 1")
         return self._con
 
 
 def _json(profile: Mapping[str, float]) -> str:
-    """Seconds by stage, to a tenth of a millisecond."""
+    """Seconds by stage as JSON, rounded to 0.1 ms."""
     return json.dumps({stage: round(seconds, 4) for stage, seconds in profile.items()})
 
 
 def _rollback(con: DuckDBPyConnection) -> bool:
-    """Roll back what is open. Returns whether the connection is still fit to be closed."""
+    """Roll back the open transaction. Returns whether the connection can be closed safely."""
     import duckdb
 
     try:
         con.execute("ROLLBACK")
     except (duckdb.FatalException, duckdb.InternalException) as error:
-        log.warning("a connection is given up: %s", error)
+        log.warning("abandoned a connection after an internal error of DuckDB: %s", error)
         return False
     except duckdb.Error as error:
-        log.debug("there is no transaction to roll back, or nobody to tell: %s", error)
+        log.debug("no transaction to roll back, or no connection: %s", error)
     return True
 
 
 def _leave_to_the_end(con: DuckDBPyConnection) -> None:
-    """Keep a connection from ever being closed: after an error of its own, DuckDB ends the process over that."""
+    """Never close a connection: after an internal error, closing it makes DuckDB abort the process."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(con))
 
 

@@ -1,4 +1,4 @@
-"""Read the lake: one query on a connection that can change nothing and reads no file but the lake's own."""
+"""Read the lake: one query on a connection that cannot write and reads only the lake's own files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TABLE_FUNCTIONS = frozenset(
         *("generate_series", "json_each", "json_tree", "range", "repeat", "repeat_row", "unnest"),
     }
 )
-"""The table functions a query may call. All others are refused: several write although they stand in a SELECT
+"""The table functions that a query may call. All others are refused: several write even within a SELECT
 (``ducklake_expire_snapshots``, ``sqlite_query``, ``postgres_execute``), read files, or run a text as SQL."""
 
 REFUSED = frozenset({"current_setting", "getenv", "json_serialize_plan", "nextval", "write_log"})
@@ -42,16 +42,16 @@ _COPY = re.compile(
     r"\s*COPY\s*\((.*)\)\s*TO\s*'((?:[^']|'')+)'\s*(\((?:[^()]|\([^()]*\))*\))?\s*;?\s*", re.IGNORECASE | re.DOTALL
 )
 
-_TABLES = "tables: lake sql 'SHOW ALL TABLES'"
+_TABLES = "list the tables with: lake sql 'SHOW ALL TABLES'"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a query gave.
+    """The result of a query.
 
     Args:
-        columns: The columns' names, all different: a second ``n`` is ``n_2``.
-        rows: The rows, a value a column.
+        columns: The column names, made unique: a second ``n`` becomes ``n_2``.
+        rows: The rows, with one value per column.
     """
 
     columns: list[str]
@@ -72,7 +72,7 @@ def open_lake(project: str | Path | None = None) -> DuckDBPyConnection:
         project: A project's folder; None means ``LAKE_PROJECT``, or the one found from the working directory upwards.
 
     Raises:
-        BadInput: a setting is malformed, or the folder is no project.
+        BadInput: a setting is malformed, or the folder is not a project.
         CatalogError: there is no lake yet, or it cannot be opened.
     """
     settings = load_settings() if project is None else project_settings(Path(project))
@@ -90,16 +90,16 @@ def answer(settings: Settings, sql: str, *, allow_export: bool = False) -> Answe
     Args:
         settings: Where the lake is.
         sql: The query; ``raw.flights``, ``gold.carrier_performance`` and so on need no prefix.
-        allow_export: Whether it may be a ``COPY (query) TO 'file'``.
+        allow_export: Whether ``COPY (query) TO 'file'`` is allowed, too.
 
     Raises:
-        BadInput: the query is wrong, is more than a query, or reads something other than the lake.
+        BadInput: the query is invalid, is not a single query, or reads something other than the lake.
     """
     import duckdb
 
     with connected(settings, read_only=True) as con:
         try:
-            # Locked first: to parse IMPORT DATABASE is to read its files.
+            # Lock first: parsing IMPORT DATABASE already reads its files.
             if copy := _COPY.fullmatch(sql) if allow_export else None:
                 target = _export_target(settings, copy[2].replace("''", "'"))
                 _lock(con, settings, target)
@@ -112,7 +112,7 @@ def answer(settings: Settings, sql: str, *, allow_export: bool = False) -> Answe
             result = con.execute(sql)
             return Answer(_distinct([column[0] for column in result.description or []]), result.fetchall())
         except (duckdb.IOException, duckdb.ConnectionException):
-            raise  # the catalog's or the data's, not the query's: `connected` says which
+            raise  # the catalog or the storage failed, not the query: `connected` says which
         except duckdb.Error as error:
             raise BadInput(
                 f"The query failed: {settings.redact(str(error))}", f"correct the query; {_TABLES}"
@@ -120,7 +120,7 @@ def answer(settings: Settings, sql: str, *, allow_export: bool = False) -> Answe
 
 
 def _check(con: DuckDBPyConnection, sql: str) -> None:
-    """Refuse whatever is not one query over the lake, before DuckDB binds it: some functions act while it binds."""
+    """Refuse anything but one query over the lake, before DuckDB binds it: binding can have side effects."""
     if explain := _EXPLAIN.match(sql):
         _check_type(con, sql, "EXPLAIN")
         sql = sql[explain.end() :]
@@ -128,44 +128,42 @@ def _check(con: DuckDBPyConnection, sql: str) -> None:
     (text,) = con.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchall()[0]
     tree = json.loads(text)
     if tree["error"]:
-        raise BadInput(f"The query cannot be read: {tree['error_message']}", f"correct the query; {_TABLES}")
+        raise BadInput(f"The query cannot be parsed: {tree['error_message']}", f"correct the query; {_TABLES}")
     for node in _nodes(tree):
         name = str(node.get("function_name", "")).lower()
         if node.get("type") == "TABLE_FUNCTION":
             called = str(node["function"].get("function_name", "")).lower()
             if called not in TABLE_FUNCTIONS:
-                raise BadInput(
-                    f"lake sql does not call {called}(): it reads the lake's tables and nothing else.", _TABLES
-                )
+                raise BadInput(f"lake sql does not call {called}(): it reads only the lake's tables.", _TABLES)
         elif name in REFUSED:
-            raise BadInput(f"lake sql does not call {name}(): it reads the lake's tables and nothing else.", _TABLES)
+            raise BadInput(f"lake sql does not call {name}(): it reads only the lake's tables.", _TABLES)
         elif node.get("type") == "BASE_TABLE" and "/" in node["table_name"]:
             raise BadInput(f"lake sql does not read files: {node['table_name']}", _TABLES)
 
 
 def _check_type(con: DuckDBPyConnection, sql: str, wanted: str) -> None:
-    """Refuse what DuckDB's parser does not take for one statement of a type."""
+    """Refuse anything that DuckDB does not parse as exactly one statement of this type."""
     found = [statement.type.name for statement in con.extract_statements(sql)]
     if found == [wanted]:
         return
     if len(found) == 2 and found[1] == "SELECT" and "PIVOT" in sql.upper():
         raise BadInput(
-            "A PIVOT without its values is more than one statement.", "name them: PIVOT t ON c IN ('a', 'b')"
+            "A PIVOT without its values is more than one statement.", "list the values: PIVOT t ON c IN ('a', 'b')"
         )
     if found == ["COPY"]:
         raise BadInput(
-            "lake sql writes no file unless it is told to.",
+            "lake sql writes a file only with --allow-export.",
             "lake sql --allow-export \"COPY (SELECT ...) TO 'result.parquet'\"",
         )
     said = " and ".join(found) if found else "nothing"
     raise BadInput(
-        f"lake sql runs one query and changes nothing; this is {said}.",
-        "write one SELECT, FROM, DESCRIBE, SHOW, SUMMARIZE or EXPLAIN of one of them",
+        f"lake sql runs one query that changes nothing; this is {said}.",
+        "write one SELECT, FROM, DESCRIBE, SHOW or SUMMARIZE, or an EXPLAIN of one of them",
     )
 
 
 def _lock(con: DuckDBPyConnection, settings: Settings, target: Path | None = None) -> None:
-    """Take from a connection all that a query over the lake does not need: files, Python's variables, settings."""
+    """Restrict a connection to what a query over the lake needs: no other files, Python variables or settings."""
     folders = [settings.data_path, *([f"{target}/"] if target else [])]
     paths = [str(target), str(target.with_name(f"tmp_{target.name}"))] if target else []
     if settings.in_s3:
@@ -179,27 +177,29 @@ def _lock(con: DuckDBPyConnection, settings: Settings, target: Path | None = Non
 
 
 def _export_target(settings: Settings, name: str) -> Path:
-    """The file, or the folder of a partitioned export, that a COPY may write: on this machine, and none of the lake's.
+    """The file (or folder, if partitioned) that a COPY may write: on this machine and outside the lake's folders.
 
     Raises:
-        BadInput: it is a URL, has no folder to lie in, or overlaps with the lake's own folders.
+        BadInput: it is a URL, its parent folder does not exist, or it overlaps with the lake's own folders.
     """
     if "://" in name:
-        raise BadInput(f"lake sql exports to a file of this machine, not to {name}.", "name a local file")
+        raise BadInput(f"lake sql exports to a file on this machine, not to {name}.", "name a local file")
     target = Path(name).expanduser().resolve()
     if not target.parent.is_dir():
-        raise BadInput(f"lake sql cannot write {target}: there is no folder {target.parent}.", "make it first")
+        raise BadInput(
+            f"lake sql cannot write {target}: there is no folder {target.parent}.", "create the folder first"
+        )
     folders = [settings.home, *(Path(p) for p in (settings.data_path, settings.landing) if not p.startswith("s3://"))]
     if settings.catalog_file:
         folders.append(settings.catalog_file)
     for folder in map(Path.resolve, folders):
         if target.is_relative_to(folder) or folder.is_relative_to(target):
-            raise BadInput(f"lake sql exports nothing into the lake's own folders: {target}", "name another file")
+            raise BadInput(f"lake sql does not export into the lake's own folders: {target}", "name another file")
     return target
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
-    """Every object of a JSON document."""
+    """Every object in a JSON document."""
     waiting = [tree]
     while waiting:
         node = waiting.pop()
@@ -211,7 +211,7 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """The names, a repeated one with its number: a dict would keep just the last of them."""
+    """The names, with a number added to repeated ones: a dict would keep only the last of them."""
     found: dict[str, None] = {}
     for name in names:
         number = 1

@@ -1,23 +1,26 @@
-"""Repair: statistics in the catalog that are not those of the files are computed again, in one fenced commit.
+"""Repair: recompute statistics in the catalog that differ from those of the files, in one fenced commit.
 
-And settle: where DuckLake 1.5.5 would merge a table's statistics wrongly with those of the next file, they are written
-so that it does not. It has one mark, no minimum and no maximum, for two things: that no value is known yet, after which
-it takes over the next file's bounds, and that the bounds are not known, after which it must not. The second arises from
-the first commit to a table, and from the rewriting of files, whenever a file without any value of a column comes before
-one with some.
+Settle: rewrite a table's statistics where DuckLake 1.5.5 would merge them wrongly with those of the next file. DuckLake
+stores "no minimum and no maximum" in two cases that it does not distinguish:
 
-DuckLake changes statistics only along with data, so this writes into the catalog's own tables:
+- There is no value yet. DuckLake then takes the bounds of the next file, which is right.
+- The bounds are unknown. DuckLake then takes the bounds of the next file, which is wrong.
+
+The second case arises in the first commit to a table and when files are rewritten, if a file without any value of a
+column comes before a file with values.
+
+DuckLake changes statistics only along with data, so this module writes into the catalog's own tables:
 
     BEGIN
       read        the latest snapshot, the statistics, the footers of all files
       fence       INSERT the next snapshot: its id is the primary key for which every commit of DuckLake competes
-      update      the rows that lie
+      update      the wrong rows
     COMMIT
 
-A commit of DuckLake that has the same number in mind fails on the key. It then reads the snapshots that came in between
-and the statistics again; a table that this one names as altered it no longer writes to at all, so what it has read of
-the old statistics goes nowhere. The new snapshot has another ``next_file_id``, by which DuckLake keeps statistics: so
-connections that are open read them again.
+A concurrent commit of DuckLake with the same snapshot id fails on the key. DuckLake then reads the snapshots in between
+and the statistics again. It does not write to a table that the repair's snapshot lists as altered, so the old
+statistics that it read have no effect. The repair's snapshot has another ``next_file_id``. DuckLake caches statistics
+by that id, so open connections read them again.
 """
 
 from __future__ import annotations
@@ -41,21 +44,21 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 _Planned = tuple[list[tuple[str, list[Any]]], list[int], list["Change"]]
-"""Statements with their values, the ids of the tables that they are about, and the same in words."""
+"""The statements with their values, the ids of the tables that they change, and the changes in words."""
 
 RETRIES = 5
-"""Transactions begun after another writer was first, within one hold of the gate."""
+"""Maximum number of transactions tried if another writer is first, within one hold of the gate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One value of the catalog that was put right.
+    """One corrected value in the catalog.
 
     Args:
         table: Schema and name.
         subject: The column, the file, or both.
-        before: What stood there.
-        after: What stands there now.
+        before: The old value.
+        after: The new value.
     """
 
     table: str
@@ -65,44 +68,44 @@ class Change:
 
 
 def repair(settings: Settings, only: Set[str] | None = None) -> list[Change]:
-    """Put right the statistics that `lake verify` finds wrong. Call it within the gate.
+    """Correct the statistics that `lake verify` finds wrong. Call it within the gate.
 
     Args:
         settings: Where the lake is.
-        only: Just these tables, by schema and name; None means all.
+        only: Only these tables, by schema and name; None means all.
 
     Returns:
-        What was changed; empty when nothing had to be.
+        The changes; empty if nothing was wrong.
 
     Raises:
         NotInitialised: there is no lake yet.
-        CommitConflict: other writers were first, every time.
-        CatalogError: the catalog or a file cannot be read, or the catalog not be written.
+        CommitConflict: other writers were first in every retry.
+        CatalogError: the catalog or a file cannot be read, or the catalog cannot be written.
     """
     return _committed(settings, lambda con: _plan(con, settings, only))
 
 
 def settle(settings: Settings, only: Set[str] | None = None) -> list[Change]:
-    """Make tables safe to add files to: their statistics say what DuckLake will merge rightly. Call it within the gate.
+    """Write statistics that DuckLake merges correctly, so that files can be added to tables. Call it within the gate.
 
-    Reads one row for each column of a table, and those of its files only where both bounds are missing.
+    Reads one row per column of a table. Reads the rows of its files only if both bounds are missing.
 
     Args:
         settings: Where the lake is.
-        only: Just these tables, by schema and name; None means all.
+        only: Only these tables, by schema and name; None means all.
 
     Returns:
-        What was changed; empty when nothing had to be.
+        The changes; empty if nothing had to change.
 
     Raises:
-        CommitConflict: other writers were first, every time.
+        CommitConflict: other writers were first in every retry.
         CatalogError: the catalog cannot be read or written.
     """
     return _committed(settings, lambda con: _unsettled(con, only))
 
 
 def _committed(settings: Settings, plan: Callable[[DuckDBPyConnection], _Planned]) -> list[Change]:
-    """Commit what a plan says; planned again when another writer was first."""
+    """Plan and commit changes; plan again if another writer was first."""
     conflicts = Retrying(
         retry=retry_if_exception_type(CommitConflict),
         stop=stop_after_attempt(RETRIES),
@@ -114,7 +117,7 @@ def _committed(settings: Settings, plan: Callable[[DuckDBPyConnection], _Planned
 
 
 def _once(settings: Settings, mark: str, plan: Callable[[DuckDBPyConnection], _Planned]) -> list[Change]:
-    """One transaction. What became of one that failed is read from the snapshots."""
+    """Run one transaction. If it fails, the snapshots show whether it was committed."""
     import duckdb
 
     snapshot: int | None = None
@@ -151,7 +154,7 @@ def _latest(con: DuckDBPyConnection) -> int:
 
 
 def _is_there(con: DuckDBPyConnection, mark: str) -> bool:
-    """Whether a snapshot carries this mark: its COMMIT came through, though the answer did not."""
+    """Whether a snapshot has this mark: then the COMMIT succeeded, even if its answer was lost."""
     found = con.execute(
         f"SELECT commit_extra_info FROM {META}.ducklake_snapshot_changes WHERE commit_message = 'repair'"
     ).fetchall()
@@ -159,7 +162,7 @@ def _is_there(con: DuckDBPyConnection, mark: str) -> bool:
 
 
 def _plan(con: DuckDBPyConnection, settings: Settings, only: Set[str] | None) -> _Planned:
-    """What `repair` does. Reads only."""
+    """Plan the changes of `repair`. Reads only."""
     statements: list[tuple[str, list[Any]]] = []
     changes: list[Change] = []
     tables: set[int] = set()
@@ -170,7 +173,7 @@ def _plan(con: DuckDBPyConnection, settings: Settings, only: Set[str] | None) ->
             stated, where = "ducklake_file_column_stats", f"{where} AND column_id = {file.column_id}"
         assigned, values = ", ".join(f"{name} = ?" for name in file.right), list(file.right.values())
         statements.append((f"UPDATE {META}.{stated} SET {assigned} WHERE {where}", values))
-        # The tables' statistics are computed from what the files' will be.
+        # The tables' statistics are computed from the corrected statistics of the files.
         read = "live_file" if file.column_id is None else "live_statistics"
         con.execute(f"UPDATE {read} SET {assigned} WHERE {where}", values)
         tables.add(file.table_id)
@@ -191,7 +194,7 @@ def _plan(con: DuckDBPyConnection, settings: Settings, only: Set[str] | None) ->
 
 
 def _unsettled(con: DuckDBPyConnection, only: Set[str] | None) -> _Planned:
-    """What `settle` does. Reads only."""
+    """Plan the changes of `settle`. Reads only."""
     statements: list[tuple[str, list[Any]]] = []
     changes: list[Change] = []
     tables: set[int] = set()
@@ -219,12 +222,12 @@ def _unsettled(con: DuckDBPyConnection, only: Set[str] | None) -> _Planned:
 def _add_columns(
     con: DuckDBPyConnection, statements: list[tuple[str, list[Any]]], tables: set[int], changes: list[Change]
 ) -> None:
-    """Plan to put right what the loaded tables say of their columns."""
+    """Plan the corrections of the loaded tables' column statistics."""
     for column in statistics.wrong_columns(con):
         where = f"table_id = {column.table_id} AND column_id = {column.column_id}"
         said, right = column.said, column.right
         if column.valued and right.low is None and right.high is None:
-            # Without a row DuckLake keeps no statistics of the column from now on, and reads it.
+            # Without this row, DuckLake keeps no statistics of the column and always reads its values.
             statements.append((f"DELETE FROM {META}.ducklake_table_column_stats WHERE {where}", []))
         else:
             statements.append(

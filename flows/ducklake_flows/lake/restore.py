@@ -1,6 +1,7 @@
-"""A way back: the rows of the attempt before, read from its snapshot and staged as a new attempt.
+"""Rollback: read the previous attempt's rows from a snapshot and stage them as a new attempt.
 
-A path is registered once in its life, so the old files are not registered again: they go when their snapshot expires.
+A path is registered at most once, so the old files are not registered again. They are deleted after their snapshot
+expires.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ if TYPE_CHECKING:
 
 
 def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -> Receipt:
-    """Stage the rows that were published before the ones that are published now. Publishing them is the caller's.
+    """Stage the rows that were published before the current ones. The caller publishes them.
 
     Rolling back twice goes back two attempts.
 
     Raises:
-        BadInput: nothing was published before, or its snapshot has expired.
+        BadInput: nothing was published before, its snapshot has expired, or its rows differ from the ledger.
     """
     started = time.monotonic()
     name = f"{dataset.key} {partition}"
@@ -46,14 +47,14 @@ def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -
         current = published[-1]
         before = [row for row in _still_meant(published) if row["fingerprint"] != current["fingerprint"]]
         if not before:
-            raise BadInput(f"{name} has no attempt before the one that is published.", f"lake status {dataset.key}")
+            raise BadInput(f"{name} has no attempt before the published one.", f"lake status {dataset.key}")
         target = before[-1]
         last_seen = max(n for n, row in enumerate(published) if _shown(row) == target["attempt_id"])
         file = Path(work) / "rows.parquet"
         _copy(con, dataset, partition, _snapshot_before(con, name, published[last_seen + 1]["token"]), file)
         seen = inspect(dataset, [partition], [str(file)])[0]
         if seen.fingerprint != target["fingerprint"]:
-            raise BadInput(f"The rows of {name}'s attempt before are not what was published.", "lake verify")
+            raise BadInput(f"The rows of the previous attempt at {name} differ from what was published.", "lake verify")
         attempt = new_attempt()
         staged = staged_path(dataset, partition, attempt, 0)
         size = file.stat().st_size
@@ -70,7 +71,7 @@ def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -
         bytes=size if seen.rows else 0,
         columns=seen.columns,
         fingerprint=seen.fingerprint,
-        # Of what was rolled back: once the source is mended, the partition is stale and a run takes it up.
+        # The version that was rolled back: once the source is fixed, the partition is stale and a run loads it again.
         source_version=current["source_version"] or "",
         seconds=time.monotonic() - started,
         peak_rss=0,
@@ -80,12 +81,12 @@ def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -
 
 
 def _shown(row: Mapping[str, Any]) -> str:
-    """The attempt whose rows a ledger row shows."""
+    """The attempt that first published the rows of a ledger row."""
     return str(row["restores"] or row["attempt_id"])
 
 
 def _still_meant(published: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """A partition's attempts without those that were rolled back: nobody wants to go back to them."""
+    """A partition's attempts minus those already rolled back."""
     meant: list[Mapping[str, Any]] = []
     for row in published:
         if row["restores"]:
@@ -97,9 +98,9 @@ def _still_meant(published: Sequence[Mapping[str, Any]]) -> list[Mapping[str, An
 
 
 def _snapshot_before(con: DuckDBPyConnection, name: str, token: int) -> int:
-    """The last snapshot before a ledger row's commit, which the fence's token in its message tells.
+    """The last snapshot before a ledger row's commit. The commit is found by the fence's token in its message.
 
-    Not the one in which the rows sought were published: that may be long expired while they were still to be read.
+    Not the snapshot that published the wanted rows: it may have expired while the rows were still current.
     """
     found = rows(con, f"SELECT snapshot_id, commit_extra_info FROM {LAKE}.snapshots()")
     there = {int(snapshot["snapshot_id"]) for snapshot in found}
@@ -108,13 +109,13 @@ def _snapshot_before(con: DuckDBPyConnection, name: str, token: int) -> int:
         if json.loads(snapshot["commit_extra_info"] or "{}").get("token") == token and before in there:
             return before
     raise BadInput(
-        f"The snapshot of {name}'s attempt before has expired, and its rows with it.",
+        f"The snapshot of the previous attempt at {name} has expired, so its rows can no longer be read.",
         f"load it again from its source: lake backfill {name.split()[0]} --mode all",
     )
 
 
 def _copy(con: DuckDBPyConnection, dataset: Dataset, partition: Partition, snapshot: int, file: Path) -> None:
-    """Write the partition's rows as they were in a snapshot."""
+    """Write the partition's rows as of a snapshot to a file."""
     where = f"WHERE {quoted(dataset.partition_column)} = '{partition.value}'" if dataset.partition_column else ""
     source = f"SELECT * FROM {qualified(dataset)} AT (VERSION => {snapshot}) {where}"
     con.execute(f"COPY ({source}) TO {literal(str(file))} (FORMAT parquet)")

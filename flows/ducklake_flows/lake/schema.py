@@ -1,4 +1,4 @@
-"""The lake's own tables, and how raw tables are made and evolve."""
+"""The lake's own tables, and how raw tables are created."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 ORPHAN_AGE = "1 day"
-"""How old a file that no snapshot names must be before any clean-up may take it; longer than any run."""
+"""Minimum age of a file that no snapshot names before a clean-up may delete it; longer than any run."""
 
 OPS = {
     "fence": "token BIGINT",
@@ -32,21 +32,21 @@ OPS = {
 }
 """Columns of the tables in ``lake.ops``. ``token`` is the fence's, so it orders the rows.
 
-A later release only adds columns at the end, and `bootstrap` adds them to a lake that lacks them.
+A later release only adds columns at the end; `bootstrap` adds them to an existing lake.
 """
 
 
 def bootstrap(settings: Settings, datasets: Iterable[Dataset]) -> list[str]:
-    """Make the catalog, the schemas, the lake's own tables and the declared raw tables. Safe to repeat.
+    """Create the catalog, the schemas, the lake's own tables and the declared raw tables. Safe to repeat.
 
-    Only one process may do this at a time: DuckLake's first attach and its CREATEs are races. Call it within the
+    Only one process may do this at a time: concurrent first attaches and CREATEs of DuckLake race. Call it within the
     gate, before any worker starts.
 
     Returns:
-        What was made, one name each; empty when everything was there.
+        The names of what was created; empty if everything existed.
 
     Raises:
-        CatalogError: the catalog or the data path cannot be made or used.
+        CatalogError: the catalog or the data path cannot be created or used.
     """
     import duckdb
 
@@ -55,8 +55,8 @@ def bootstrap(settings: Settings, datasets: Iterable[Dataset]) -> list[str]:
         if con.execute(f"SELECT value FROM {LAKE}.options() WHERE option_name = 'encrypted'").fetchall() == [("true",)]:
             raise CatalogError(
                 "The catalog encrypts its files (ENCRYPTED), but staged files are registered as they were written: "
-                "raw would lie in the open.",
-                "make the lake in another catalog, and encrypt its bucket or disk: docs/production.md",
+                "raw data would be unencrypted.",
+                "create the lake in another catalog, and encrypt its bucket or disk: docs/production.md",
             )
         con.execute("BEGIN")
         made = []
@@ -93,7 +93,7 @@ def bootstrap(settings: Settings, datasets: Iterable[Dataset]) -> list[str]:
             elif is_outdated(con, dataset, there[dataset.table]):
                 con.execute(f"DROP TABLE {qualified(dataset)}")
                 create_table(con, dataset, declared_types(dataset))
-                made.append(f"{dataset.table}, by its new contract")
+                made.append(f"{dataset.table} (recreated from its new contract)")
         if made:
             commit_message(con, "lake init", made=made)
         con.execute("COMMIT")
@@ -104,7 +104,7 @@ def bootstrap(settings: Settings, datasets: Iterable[Dataset]) -> list[str]:
     except duckdb.Error as error:
         raise CatalogError(
             f"The lake cannot be initialised: {' '.join(str(error).split())[:400]}",
-            "check that LAKE_HOME, LAKE_CATALOG and LAKE_DATA_PATH can be written, then: lake init",
+            "check that LAKE_HOME, LAKE_CATALOG and LAKE_DATA_PATH are writable, then run: lake init",
         ) from None
     finally:
         con.close()
@@ -112,7 +112,7 @@ def bootstrap(settings: Settings, datasets: Iterable[Dataset]) -> list[str]:
 
 
 def table_columns(con: DuckDBPyConnection) -> dict[str, dict[str, str]]:
-    """Every table of ``raw`` and ``ops``, with the name and DuckDB type of its columns in order."""
+    """The columns of every table of ``raw`` and ``ops``: name and DuckDB type, in order."""
     found: dict[str, dict[str, str]] = {}
     for schema, table, column, data_type in con.execute(
         "SELECT schema_name, table_name, column_name, data_type FROM duckdb_columns() "
@@ -123,13 +123,13 @@ def table_columns(con: DuckDBPyConnection) -> dict[str, dict[str, str]]:
 
 
 def is_outdated(con: DuckDBPyConnection, dataset: Dataset, there: Mapping[str, str]) -> bool:
-    """Whether a raw table is empty and its columns are not the contract's: it may be made again."""
+    """Whether a raw table is empty and its columns differ from the contract's: it may be created again."""
     fits = all(there.get(name) == data_type for name, data_type in declared_types(dataset).items())
     return not fits and not con.execute(f"SELECT 1 FROM {qualified(dataset)} LIMIT 1").fetchall()
 
 
 def create_table(con: DuckDBPyConnection, dataset: Dataset, columns: Mapping[str, str]) -> None:
-    """Make a raw table with these columns and its partition column."""
+    """Create a raw table with these columns and its partition column."""
     wanted = dict(columns)
     if dataset.partition_column:
         wanted[dataset.partition_column] = partition_type(dataset.grain)

@@ -1,11 +1,11 @@
-"""The statistics by which DuckLake answers: of each table against its files, and of files against their footers.
+"""The statistics that DuckLake answers from: a table's are checked against its files, a file's against its footer.
 
-DuckDB believes a table's statistics: it drops filters, sorts and groups by them, and answers ``min`` and ``max`` from
-them without a look at a file. DuckLake skips files by those of the file. Both stand in the catalog as text, so they
-are compared as values of the column's type.
+DuckDB trusts a table's statistics: it uses them to drop filters, to sort and to group, and answers ``min`` and ``max``
+from them without reading a file. DuckLake skips files by the files' own statistics. The catalog stores both as text, so
+they are compared as values of the column's type.
 
-A table's ``min`` to ``max`` must contain those of its files. Where DuckLake takes them for exact (no row was ever
-deleted: ``record_count`` is the number of rows), they must be equal.
+A table's range from ``min`` to ``max`` must contain those of its files. If DuckLake takes it as exact (no row was ever
+deleted: ``record_count`` is the number of rows), the bounds must be equal.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 BYPASS = "SET disabled_optimizers = 'statistics_propagation,filter_pushdown'"
-"""After this, a query reads every row: no statistics of a table, of a file or of a row group take part."""
+"""After this, a query reads every row: it uses no statistics of tables, files or row groups."""
 
 PLAIN = "SET disabled_optimizers = 'statistics_propagation'"
-"""After this, a query uses no statistics of a table, but still skips files and row groups by theirs."""
+"""After this, a query uses no table statistics, but still skips files and row groups by their own statistics."""
 
 USE = "RESET disabled_optimizers"
 
@@ -55,10 +55,10 @@ TYPES = {
     "varchar": "VARCHAR",
     "json": "VARCHAR",
 }
-"""DuckLake's types whose min and max it uses, and decimals; the others' are not looked at."""
+"""The types whose min and max DuckLake uses, besides decimals. Statistics of other types are not checked."""
 
 SAMPLE = 16
-"""Of each table, so many of the newest files and as many others, evenly spread, are held against their footers."""
+"""Per table, this many of the newest files and as many others, evenly spread, are checked against their footers."""
 
 
 SIDES = ("low", "high")
@@ -66,13 +66,13 @@ SIDES = ("low", "high")
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What is said of a column's values, in DuckLake's text.
+    """Statistics of a column's values, in DuckLake's text form.
 
     Args:
-        low: The smallest value; None when it is not known.
-        high: The largest value, likewise.
-        nulls: Whether there are nulls; None when it is not known.
-        nan: Whether there are NaNs, likewise.
+        low: The smallest value; None if unknown.
+        high: The largest value; None if unknown.
+        nulls: Whether there are nulls; None if unknown.
+        nan: Whether there are NaNs; None if unknown.
     """
 
     low: str | None
@@ -81,7 +81,7 @@ class Statistics:
     nan: bool | None
 
     def text(self) -> str:
-        """In words; what is not known is left out."""
+        """The statistics in words; unknown ones are left out."""
         known = {"min": self.low, "max": self.high}
         parts = [f"{name} {value}" for name, value in known.items() if value is not None] or ["no min or max"]
         parts += ["nulls" if self.nulls else "no nulls"] if self.nulls is not None else []
@@ -91,17 +91,17 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class TableColumn:
-    """A column whose statistics in the table are not those of its files.
+    """A column whose statistics in the table differ from those of its files.
 
     Args:
-        table_id: DuckLake's.
-        column_id: DuckLake's.
+        table_id: DuckLake's id.
+        column_id: DuckLake's id.
         table: Schema and name.
         column: Name.
-        said: What stands in the catalog.
-        right: What should.
-        valued: Whether there is any value, so that a minimum that is not known is not just that of no value.
-        faults: What is wrong, each a sentence; empty when answers are right, but the next publish breaks them.
+        said: The statistics in the catalog.
+        right: The correct statistics.
+        valued: Whether there is any value: then an unknown minimum does not mean that there is no value.
+        faults: What is wrong, one sentence each; empty if answers are right now but the next publish breaks them.
     """
 
     table_id: int
@@ -116,13 +116,13 @@ class TableColumn:
 
 @dataclass(frozen=True, slots=True)
 class TableRows:
-    """A table whose count of rows is below that of its files.
+    """A table whose row count is below that of its files.
 
     Args:
-        table_id: DuckLake's.
+        table_id: DuckLake's id.
         table: Schema and name.
-        said: The rows that the table's statistics tell.
-        right: Those in its files, deleted ones included, and in the catalog.
+        said: The row count in the table's statistics.
+        right: The rows in its files, deleted ones included, and in the catalog.
     """
 
     table_id: int
@@ -133,18 +133,18 @@ class TableRows:
 
 @dataclass(frozen=True, slots=True)
 class FileColumn:
-    """A column of a file, or its count of rows, of which the catalog tells what the file's footer does not.
+    """A column of a file, or the file's row count, for which the catalog and the file's footer differ.
 
     Args:
-        table_id: DuckLake's.
-        file_id: DuckLake's.
-        column_id: DuckLake's; None for the count of rows.
+        table_id: DuckLake's id.
+        file_id: DuckLake's id.
+        column_id: DuckLake's id; None for the row count.
         table: Schema and name.
         path: The file.
-        column: Name, "" for the count of rows.
-        said: What stands in the catalog, by its column.
-        right: What should, likewise.
-        faults: What is wrong, each a sentence.
+        column: Name; "" for the row count.
+        said: The values in the catalog, by the catalog's column name.
+        right: The correct values, by the same names.
+        faults: What is wrong, one sentence each.
     """
 
     table_id: int
@@ -159,18 +159,18 @@ class FileColumn:
 
 
 def duckdb_type(ducklake_type: str) -> str | None:
-    """The DuckDB type of a column whose min and max DuckLake uses; None of any other."""
+    """The DuckDB type of a column whose min and max DuckLake uses; None for any other."""
     return ducklake_type.upper() if ducklake_type.startswith("decimal(") else TYPES.get(ducklake_type)
 
 
 def load(con: DuckDBPyConnection, only: Set[str] | None = None) -> None:
-    """Read what the catalog says of the live tables, or of some, into temporary tables: the other functions use them.
+    """Read the catalog's records of the live tables into temporary tables, which the other functions use.
 
-    Each of the catalog's tables is read once: a SQLite catalog has no index that would serve more selective reads.
+    Each table of the catalog is read once: a SQLite catalog has no index for more selective reads.
 
     Args:
         con: A connection to the lake.
-        only: Schema and name of the tables.
+        only: Only these tables, by schema and name; None means all.
     """
     con.execute(
         f"""CREATE OR REPLACE TEMP TABLE live_table AS
@@ -222,10 +222,10 @@ def load(con: DuckDBPyConnection, only: Set[str] | None = None) -> None:
 
 
 def bare(con: DuckDBPyConnection, only: Set[str] | None = None) -> list[tuple[int, str]]:
-    """The live tables, or some, that no row was ever added to: DuckLake keeps no statistics of theirs yet.
+    """The live tables, or those in `only`, that never had a row: DuckLake has no statistics of them yet.
 
     Returns:
-        Id, schema and name of each.
+        The id, and the schema and name, of each table.
     """
     return con.execute(
         f"SELECT table_id, name FROM ({_NAMED}) ANTI JOIN {META}.ducklake_table_stats USING (table_id) "
@@ -234,7 +234,7 @@ def bare(con: DuckDBPyConnection, only: Set[str] | None = None) -> list[tuple[in
 
 
 def unbounded(con: DuckDBPyConnection, only: Set[str] | None = None) -> set[str]:
-    """The live tables, or some, with a column of which they know neither minimum nor maximum, by schema and name."""
+    """The live tables, or those in `only`, with a column without minimum and maximum, by schema and name."""
     found = con.execute(
         f"""SELECT DISTINCT name FROM ({_NAMED})
             JOIN {META}.ducklake_table_stats t USING (table_id)
@@ -245,7 +245,7 @@ def unbounded(con: DuckDBPyConnection, only: Set[str] | None = None) -> set[str]
 
 
 def used_columns(con: DuckDBPyConnection, table_id: int) -> list[int]:
-    """The ids of a table's columns whose minimum and maximum DuckLake uses, nested fields too."""
+    """The ids of a table's columns whose min and max DuckLake uses, including nested fields."""
     columns = con.execute(
         f"SELECT column_id, column_type FROM {META}.ducklake_column WHERE table_id = {table_id} "
         "AND end_snapshot IS NULL ORDER BY column_id"
@@ -254,7 +254,7 @@ def used_columns(con: DuckDBPyConnection, table_id: int) -> list[int]:
 
 
 def wrong_rows(con: DuckDBPyConnection) -> list[TableRows]:
-    """The tables whose count of rows is below that of their files. Call `load` before."""
+    """The tables whose row count is below that of their files. Call `load` first."""
     found = con.execute(
         f"""SELECT table_id, name, record_count, held FROM ({_HELD})
             WHERE record_count < held ORDER BY name"""
@@ -263,10 +263,10 @@ def wrong_rows(con: DuckDBPyConnection) -> list[TableRows]:
 
 
 def wrong_columns(con: DuckDBPyConnection) -> list[TableColumn]:
-    """The columns whose statistics in the table are not those of its files, nested fields too. Call `load` before.
+    """The columns whose statistics in the table differ from those of its files, also nested ones. Call `load` first.
 
-    Those whose minimum and maximum are both missing though there are values are among them, without a fault: DuckLake
-    takes such a column for one without any value, and would fill both from the next file alone (ducklake#1308).
+    A column that has values but neither minimum nor maximum is included, without a fault: DuckLake takes it for a
+    column without values and would set both from the next file alone (ducklake#1308).
     """
     found: list[TableColumn | None] = []
     kinds: dict[str | None, list[str]] = {}
@@ -302,11 +302,11 @@ _HELD = """
     LEFT JOIN (SELECT table_id, sum(record_count)::BIGINT AS rows FROM live_file GROUP BY ALL) f USING (table_id)
     LEFT JOIN (SELECT table_id, sum(rows)::BIGINT AS rows FROM live_inlined GROUP BY ALL) i USING (table_id)
     LEFT JOIN live_delete d USING (table_id)"""
-"""The rows of each table that lie in files, deleted ones included, and in the catalog."""
+"""The row count of each table: in files, deleted ones included, and in the catalog."""
 
 
 def _columns_sql(kind: str, names: Sequence[str]) -> str:
-    """What the table says of each column of a type, and what its files do; see `_column` for the meaning."""
+    """Select the statistics of all columns of a type, from the table and from its files; `_column` interprets them."""
     low, high = (f"TRY_CAST(s.{side}_value AS {kind})" for side in ("min", "max"))
     said_low, said_high = (f"TRY_CAST(said.{side} AS {kind})" for side in SIDES)
     right_low, right_high = (f"TRY_CAST(f.{side} AS {kind})" for side in SIDES)
@@ -352,9 +352,9 @@ def _columns_sql(kind: str, names: Sequence[str]) -> str:
 
 
 def _column(row: Mapping[str, Any]) -> TableColumn | None:
-    """A column's faults; None when it has none and the next publish makes none.
+    """A column's faults; None if it has none and the next publish causes none.
 
-    Of floats, DuckLake uses min and max only where it knows that there is no NaN, which no staged file says.
+    For floats, DuckLake uses min and max only if it knows that there is no NaN. No staged file records that.
     """
     faults = []
     said = Statistics(row["said_low"], row["said_high"], _flag(row["said_nulls"]), _flag(row["said_nan"]))
@@ -370,15 +370,15 @@ def _column(row: Mapping[str, Any]) -> TableColumn | None:
         if mine is None or not valued or not row["used"]:
             continue
         if files is None:
-            faults.append(f"{name} is {mine}, but a file does not say its own")
+            faults.append(f"{name} is {mine}, but a file does not record its own")
         elif row[f"{side}_narrow"]:
             faults.append(f"{name} is {mine}, but a file's is {word}: {files}")
         elif row[f"{side}_wide"]:
-            faults.append(f"{name} is {mine}, which counts as exact, but the files' is {files}")
+            faults.append(f"{name} is {mine} and taken as exact, but the files' is {files}")
     if said.nulls is False and right.nulls:
-        faults.append("no nulls, but a file has some or does not say")
+        faults.append("statistics say no nulls, but a file has some or does not record them")
     if said.nan is False and right.nan:
-        faults.append("no NaN, but a file has some or does not say")
+        faults.append("statistics say no NaN, but a file has some or does not record them")
     if not faults and not (row["used"] and valued and said.low is None and said.high is None):
         return None
     return TableColumn(
@@ -387,7 +387,7 @@ def _column(row: Mapping[str, Any]) -> TableColumn | None:
 
 
 def _scan_inlined(con: DuckDBPyConnection) -> None:
-    """The tables with rows in the catalog have no statistics of those: their columns are read, past all statistics."""
+    """Compute the statistics of rows in the catalog, which have none, by a scan that uses no statistics."""
     tables = con.execute(
         f"SELECT table_id, schema_name, table_name FROM ({_HELD}) JOIN live_table USING (table_id) WHERE inlined > 0"
     ).fetchall()
@@ -421,16 +421,16 @@ def _scan_inlined(con: DuckDBPyConnection) -> None:
 def wrong_files(
     con: DuckDBPyConnection, settings: Settings, since: datetime | None = None, *, every: bool = False
 ) -> list[FileColumn]:
-    """The files of which the catalog says something else than their footers do. Call `load` before.
+    """The files for which the catalog and the file's footer differ. Call `load` first.
 
-    Columns of nested types are left out, but not their rows. What a footer does not say cannot be held against it.
+    Columns of nested types are not checked; row counts always are. Values that a footer lacks are not checked.
 
     Args:
         con: A connection to the lake.
         settings: Where its files are.
-        since: All files registered since this moment. When left out, of each table the `SAMPLE` newest files and as
-            many others, evenly spread over the older ones.
-        every: All files.
+        since: Check all files registered since this moment. None: per table, the `SAMPLE` newest files and as many
+            others, evenly spread over the older ones.
+        every: Check all files.
     """
     files = con.execute(_paths_sql(settings.data_path, since, every=every)).fetchall()
     if not files:
@@ -455,7 +455,7 @@ def wrong_files(
             "",
             {"record_count": said},
             {"record_count": right},
-            (f"{said:,} rows, but it has {right:,}",),
+            (f"row count is {said:,}, but the file's is {right:,}",),
         )
         for table_id, file_id, table, path, said, right in con.execute(
             """SELECT f.table_id, f.data_file_id, t.name, r.path, f.record_count, n.rows
@@ -472,7 +472,7 @@ def wrong_files(
 
 
 def _paths_sql(data_path: str, since: datetime | None, *, every: bool) -> str:
-    """The files to read, by id, with their full paths."""
+    """Select the files to read: id, full path and mapping."""
     if every:
         chosen = "true"
     elif since is None:
@@ -508,12 +508,12 @@ _FOOTERS = """
            CASE WHEN min_is_exact IS DISTINCT FROM false THEN coalesce(stats_min, stats_min_value) END AS low,
            CASE WHEN max_is_exact IS DISTINCT FROM false THEN coalesce(stats_max, stats_max_value) END AS high
     FROM parquet_metadata(?)"""
-"""What the footers say of each row group's columns."""
+"""The footers' statistics of the columns of each row group."""
 
 _CHUNKS = f"""
     CREATE OR REPLACE TEMP TABLE chunk AS
     WITH named AS (
-        -- A staged file's columns are found by name, as its mapping tells; one that DuckLake wrote carries their ids.
+        -- A staged file's columns are found by name, through its mapping; a file that DuckLake wrote has column ids.
         SELECT r.path, m.source_name AS name, m.target_field_id AS column_id
         FROM read_file r JOIN {META}.ducklake_name_mapping m USING (mapping_id)
         WHERE m.parent_column IS NULL
@@ -523,12 +523,12 @@ _CHUNKS = f"""
     SELECT f.data_file_id, f.table_id, col.column_id, col.column_name, col.column_type, footer.*
     FROM footer JOIN named USING (path, name) JOIN read_file r USING (path) JOIN live_file f USING (data_file_id)
     JOIN live_column col ON col.table_id = f.table_id AND col.column_id = named.column_id AND col.root"""
-"""The same, by the table's columns."""
+"""The same statistics, joined with the table's columns."""
 
 
 def _files_sql(name: str, kind: str) -> str:
-    """What the catalog says of each file's columns of a type, and what the file does."""
-    # A float's text is not that of the double with the same value: 0.2 is 0.20000000298023224.
+    """Select where the catalog's statistics of files differ from the footers', for all columns of a type."""
+    # A FLOAT's text differs from that of the DOUBLE with the same value: 0.2 and 0.20000000298023224.
     low, high = (f"CASE physical WHEN 'FLOAT' THEN {side}::FLOAT::{kind} ELSE {side}::{kind} END" for side in SIDES)
     return f"""
         WITH right_of AS (
@@ -561,7 +561,7 @@ def _file(row: Mapping[str, Any]) -> FileColumn:
     for name, what in (("null_count", "nulls"), ("value_count", "values")):
         if None not in (row[name], row[f"said_{name}"]) and row[name] != row[f"said_{name}"]:
             said[name], right[name] = row[f"said_{name}"], row[name]
-            faults.append(f"{row[f'said_{name}']:,} {what}, but the file has {row[name]:,}")
+            faults.append(f"number of {what} is {row[f'said_{name}']:,}, but the file's is {row[name]:,}")
     ids = (row["table_id"], row["data_file_id"], row["column_id"])
     return FileColumn(*ids, row["name"], row["path"], row["column_name"], said, right, tuple(faults))
 

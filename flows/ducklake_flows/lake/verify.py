@@ -1,8 +1,8 @@
-"""Verify: every promise about the lake, checked against the lake itself. Reads only.
+"""Verify: check every promise about the lake against the lake itself. Reads only.
 
-The ledger is held against the raw tables row for row (by fingerprint), the catalog against the storage, the files'
-paths against their rows, the statistics of tables against those of files, those of files against their footers, answers
-by statistics against a scan, the fences, the snapshots, and what the models were built from.
+It compares the ledger with the raw tables row for row (by fingerprint), the catalog with the storage, the files' paths
+with their rows, the statistics of tables with those of files, the statistics of files with their footers, and answers
+from statistics with a scan. It also checks the fences, the snapshots, and what the models were built from.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as it should be.
+    """One problem that was found.
 
     Args:
-        severity: ``error`` breaks a promise; ``note`` is worth knowing.
-        check: Which promise.
-        subject: What it is about.
+        severity: ``error``: a promise is broken; ``note``: worth knowing.
+        check: The promise that was checked.
+        subject: The table, partition or path that it concerns.
         message: What was found.
     """
 
@@ -49,16 +49,16 @@ class Finding:
 
 
 def verify(settings: Settings, since: datetime | None = None) -> Iterator[Finding]:
-    """Check everything; yields what is found as it is found.
+    """Run all checks; yields each finding as it is found.
 
-    Two checks are of a sample, so that they cost little beside the reading of every row: the newest files of each
-    table and as many others are held against their footers (`statistics.SAMPLE`), and answers are tried on the first,
-    the middle and the last partition of each raw table. The statistics of tables are held against those of all files.
+    Two checks use a sample, so that they cost little compared with reading every row. The newest files of each table
+    and as many others are compared with their footers (`statistics.SAMPLE`). Answers are checked on the first, the
+    middle and the last partition of each raw table. The statistics of tables are compared with those of all files.
 
     Args:
         settings: Where the lake is.
-        since: Read only the partitions whose last ledger row is as young as this, the tables they are in, and the
-            footers of all files registered since; do not list the storage: the cost is then theirs, and not the lake's.
+        since: Read only the partitions whose last ledger row is at least this recent, their tables, and the footers of
+            all files registered since; do not list the storage. The cost then depends on these, not on the whole lake.
 
     Raises:
         NotInitialised: there is no lake yet.
@@ -102,7 +102,7 @@ def _fences(con: DuckDBPyConnection) -> Iterator[Finding]:
 
 
 def _files(con: DuckDBPyConnection, only: Set[str] | None) -> Iterator[tuple[str, list[str]]]:
-    """The registered files of every table of the lake, or of some, full paths."""
+    """The full paths of the registered files, by table; of all tables or those in `only`."""
     for schema, table in con.execute(
         "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = ?", [LAKE]
     ).fetchall():
@@ -122,7 +122,7 @@ def _registered_once(files: Mapping[str, list[str]]) -> Iterator[Finding]:
 
 
 def _storage(settings: Settings, con: DuckDBPyConnection, files: Mapping[str, list[str]]) -> Iterator[Finding]:
-    """No registered file is missing; those that nothing names are counted."""
+    """Find registered files that are missing; count staged files without a ledger row."""
     storage = open_storage(settings.data_path, settings)
     there = {storage.url + storage.relative(info.path) for info in storage.list()}
     for table, paths in files.items():
@@ -132,7 +132,7 @@ def _storage(settings: Settings, con: DuckDBPyConnection, files: Mapping[str, li
     staged = {attempt_of(path): path for path in there if path.startswith(f"{storage.url}raw/") and attempt_of(path)}
     orphans = staged.keys() - ledger.attempts_in(con, staged)
     if orphans:
-        what = f"{len(orphans)} staged files that no ledger row names, of runs under way or killed"
+        what = f"{len(orphans)} staged files without a ledger row, from runs in progress or killed"
         yield Finding("note", "orphans", settings.data_path, what)
 
 
@@ -143,7 +143,7 @@ def _rows(
     entries: Mapping[str, ledger.Entry],
     only: Set[str] | None,
 ) -> Iterator[Finding]:
-    """Each published partition's rows, or those of some partitions, are the ledger's, by count and by content."""
+    """Compare the rows of published partitions, all or those in `only`, with the ledger: by count and fingerprint."""
     column = dataset.partition_column
     key = f"strftime({quoted(column)}, '{dataset.grain.key_format}')" if column else "'full'"
     found = con.execute(
@@ -155,11 +155,11 @@ def _rows(
         count, fingerprint = here.pop(partition, (0, fingerprint_text(0, 0)))
         subject = f"{dataset.key} {partition}"
         if count != entry.rows:
-            yield Finding("error", "rows", subject, f"has {count:,} rows, the ledger says {entry.rows:,}")
+            yield Finding("error", "rows", subject, f"has {count:,} rows, but the ledger says {entry.rows:,}")
         elif entry.fingerprint.startswith(f"{ALGORITHM}:") and fingerprint != entry.fingerprint:
-            yield Finding("error", "rows", subject, "has other rows than were staged")
+            yield Finding("error", "rows", subject, "has rows that differ from the staged ones")
     for partition, (count, _) in here.items():
-        yield Finding("error", "rows", f"{dataset.key} {partition}", f"has {count:,} rows the ledger does not know")
+        yield Finding("error", "rows", f"{dataset.key} {partition}", f"has {count:,} rows that are not in the ledger")
 
 
 def _where(dataset: Dataset, only: Set[str] | None) -> str:
@@ -176,7 +176,7 @@ def _paths(
     files: Mapping[str, list[str]],
     only: Set[str] | None,
 ) -> Iterator[Finding]:
-    """The partition value in a file's path is that of its rows: DuckLake believes the path."""
+    """Check that the partition value in a file's path is that of its rows: DuckLake trusts the path."""
     column = dataset.partition_column
     if column is None:
         return
@@ -188,7 +188,7 @@ def _paths(
         return
     # A source may have a column named filename.
     name = next(n for n in (f"filename{i}" for i in range(len(columns) + 1)) if n not in columns)
-    # As moments: a day may stand in the file as text, or as its midnight.
+    # Compared as timestamps: a file may store a day as text, or as its midnight.
     value = f"TRY_CAST({quoted(column)} AS TIMESTAMP)"
     for path, low, high, whole in con.execute(
         f"SELECT {quoted(name)}, min({value}), max({value}), count(*) = count({value}) "
@@ -208,28 +208,28 @@ def _said(path: str, column: str) -> str:
 def _statistics(
     settings: Settings, con: DuckDBPyConnection, only: Set[str] | None, since: datetime | None
 ) -> Iterator[Finding]:
-    """The statistics by which DuckLake answers are those of the files, of every table or of some."""
+    """Check the statistics that DuckLake answers from, of all tables or those in `only`, against the files."""
     import duckdb
 
     statistics.load(con, only)
     for table in statistics.wrong_rows(con):
-        what = f"the table's statistics say {table.said:,} rows, its files {table.right:,}: lake repair"
+        what = f"the table's statistics say {table.said:,} rows, but its files have {table.right:,}; run: lake repair"
         yield Finding("error", "statistics", table.table, what)
     for column in statistics.wrong_columns(con):
         for fault in column.faults:
-            what = f"column {column.column}: the table's {fault}: lake repair"
+            what = f"column {column.column}: the table's {fault}; run: lake repair"
             yield Finding("error", "statistics", column.table, what)
         if not column.faults:
             what = (
-                f"column {column.column}: the table has neither min nor max, and DuckLake would fill them from the "
-                "next file alone: lake repair"
+                f"column {column.column}: the table has neither min nor max, and DuckLake would set both from the "
+                "next file alone; run: lake repair"
             )
             yield Finding("note", "statistics", column.table, what)
     try:
         for file in statistics.wrong_files(con, settings, since):
             where = f"column {file.column}: " if file.column else ""
             for fault in file.faults:
-                what = f"{where}the catalog's {fault}, in {file.path}: lake repair"
+                what = f"{where}the catalog's {fault}, in {file.path}; run: lake repair"
                 yield Finding("error", "statistics", file.table, what)
     except duckdb.Error as error:
         yield Finding("error", "file readable", "footers", " ".join(str(error).split())[:300])
@@ -240,11 +240,11 @@ class _Question:
     """A query that DuckDB answers with the help of statistics.
 
     Args:
-        column: The column it is about.
-        what: The operators.
-        condition: On the column's rows.
-        selected: What is selected of ``FROM`` a relation, its rows that meet the condition.
-        rest: What follows.
+        column: The column that it queries.
+        what: The operators that it uses.
+        condition: The condition on the rows.
+        selected: The text of the query before ``FROM``.
+        rest: The text of the query after the condition.
     """
 
     column: str
@@ -254,26 +254,26 @@ class _Question:
     rest: str = ""
 
     def sql(self, table: str, where: str) -> str:
-        """The query on a relation, as an expression."""
+        """The query on a relation, as a SQL expression."""
         also = f"{where} AND" if where else "WHERE"
         return f"({self.selected} FROM {table} {also} {self.condition} {self.rest})"
 
 
 QUESTIONS = 12
-"""So many queries a table are tried, evenly spread over its columns and the operators: each costs a look at the
-catalog's whole list of files."""
+"""Maximum number of queries per table, evenly spread over its columns and the operators. Each query reads the catalog's
+whole list of files."""
 
 ANSWERED_ROWS = 1_000_000
-"""Answers are tried on partitions of at most so many rows together."""
+"""Maximum number of rows, over all partitions of a table on which answers are checked."""
 
 
 def _answers(
     con: DuckDBPyConnection, dataset: Dataset, columns: Mapping[str, str], entries: Mapping[str, ledger.Entry]
 ) -> Iterator[Finding]:
-    """Operators that are answered by statistics give what they give on a copy of the rows.
+    """Check that operators answered from statistics give the same result as on a copy of the rows.
 
-    The copy is read past the statistics of the table; the partitions are found by their own column's, which `_paths`
-    has held against the rows. A type that DuckLake keeps no statistics of is left out.
+    The copy is read without the table's statistics. Its partitions are found by the statistics of the partition column,
+    which `_paths` has compared with the rows. Types without statistics in DuckLake are left out.
     """
     import duckdb
 
@@ -306,12 +306,12 @@ def _answers(
         found = [_one(con, question, dataset, where) for question in questions]
     for question, mine, theirs in zip(questions, found, right, strict=True):
         if mine != theirs:
-            said = f"{question.what} gives {str(mine)[:200]}, a scan {str(theirs)[:200]}: lake repair"
+            said = f"{question.what} gives {str(mine)[:200]}, but a scan gives {str(theirs)[:200]}; run: lake repair"
             yield Finding("error", "answers", dataset.table, f"column {question.column}: {said}")
 
 
 def _questions(name: str, kind: str, bounds: Sequence[str | None]) -> Iterator[_Question]:
-    """What to ask of a column whose smallest and largest values are given; a text may not do for a query."""
+    """The questions for a column with these bounds (min, max). A bound that does not fit into a query is skipped."""
     column = quoted(name)
     for value in dict.fromkeys(bounds):
         if value is not None and len(value) < 1000 and "\0" not in value:
@@ -327,14 +327,14 @@ def _questions(name: str, kind: str, bounds: Sequence[str | None]) -> Iterator[_
 
 
 def _asked(con: DuckDBPyConnection, questions: Sequence[_Question], table: str, where: str) -> Sequence[object]:
-    """The answers of a relation, all in one statement."""
+    """The answers of a relation to all questions, in one statement."""
     selected = ", ".join(question.sql(table, where) for question in questions)
     answers: Sequence[object] = con.execute(f"SELECT {selected}").fetchall()[0]
     return answers
 
 
 def _one(con: DuckDBPyConnection, question: _Question, dataset: Dataset, where: str) -> object:
-    """One answer, or the error that came instead."""
+    """One answer, or the text of the error."""
     import duckdb
 
     try:
@@ -344,7 +344,7 @@ def _one(con: DuckDBPyConnection, question: _Question, dataset: Dataset, where: 
 
 
 def _snapshots(con: DuckDBPyConnection, since: datetime | None) -> Iterator[Finding]:
-    """Every published ledger row's snapshot exists, or is older than the oldest there is."""
+    """Check that each ledger row that is newer than the oldest snapshot has its snapshot."""
     snapshots = rows(con, f"SELECT snapshot_time, commit_extra_info FROM {LAKE}.snapshots()")
     tokens = {json.loads(s["commit_extra_info"] or "{}").get("token") for s in snapshots}
     oldest = min(s["snapshot_time"] for s in snapshots)
@@ -360,9 +360,11 @@ def _snapshots(con: DuckDBPyConnection, since: datetime | None) -> Iterator[Find
 
 
 def _builds(con: DuckDBPyConnection) -> Iterator[Finding]:
-    """The models were built from what is published."""
+    """Check that the models were built from all published attempts."""
     if not ledger.built_project(con, "prod"):
         return
     stale = Counter(dataset for dataset, _ in ledger.unbuilt(con, "prod"))
     for dataset, count in stale.items():
-        yield Finding("note", "models", dataset, f"{count} partitions are newer than silver and gold: lake transform")
+        yield Finding(
+            "note", "models", dataset, f"{count} partitions are newer than silver and gold; run: lake transform"
+        )

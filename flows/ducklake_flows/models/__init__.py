@@ -1,1 +1,1 @@
-"""The build: SQLMesh over the lake, in a process of its own, every write through the gate and in one snapshot."""
+"""The build: SQLMesh over the lake in a separate process. Every write passes the gate and is one snapshot."""

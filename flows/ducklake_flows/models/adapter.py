@@ -1,8 +1,8 @@
 """SQLMesh's DuckDB adapter for the lake: a model's interval is replaced in one gated, fenced transaction.
 
-Stock SQLMesh says that DuckDB has no transactions, so it replaces an interval by a DELETE and an INSERT that each
-commit: a reader between them sees the interval empty, and a crash loses it (SQLMesh/sqlmesh#3866 has the doubled
-rows of two runs at once).
+Stock SQLMesh declares that DuckDB has no transactions. It replaces an interval with a DELETE and an INSERT that commit
+separately: a reader between them sees an empty interval, and a crash loses the interval's rows. Two concurrent runs
+duplicate rows (SQLMesh/sqlmesh#3866).
 """
 
 from __future__ import annotations
@@ -30,31 +30,32 @@ _READS = (exp.Query, exp.Describe, exp.Use, exp.Set, exp.Pragma)
 
 
 class LakeAdapter(DuckDBEngineAdapter):
-    """Transactions on; each one that writes holds the gate and touches the transforms' fence."""
+    """Enables transactions. Each write transaction holds the gate and advances the transforms' fence."""
 
     SUPPORTS_TRANSACTIONS = True
     gate: ClassVar[Callable[[], AbstractContextManager[None]] | None] = None
-    """Entered around every transaction that writes; without one, none is begun. The build's worker asks the run that
-    started it, SQLMesh's own command enters the gate itself."""
+    """Entered around every write transaction; None: write transactions raise an error. The build's worker asks its
+    parent run for the gate; SQLMesh's own command enters the gate itself."""
 
     _reading = 0
     _settled = False
-    """Whether every model's table is safe to add to; a new one is not."""
+    """Whether files can be added to every model's table safely. False after a new table was created."""
 
     @contextlib.contextmanager
     def transaction(self, condition: bool | None = None) -> Iterator[None]:
-        """A write transaction: gate, BEGIN, fence, the caller's statements, COMMIT. Nested ones are the outer one."""
+        """A write transaction: gate, BEGIN, fence, the caller's statements, COMMIT. Nested ones join the outer one."""
         if self._connection_pool.is_transaction_active or self._reading or condition is False:
             yield
             return
         gate = type(self).gate
         if gate is None:
             raise SQLMeshError(
-                "There is no gate: build through `lake transform` or a configuration by `sqlmesh_config`."
+                "No gate is set, so nothing was written.\n"
+                "Next: run `lake transform`, or create the configuration with `sqlmesh_config`."
             )
         with gate():
             if not self._settled:
-                self._settle()  # whoever was killed before it
+                self._settle()  # a killed process may have left new tables unsettled
             with super().transaction():
                 advance_fence(self.cursor, "transform_fence")
                 commit_message(self.cursor, "transform")
@@ -69,7 +70,7 @@ class LakeAdapter(DuckDBEngineAdapter):
         self._settled = True
 
     def execute(self, expressions: Any, *args: Any, **kwargs: Any) -> None:
-        """Run statements; ones that only read need no transaction of their own. An INSERT changes no value."""
+        """Run statements; reads open no transaction. An INSERT stores every value exactly or fails."""
         if isinstance(expressions, exp.Create) and expressions.kind == "TABLE" and not expressions.expression:
             self._settled = False
         if isinstance(expressions, exp.Insert) and isinstance(expressions.expression, exp.Query):
@@ -81,21 +82,22 @@ class LakeAdapter(DuckDBEngineAdapter):
             super().execute(expressions, *args, **kwargs)
 
     def fetchone(self, *args: Any, **kwargs: Any) -> Any:
-        """Fetch one row, outside a transaction unless one is open. An audit counts in a subquery."""
+        """Fetch one row without opening a transaction. Audits count over a subquery, so those use all threads."""
         counts = args and isinstance(args[0], exp.Expression) and args[0].find(exp.Subquery)
         with self._read(), self._all_threads() if counts else contextlib.nullcontext():
             return super().fetchone(*args, **kwargs)
 
     def fetchall(self, *args: Any, **kwargs: Any) -> Any:
-        """Fetch all rows, outside a transaction unless one is open."""
+        """Fetch all rows without opening a transaction."""
         with self._read():
             return super().fetchall(*args, **kwargs)
 
     def _exact_insert(self, insert: exp.Insert) -> exp.Insert:
-        """The same INSERT, but a value that its column cannot hold is an error.
+        """The same INSERT, but it fails on a value that its column cannot store exactly.
 
-        DuckDB casts on assignment, and a cast may round: 2.5 into a BIGINT is 2. A model's table may have been made
-        when its source had another type, and SQLMesh infers a table's types by other rules than DuckDB.
+        DuckDB casts on assignment, and a cast may round: 2.5 becomes 2 in a BIGINT column. Types can differ because
+        the model's table may be older than a type change of its source, and because SQLMesh's type inference differs
+        from DuckDB's.
         """
         target = insert.this
         table = target.this if isinstance(target, exp.Schema) else target
@@ -110,23 +112,23 @@ class LakeAdapter(DuckDBEngineAdapter):
     ) -> Any:
         ordered = super()._order_projections_and_filter(query, target_columns_to_types, where)
         if coerce_types and isinstance(ordered, exp.Query):
-            # Of a table made by a query (CREATE TABLE AS). SQLMesh would cast each column to the type that it inferred.
+            # CREATE TABLE AS: SQLMesh would cast each column to its inferred type without a check.
             return self._exact(
                 ordered, {n: exp.DataType.build(t) for n, t in target_columns_to_types.items()}, cast=True
             )
         return ordered
 
     def _exact(self, query: exp.Query, wanted: Mapping[str, exp.DataType], *, cast: bool = False) -> exp.Query:
-        """A query whose values are the same after a cast to these types and back; any other value ends it.
+        """Wrap a query so that it fails on any value that a cast to the wanted types and back would change.
 
         Args:
             query: Any query.
             wanted: Name and type of each column, in the query's order.
-            cast: Also cast those that need no check.
+            cast: Also cast the columns that need no check.
         """
         has = self._types(query)
         if len(has) != len(wanted):
-            return query  # DuckDB says so
+            return query  # DuckDB reports the mismatch
         columns = []
         for (column, of), (name, to) in zip(has.items(), wanted.items(), strict=True):
             value = exp.column(column, "checked", quoted=True)
@@ -150,18 +152,18 @@ class LakeAdapter(DuckDBEngineAdapter):
 
     @contextlib.contextmanager
     def _all_threads(self) -> Iterator[None]:
-        """Use all cores within the block. Elsewhere one: a commit is metadata, and more threads only get in its way."""
+        """Use all cores within the block, one elsewhere: a commit only writes metadata, and more threads slow it."""
         self.cursor.execute("RESET threads")
         try:
             yield
         finally:
-            # By another cursor: within a transaction that failed, it would fail, and hide why.
+            # On another cursor: in a failed transaction, SET would fail and hide the original error.
             with self.cursor.cursor() as other:
                 other.execute("SET threads = 1")
 
     @contextlib.contextmanager
     def _read(self) -> Iterator[None]:
-        # Were a read to open and close a transaction, the commit would take its pending result along.
+        # A read must not open a transaction: its commit would discard the pending result.
         self._reading += 1
         try:
             yield
@@ -170,7 +172,7 @@ class LakeAdapter(DuckDBEngineAdapter):
 
 
 def always_exact(of: exp.DataType, to: exp.DataType) -> bool:
-    """Whether DuckDB's cast between two types keeps every value, or fails."""
+    """Whether DuckDB's cast from `of` to `to` either keeps a value exactly or fails."""
     if of == to or (of.this in _INTEGERS and to.this in _INTEGERS | {exp.DataType.Type.DECIMAL}):
         return True
     if of.this is to.this is exp.DataType.Type.DECIMAL:
@@ -196,7 +198,7 @@ _WIDER = {
 
 
 def _refusing(value: exp.Column, name: str, of: exp.DataType, to: exp.DataType) -> exp.Expression:
-    """A value cast to a type; one that would change on the way ends the query, by name."""
+    """A cast that fails with the column's name if it would change the value."""
     there = exp.cast(value, to)
     types = f"({of.sql('duckdb')}) cannot be stored exactly as {to.sql('duckdb')}"
     message = exp.func("concat", exp.Literal.string(f"column {name}: "), value, exp.Literal.string(f" {types}"))
@@ -216,7 +218,7 @@ def _only_reads(expressions: Any) -> bool:
 
 
 class LakeConnection(DuckDBConnectionConfig):
-    """SQLMesh's DuckLake gateway, attached as every other reader and writer of the lake does it."""
+    """SQLMesh's DuckLake gateway, attached in the same way as by every other reader and writer of the lake."""
 
     @property
     def _engine_adapter(self) -> type[LakeAdapter]:
@@ -237,10 +239,10 @@ class LakeConnection(DuckDBConnectionConfig):
 
 @functools.lru_cache(maxsize=1)
 def check_lake(settings: Settings) -> None:
-    """Make sure that there is a lake, before anything is made for it.
+    """Check that the lake exists before SQLMesh creates any file or state.
 
     Raises:
-        SQLMeshError: what every other command says: no lake yet, or one that cannot be opened.
+        SQLMeshError: the lake does not exist or cannot be opened; the same text as in every other command.
     """
     try:
         connect(settings, read_only=True).close()
@@ -249,7 +251,7 @@ def check_lake(settings: Settings) -> None:
 
 
 def lake_connection(settings: Settings) -> LakeConnection:
-    """The gateway's connection. It holds no secret: those are read where the lake is attached."""
+    """The gateway's connection. It holds no secrets: they are read when the lake is attached."""
     return LakeConnection(
         concurrent_tasks=1,
         catalogs={LAKE: DuckDBAttachOptions(type="ducklake", path=settings.catalog, data_path=settings.data_path)},

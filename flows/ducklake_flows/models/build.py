@@ -1,4 +1,4 @@
-"""One build: forget the intervals whose input changed, apply changed models, run what is missing."""
+"""One build: remove the intervals whose input changed, apply changed models, run the missing intervals."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ducklake_flows.settings import LAKE, load_settings
 
 Report = Callable[[dict[str, Any]], None]
 Span = tuple[datetime, datetime]
-"""A stretch of time, end excluded, UTC."""
+"""A time range, end excluded, UTC."""
 
 
 class _Console(NoopConsole):
-    """Hands every evaluated interval to the caller, and keeps what failed."""
+    """Reports every evaluated interval to the caller and collects failures."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -66,7 +66,7 @@ class _Console(NoopConsole):
 
 
 def _named(moment: datetime, unit: IntervalUnit | None) -> str:
-    """A moment as precise as a model's intervals are: a day, an hour, or a minute."""
+    """A moment with the precision of a model's intervals: a day, an hour, or a minute."""
     if unit is None or unit.is_date_granularity:
         return moment.date().isoformat()
     return moment.strftime("%Y-%m-%dT%H" if unit is IntervalUnit.HOUR else "%Y-%m-%dT%H:%M")
@@ -77,13 +77,13 @@ def build(environment: str, changed: Mapping[str, Sequence[str]], replan: bool, 
 
     Args:
         environment: ``prod``, or the name of a development environment.
-        changed: Partitions whose published attempt is not the one the models were built from, by dataset.
-        replan: Whether the models' files changed, or the environment was never built. A plan is also made when the
-            environment holds other models than the project now has: a raw table's columns or first day changed.
+        changed: Partitions whose published attempt differs from the one the models were built from, by dataset.
+        replan: Whether the models' files changed, or the environment was never built. Independent of it, a plan is
+            made when the environment's models differ from the project's: a raw table's columns or first day changed.
         report: Called with a dict for every interval evaluated.
 
     Raises:
-        RunFailed: a model or an audit failed; names it. The intervals that succeeded are done.
+        RunFailed: a model or an audit failed; the message names it. Intervals that succeeded stay built.
     """
     console = _Console(report)
     set_console(console)
@@ -91,12 +91,12 @@ def build(environment: str, changed: Mapping[str, Sequence[str]], replan: bool, 
         context = _context()
         found = context.state_reader.get_environment(environment)
         built = {s.snapshot_id for s in found.snapshots} if found else set()
-        # Of the models as they were, for a changed one may take over the intervals of the one before it; and of those
-        # as they are, for a plan that failed may have built some of them.
+        # Includes the environment's old models: a changed model may inherit the intervals of its predecessor.
+        # Includes the project's current models: a failed plan may have built some of their intervals.
         touched = list(_touched(context, built, changed))
-        for one in touched:  # one by one: of several of one model, SQLMesh would remove just the last
+        for one in touched:  # one call each: given several intervals of a model, SQLMesh removes only the last
             context.state_sync.remove_intervals([one], remove_shared_versions=True)
-        # A state that was lost has no environment: everything is built again. A plan that broke off is made again.
+        # If SQLMesh's state was lost, there is no environment: build everything. Repeat an unfinished plan.
         whole = found is not None and found.finalized_ts is not None
         if replan or not whole or {s.snapshot_id for s in context.snapshots.values()} != built:
             _plan(context, environment)
@@ -117,15 +117,15 @@ def build(environment: str, changed: Mapping[str, Sequence[str]], replan: bool, 
         raise RunFailed(
             f"{len(causes)} model{'s' if len(causes) > 1 else ''} failed in {environment}.\n"
             + "\n".join(f"  {cause}" for cause in causes),
-            "fix the model or its input, then: lake transform",
+            "fix the model or its input, then run: lake transform",
         ) from error
 
 
 def clean_up(report: Report) -> None:
-    """Drop the tables of models and environments that nothing uses any more (SQLMesh's janitor).
+    """Drop the tables of unused models and environments (SQLMesh's janitor).
 
     Raises:
-        RunFailed: SQLMesh could not.
+        RunFailed: the janitor failed.
     """
     console = _Console(report)
     set_console(console)
@@ -133,7 +133,7 @@ def clean_up(report: Report) -> None:
         _context().run_janitor(ignore_ttl=False)
     except SQLMeshError as error:
         cause = " ".join(str(error).split())[:400]
-        raise RunFailed(f"SQLMesh's janitor failed: {cause}", "lake transform, then: lake maintain") from error
+        raise RunFailed(f"SQLMesh's janitor failed: {cause}", "lake transform, then run: lake maintain") from error
 
 
 def _context() -> Context:
@@ -141,8 +141,8 @@ def _context() -> Context:
 
 
 def _plan(context: Context, environment: str) -> None:
-    """Make the environment hold the models as they are, and build what is new of them."""
-    # External models are compared here: SQLMesh cannot compare columns with those of a table that nobody knew.
+    """Apply the project's models to the environment and build new and changed ones."""
+    # External models are categorised below: SQLMesh cannot compare them if the earlier columns are unknown.
     config = CategorizerConfig.all_full().copy(update={"external": AutoCategorizationMode.OFF})
     builder = context.plan_builder(environment, skip_tests=True, categorizer_config=config)
     plan = builder.build()
@@ -150,7 +150,7 @@ def _plan(context: Context, environment: str) -> None:
         _, before = plan.context_diff.modified_snapshots[snapshot.name]
         columns, known = snapshot.model.columns_to_types or {}, before.model.columns_to_types or {}
         kept = bool(known) and known.items() <= columns.items()
-        # Only a column that was changed or dropped makes what reads the table be built again.
+        # Rebuild downstream models only if a column changed or was dropped.
         change = SnapshotChangeCategory.NON_BREAKING if kept else SnapshotChangeCategory.BREAKING
         builder.set_choice(snapshot, change)
     builder.apply()
@@ -159,13 +159,13 @@ def _plan(context: Context, environment: str) -> None:
 def _touched(
     context: Context, built: set[SnapshotId], changed: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[Snapshot, tuple[int, int]]]:
-    """What is downstream of changed partitions: each model with those of its intervals that overlap them, in ms.
+    """The models downstream of changed partitions, each with its overlapping intervals, in ms since the epoch.
 
-    It is what a restatement plan of the external model restates, but for many stretches: a plan can restate one.
+    Equals the restatement of a plan for the external model, but for many time ranges: a plan restates only one.
 
     Args:
-        context: Of the models as they are; those that SQLMesh's state knows count.
-        built: Further models, those that the environment holds.
+        context: Context of the project's current models. Models that are not in SQLMesh's state are ignored.
+        built: Further models: the ones in the environment.
         changed: Partitions by dataset.
     """
     wanted = built | {s.snapshot_id for s in context.snapshots.values()}
@@ -177,14 +177,14 @@ def _touched(
         for snapshot in (by_id[i] for raw in raws for i in dag.downstream(raw) if i in by_id):
             if not snapshot.is_model or snapshot.model.kind.is_view or snapshot.model.kind.is_external:
                 continue
-            # A table that is refreshed whole touches the model from its first interval to its last.
+            # A dataset without time partitions affects all of the model's intervals.
             stretches = spans or [(start_date(snapshot, by_id), datetime.now(UTC))]
             for interval in dict.fromkeys(snapshot.get_removal_interval(*s, strict=False) for s in stretches):
                 yield snapshot, interval
 
 
 def _spans(key: str, partitions: Sequence[str]) -> list[Span]:
-    """The contiguous stretches that partitions cover; none for a table that is refreshed whole."""
+    """The contiguous time ranges that partitions cover; empty for a dataset of grain ``full``."""
     grain = get_dataset(key).grain
     spans: list[Span] = []
     if grain is Grain.full:
@@ -200,5 +200,5 @@ def _spans(key: str, partitions: Sequence[str]) -> list[Span]:
 
 
 def _ends(changed: Mapping[str, Sequence[str]]) -> list[datetime]:
-    """The ends of the stretches that changed partitions cover: data of the future can be built, too."""
+    """The ends of the time ranges of changed partitions. They may lie in the future, and are built too."""
     return [end for key, partitions in changed.items() for _, end in _spans(key, partitions)]

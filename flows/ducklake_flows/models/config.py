@@ -1,4 +1,4 @@
-"""The SQLMesh project's configuration, made from the lake's settings and datasets."""
+"""The SQLMesh project's configuration, created from the lake's settings and datasets."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from ducklake_flows.settings import LAKE, Settings, find_project, load_settings
 
 
 class LakeLoader(SqlMeshLoader):
-    """Loads the project; every dataset's raw table is an external model, so none is written down twice."""
+    """Loads the project and adds every dataset's raw table as an external model."""
 
     def __init__(self, context: Any, path: Path, *args: Any, **kwargs: Any) -> None:
-        # SQLMesh has put the environment back since it read the configuration.
+        # Sets LAKE_PROJECT again: SQLMesh restored the environment variables after it read the configuration.
         lake_settings(path)
         super().__init__(context, path, *args, **kwargs)
 
@@ -42,14 +42,14 @@ class LakeLoader(SqlMeshLoader):
         try:
             raw = read_raw(load_settings(), datasets.values())
         except NotInitialised:
-            raw = {}  # what needs the lake says so; to format or lint the project does not
+            raw = {}  # formatting and linting need no lake; commands that need it report that it is missing
         except LakeError as error:
             raise SQLMeshError(str(error)) from None
         for dataset in datasets.values():
             found = raw.get(dataset.key, Raw({}, None))
             columns = dict(found.columns) or declared_types(dataset)
             if not columns:
-                continue  # nothing is known of it until its first partition makes the table
+                continue  # columns are unknown until the first partition creates the table
             model = create_external_model(
                 f"{LAKE}.{dataset.table}",
                 dialect="duckdb",
@@ -59,14 +59,14 @@ class LakeLoader(SqlMeshLoader):
                 project=self.config.project,
                 default_catalog=LAKE,
             )
-            models.update({model.fqn: model})  # also over one that somebody wrote into external_models.yaml
+            models.update({model.fqn: model})  # takes precedence over external_models.yaml
         return models
 
 
 def _begin(dataset: Dataset, raw: Raw) -> str | None:
-    """Where models without a ``start`` begin that read this dataset, as SQLMesh takes it from what they read.
+    """The external model's start, which SQLMesh gives to models of this dataset that declare no ``start``.
 
-    It is a year's first day: a first partition that moves back by days would change every model each time.
+    Rounded down to the year's first day: otherwise each earlier first partition would change every model.
     """
     years = [moment.year for moment in (dataset.start, raw.since) if moment]
     return f"{min(years):04}-01-01" if years else None
@@ -75,8 +75,8 @@ def _begin(dataset: Dataset, raw: Raw) -> str | None:
 def lake_settings(folder: Path) -> Settings:
     """The settings of the project that a SQLMesh folder belongs to.
 
-    It is the one that ``LAKE_PROJECT`` names, else the nearest one above the SQLMesh folder, so that `sqlmesh` may be
-    typed in any folder with ``--paths``.
+    The project is the one that ``LAKE_PROJECT`` names, else the nearest one at or above the SQLMesh folder. So
+    `sqlmesh` works in any working directory with ``--paths``.
 
     Args:
         folder: The folder of models.
@@ -87,14 +87,14 @@ def lake_settings(folder: Path) -> Settings:
 
 
 def project_config(settings: Settings) -> Config:
-    """The configuration that SQLMesh works with: gateway, state and loader."""
+    """SQLMesh's configuration: gateway, state and loader."""
     return Config(
         default_gateway=LAKE,
         gateways={
             LAKE: GatewayConfig(
                 connection=lake_connection(settings),
                 state_connection=_state_connection(settings),
-                # Not "sqlmesh": DuckDB names a state file's catalog so, and the two would be ambiguous.
+                # Not "sqlmesh": DuckDB gives the state file's catalog this name, and the reference would be ambiguous.
                 state_schema="state",
                 test_connection=DuckDBConnectionConfig(),
             )
@@ -103,7 +103,7 @@ def project_config(settings: Settings) -> Config:
         loader=LakeLoader,
         cache_dir=str(settings.home / "sqlmesh-cache"),
         disable_anonymized_analytics=True,
-        # The models' Python is this project's own; inferring its packages takes a second of every plan.
+        # The models' Python code belongs to this project. Inferring its packages costs a second per plan.
         infer_python_dependencies=False,
     )
 
@@ -122,7 +122,7 @@ def _state_connection(settings: Settings) -> DuckDBConnectionConfig | PostgresCo
 
 
 class _StateFile(DuckDBConnectionConfig):
-    """SQLMesh's state in a DuckDB file, which one process at a time can open."""
+    """SQLMesh's state in a DuckDB file. Only one process at a time can open it."""
 
     @property
     def _connection_factory(self) -> Callable[..., Any]:
@@ -135,7 +135,8 @@ class _StateFile(DuckDBConnectionConfig):
             except duckdb.IOException as error:
                 raise SQLMeshError(
                     f"SQLMesh's state cannot be opened: {' '.join(str(error).split())[:300]}\n"
-                    "Next: wait for the transform or command that has it open. A state in PostgreSQL can be shared."
+                    "Next: wait until the transform or command that has it open ends, then run the same command again. "
+                    "For concurrent access, keep the state in PostgreSQL (LAKE_STATE)."
                 ) from None
 
         return connect

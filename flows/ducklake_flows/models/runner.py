@@ -1,4 +1,4 @@
-"""The build's process, from the side of the run: send it a request, hold the gate when it asks, collect its reports."""
+"""The run's side of the build process: sends the request, holds the gate on demand, collects reports."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ducklake_flows.errors import LakeError, RunFailed
 from ducklake_flows.settings import Settings
 
 LINGER_SECONDS = 0.2
-"""How long the gate is kept after a model's commit for the next one, which usually follows at once."""
+"""Seconds to keep the gate after a model's commit. The next commit usually follows within this time."""
 
 HOLD_SECONDS = 2.0
-"""How long the gate is kept across commits at most."""
+"""Maximum seconds to keep the gate across commits."""
 
 
 Gate = Callable[[], AbstractContextManager[None]]
@@ -34,7 +34,7 @@ _prepared: list[subprocess.Popen[str]] = []
 
 
 def start(settings: Settings) -> subprocess.Popen[str]:
-    """The build's process: it imports SQLMesh and waits for its request. Takes one that is `prepared`."""
+    """Start the build process, which imports SQLMesh and waits for its request; or take the one that is `prepared`."""
     if _prepared:
         return _prepared.pop()
     return subprocess.Popen(
@@ -49,7 +49,7 @@ def start(settings: Settings) -> subprocess.Popen[str]:
 
 @contextlib.contextmanager
 def prepared(settings: Settings) -> Iterator[None]:
-    """Have a build's process ready within a block, to hide the time of its imports; end it if nothing took it."""
+    """Start a build process early to hide its import time. It is killed at the end of the block if unused."""
     process = start(settings)
     _prepared.append(process)
     try:
@@ -62,14 +62,14 @@ def prepared(settings: Settings) -> Iterator[None]:
 
 
 def run(request: dict[str, Any], settings: Settings, models: list[dict[str, Any]], gate: Gate, log: Log) -> None:
-    """Run the build's process to its end.
+    """Run the build process until it ends.
 
     Args:
         request: What to do; see `ducklake_flows.models.worker`.
         settings: Where the lake is.
-        models: Every interval built is appended, as it is reported.
-        gate: Held on the build's behalf.
-        log: Where progress and warnings go.
+        models: Every interval that is built is appended, in order of the reports.
+        gate: Held on behalf of the build.
+        log: Receives progress and warnings.
 
     Raises:
         RunFailed: a model or an audit failed, or the process died.
@@ -79,7 +79,7 @@ def run(request: dict[str, Any], settings: Settings, models: list[dict[str, Any]
     assert process.stdin and process.stdout and process.stderr  # noqa: S101
     noise = _Tail(process.stderr)
     with _Held(gate) as held, contextlib.ExitStack() as cancelled:
-        # Whoever cancels a run does not wait for its model; what was committed stays, and is whole.
+        # A cancelled run kills the build at once. This is safe: each committed interval is complete.
         cancelled.callback(process.wait)
         cancelled.callback(process.kill)
         with contextlib.suppress(BrokenPipeError):
@@ -102,7 +102,7 @@ def run(request: dict[str, Any], settings: Settings, models: list[dict[str, Any]
     if failure is not None:
         raise failure
     if code != 0:
-        raise RunFailed(f"The build's process ended with {code}.\n{noise.text()}", "lake transform")
+        raise RunFailed(f"The build process ended with exit code {code}.\n{noise.text()}", "lake transform")
 
 
 def _say(pipe: IO[str], line: str) -> None:
@@ -111,7 +111,7 @@ def _say(pipe: IO[str], line: str) -> None:
 
 
 class _Tail:
-    """Keeps the last lines of a stream, and keeps the stream from filling up."""
+    """Drains a stream so that its writer never blocks, and keeps the last 20 lines."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._lines: list[str] = []
@@ -128,7 +128,7 @@ class _Tail:
 
 
 class _Held:
-    """The gate on the build's behalf: kept for a moment between commits, since each entry costs a round trip."""
+    """Holds the gate on behalf of the build; keeps it briefly between commits, since each entry costs a round trip."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate, self._held = gate, contextlib.ExitStack()
@@ -149,13 +149,13 @@ class _Held:
             self._since = time.monotonic()
 
     def leave(self) -> None:
-        """The build committed; release at once only when it was held for long."""
+        """The build committed. Release the gate at once only after `HOLD_SECONDS`."""
         self._inside = False
         if self._since is not None and time.monotonic() - self._since > HOLD_SECONDS:
             self._release()
 
     def events(self, stream: IO[str]) -> Any:
-        """The build's events as they come; releases the gate when none comes for a moment."""
+        """Yield the build's events as they arrive; releases the gate after `LINGER_SECONDS` without an event."""
         lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
         def read() -> None:

@@ -1,4 +1,4 @@
-"""Which intervals of a model are ready: the ledger answers, so none is done before its partitions landed."""
+"""Which intervals of a model are ready, according to the ledger: none is built before its partitions are published."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 def ready(
     batch: Sequence[tuple[datetime, datetime]], con: DuckDBPyConnection, key: str
 ) -> list[tuple[datetime, datetime]]:
-    """The intervals of which every partition of the dataset has been published at least once.
+    """The intervals for which every partition of the dataset has been published at least once.
 
-    Any grain of dataset goes with any interval: a day over hourly data has 24 partitions, an hour over daily data
-    one. Partitions before the dataset's ``start`` or after its ``end`` are not waited for. An interval that lies
-    wholly outside them has nothing to build, and is ready only if its partitions were published all the same.
+    Interval and grain may differ: a day over hourly data has 24 partitions, an hour over daily data has one.
+    Partitions before the dataset's ``start`` or after its ``end`` are not required. An interval completely outside
+    that range is ready only if its partitions were published nevertheless.
 
     Args:
         batch: Intervals, start included and end excluded, UTC.
-        con: A connection with the lake attached. The ledger is read once, over the range of the batch.
+        con: A connection with the lake attached. The ledger is read once, for the range of the batch.
         key: The dataset that the model reads.
     """
     dataset = get_dataset(key)
@@ -44,7 +44,7 @@ def ready(
 
 
 def _overlapping(dataset: Dataset, start: datetime, end: datetime) -> tuple[datetime, datetime]:
-    """The first and last moment of an interval for which the dataset can have partitions; all of it if none."""
+    """The first and last moment of an interval within the dataset's range; the whole interval if they don't overlap."""
     last = end - timedelta(microseconds=1)
     since = max(start, _midnight(dataset.start)) if dataset.start else start
     until = min(last, _midnight(dataset.end) + timedelta(days=1, microseconds=-1)) if dataset.end else last
@@ -56,7 +56,7 @@ def _midnight(day: date) -> datetime:
 
 
 def _position(moment: datetime, grain: Grain) -> int:
-    """The number of the partition that a moment lies in, counted from the first of the calendar."""
+    """The index of the partition that contains a moment, counted from the start of the calendar."""
     if grain is Grain.full:
         return 0
     if grain is Grain.month:

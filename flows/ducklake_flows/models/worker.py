@@ -1,7 +1,7 @@
-"""The build's process: reads one request, writes one JSON event a line, asks its parent for the gate.
+"""The build process: reads one request, writes one JSON event per line, asks its parent for the gate.
 
-The parent holds the Prefect limit on the build's behalf. A build that is killed frees the gate at once, since its
-parent sees the pipe close; a build whose parent is gone cannot enter the gate, and ends.
+The parent holds the Prefect limit on behalf of the build. If the build is killed, the pipe closes and the parent frees
+the gate at once. If the parent is gone, the build cannot enter the gate and ends.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ducklake_flows.errors import LakeError, RunFailed
 
 
 def main() -> int:
-    """Serve one request: ``{"environment", "changed", "replan"}`` builds, ``{"janitor": true}`` cleans up.
+    """Serve one request: ``{"environment", "changed", "replan"}`` builds models, ``{"janitor": true}`` cleans up.
 
     See `ducklake_flows.models.build`.
     """
     events = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints goes to stderr, never between the events
+    os.dup2(2, 1)  # library output goes to stderr, so that stdout holds only events
 
     def report(event: dict[str, Any]) -> None:
         events.write(json.dumps(event) + "\n")
@@ -31,7 +31,7 @@ def main() -> int:
     def gate() -> Iterator[None]:
         report({"event": "enter"})
         if sys.stdin.readline().strip() != "entered":
-            raise LakeError("The run that started this build is gone.", "lake transform")
+            raise LakeError("The run that started this build has ended.", "lake transform")
         try:
             yield
         finally:
@@ -42,7 +42,7 @@ def main() -> int:
 
     LakeAdapter.gate = gate
     if not (line := sys.stdin.readline()):
-        return 0  # there was nothing to build
+        return 0  # no request: there is nothing to build
     request = json.loads(line)
     try:
         if request.get("janitor"):

@@ -1,4 +1,4 @@
-"""Initialise: the gate first, then, within it, the catalog and its tables."""
+"""Initialisation: creates the gate, then the catalog and its tables while holding the gate."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ducklake_flows.settings import Settings
 
 
 def initialise(settings: Settings, datasets: Sequence[Dataset]) -> list[str]:
-    """Make what is missing: the Prefect limit, the catalog, the schemas and tables. Safe to repeat.
+    """Create what is missing: Prefect limits, automations, buckets, catalog, schemas and tables. Safe to repeat.
 
     Returns:
-        What was made.
+        What was created.
 
     Raises:
-        CatalogError: the catalog or the data path cannot be made.
-        StorageError: a bucket cannot be made or used.
+        CatalogError: the catalog or the data path cannot be created.
+        StorageError: a bucket cannot be created or used.
         GateError: the gate could not be entered.
     """
     made = [f"the gate {name}" for name in gate.ensure()]
@@ -31,12 +31,12 @@ def initialise(settings: Settings, datasets: Sequence[Dataset]) -> list[str]:
 
 
 def check(settings: Settings) -> None:
-    """Make sure, before a run starts any work, of what it needs: the buckets, the catalog, the gate.
+    """Check the buckets, the catalog and the gate before a run starts.
 
     Raises:
         StorageError: a bucket is missing or cannot be used.
-        CatalogError: there is no lake yet, or it cannot be opened.
-        GateError: a limit is missing or has another number of slots.
+        CatalogError: the lake does not exist yet or cannot be opened.
+        GateError: a limit is missing or does not have exactly one slot.
     """
     storage.check(settings)
     with connected(settings, read_only=True):

@@ -1,4 +1,4 @@
-"""The scheduler of chunks: which partitions form a task, and which task is submitted when. No Dask, no clock."""
+"""The chunk scheduler: decides which partitions form a task and when it is submitted. Uses no Dask and no clock."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 CHUNK = 100
-"""Partitions in one task at most. A task and its dlt run cost 0.3 s, whatever their number."""
+"""Maximum partitions per task. A task and its dlt run have a fixed cost of 0.3 s."""
 
 CHUNK_SECONDS = 10.0
-"""Time budget of a chunk: then no new partition starts, and finished ones are published."""
+"""Time budget of a chunk: after it no new partition starts, and finished ones are published."""
 
 GROUP = 128
-"""Partitions in one publishing transaction at most: it bounds how long the gate is held."""
+"""Maximum partitions per publish transaction: limits how long the gate is held."""
 
 
 class Todo(Protocol):
-    """A planned partition, as far as it matters here."""
+    """The fields of a planned partition that the scheduler needs."""
 
     @property
     def dataset(self) -> str:
@@ -40,7 +40,7 @@ class Chunk:
     Args:
         dataset: The dataset's key.
         versions: The source's version by partition.
-        alone: No other chunk is in flight, so that the death of a worker can be attributed to this one.
+        alone: The chunk runs while no other is in flight, so that it is known to be the cause if its worker dies.
     """
 
     dataset: str
@@ -51,8 +51,8 @@ class Chunk:
 def cut(todo: Sequence[Todo], slots: int) -> list[Chunk]:
     """Cut a plan into chunks of one dataset each.
 
-    Chunks are as large as `CHUNK` allows, and there are about equally many for every slot, so that the last ones end
-    together.
+    Chunks are as large as `CHUNK` allows. Their number is about a multiple of the slots, so that all slots finish at
+    about the same time.
 
     Args:
         todo: The partitions, in order.
@@ -73,13 +73,13 @@ def _parts(versions: Mapping[str, str], size: int) -> Iterator[dict[str, str]]:
 
 
 class ChunkScheduler:
-    """Chunks that wait, chunks in flight, and partitions that are retried alone.
+    """Queues the waiting chunks, the chunks in flight, and the partitions that are retried alone.
 
     Args:
-        chunks: What is to be extracted.
+        chunks: All chunks to extract.
         slots: Tasks that run at the same time.
-        limited: Datasets with a rate: at most ``slots`` of their chunks are in flight, since the rate is shared evenly
-            among the slots.
+        limited: Datasets with a rate limit: at most ``slots`` of their chunks are in flight, since the rate is divided
+            evenly among the slots.
     """
 
     def __init__(self, chunks: Sequence[Chunk], slots: int, limited: Collection[str] = ()) -> None:
@@ -94,9 +94,9 @@ class ChunkScheduler:
         return bool(self._waiting or self._suspects or self._in_flight)
 
     def ready(self) -> list[Chunk]:
-        """The chunks to submit now; they are in flight from here on.
+        """The chunks to submit now, marked as in flight.
 
-        Once nothing else is left, one partition whose chunk was lost.
+        If nothing else is in flight or waiting, one partition of a lost chunk.
         """
         submitted, held = [], deque[Chunk]()
         for chunk in self._waiting:
@@ -119,8 +119,8 @@ class ChunkScheduler:
 
         Args:
             chunk: The chunk.
-            started: How many of its partitions, in order, it had time for. The others are queued again, in even
-                chunks no larger than this.
+            started: How many of its partitions, in order, were started within the time budget. The others are queued
+                again in chunks of even size, at most this large.
         """
         self._in_flight.remove(chunk)
         left = dict(list(chunk.versions.items())[started:])
@@ -131,7 +131,7 @@ class ChunkScheduler:
     def lost(self, chunk: Chunk, *, retry: bool) -> list[str]:
         """Record a chunk that came back without outcomes.
 
-        A worker that dies loses all its chunks, and any of their partitions may have caused it. So each is retried
+        A dead worker loses all its chunks, and any of their partitions may be the cause. So each partition is retried
         while nothing else is in flight.
 
         Args:

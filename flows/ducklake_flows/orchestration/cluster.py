@@ -1,4 +1,4 @@
-"""Where extraction runs: the Dask cluster at LAKE_DASK_ADDRESS, or a local one for the length of a run."""
+"""The Dask cluster for extraction: the one at LAKE_DASK_ADDRESS, or a local one for the duration of a run."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def task_runner(settings: Settings, workers: int) -> Iterator[DaskTaskRunner]:
     """A started task runner.
 
     Args:
-        settings: Names an existing scheduler, if there is one.
-        workers: Processes of a local cluster; an existing one has its own.
+        settings: Contains the address of an existing scheduler, if any.
+        workers: Processes of a local cluster; ignored with an existing scheduler.
 
     Raises:
         LakeError: the scheduler does not answer.
     """
     import dask
 
-    # A chunk whose worker died is not tried again here, with its neighbours, but alone; see `ducklake_flows.ingest`.
+    # No retries by Dask: the run retries a lost chunk's partitions one at a time; see `orchestration.chunks`.
     dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.comm.timeouts.connect": "20s"})
     with contextlib.ExitStack() as stack:
         address = settings.dask_address or stack.enter_context(_local_cluster(settings, workers))
@@ -39,15 +39,16 @@ def task_runner(settings: Settings, workers: int) -> Iterator[DaskTaskRunner]:
             runner.client.run(_warm_up)
         except OSError:
             raise LakeError(
-                f"The Dask scheduler at {address} does not answer.", "start it, or mend LAKE_DASK_ADDRESS"
+                f"The Dask scheduler at {address} does not answer.",
+                "start it, or correct LAKE_DASK_ADDRESS; then run the same command again",
             ) from None
         yield runner
 
 
 def abandonment() -> Callable[[], bool]:
-    """In a task, on its worker: a way to see whether the run that submitted it is gone, however it ended.
+    """Call in a task on its worker: returns a function that tells whether the run that submitted the task has ended.
 
-    Dask drops what waits when a client leaves, but lets go on what is under way, and never says so to the task.
+    Dask cancels a lost client's queued tasks but not running ones, without notice. So a running task has to poll.
     """
     from dask.context import thread_state
     from distributed import get_worker
@@ -62,7 +63,7 @@ def abandonment() -> Callable[[], bool]:
 
 
 def given_at() -> float:
-    """In a task: when its worker began with it, in seconds since the epoch."""
+    """Call in a task on its worker: the time at which the worker started the task, in seconds since the epoch."""
     from dask.context import thread_state
     from distributed import get_worker
 
@@ -71,12 +72,12 @@ def given_at() -> float:
 
 
 def _warm_up() -> None:
-    """On a worker: what its first chunk would otherwise wait for, Prefect's settings and client among it."""
+    """Warm up a worker, including Prefect's settings and client, so that its first chunk does not wait."""
     from prefect.client.orchestration import get_client
     from prefect.settings import Settings as PrefectSettings
 
     warm_up()
-    if os.environ.get("PREFECT_API_URL"):  # without it, Prefect would start a server of its own here
+    if os.environ.get("PREFECT_API_URL"):  # without it, Prefect would start a temporary server here
         PrefectSettings()
         with get_client(sync_client=True):
             pass
@@ -88,13 +89,13 @@ def _local_cluster(settings: Settings, workers: int) -> Iterator[str]:
     from distributed import LocalCluster
     from distributed.utils import get_mp_context
 
-    # The workers are forked from one process that has imported everything, instead of importing it each for itself.
-    # Dask's profiler reads other threads' frames, which Python 3.11 may free under it.
+    # Workers are forked from one process that has imported everything, so that none imports again.
+    # The profiler is off: it reads other threads' frames, which Python 3.11 may free at the same time.
     dask.config.set(
         {"distributed.worker.multiprocessing-method": "forkserver", "distributed.worker.profile.enabled": False}
     )
     environment = {**settings.worker_environment(), "PREFECT_API_URL": os.environ.get("PREFECT_API_URL", "")}
-    get_mp_context()  # it has a list of its own of what to import, and forgets ours
+    get_mp_context()  # call it first: it replaces the preload list with Dask's
     forkserver.prepare_workers(settings)
     with LocalCluster(
         n_workers=workers,
@@ -102,7 +103,7 @@ def _local_cluster(settings: Settings, workers: int) -> Iterator[str]:
         processes=True,
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
-        # A heartbeat that meets the end of a run is an error to Dask; a chunk's own errors come back with it.
+        # Dask logs an error for a heartbeat during shutdown. Errors of chunks are returned with their results.
         silence_logs=logging.CRITICAL,
         env=environment,
     ) as cluster:

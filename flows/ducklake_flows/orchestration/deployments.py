@@ -1,4 +1,4 @@
-"""A build step of `prefect.yaml`: the hours at which the ingest deployment is scheduled, from the datasets."""
+"""A build step of `prefect.yaml`: computes the ingest deployment's schedule from the datasets."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from ducklake_flows.project import all_datasets, broken_datasets
 
 
 def due() -> dict[str, str]:
-    """The hours (UTC) of all datasets, for cron: ``{"hours": "5,6"}``. Midnight when no dataset has one.
+    """The schedule hours (UTC) of all datasets, for cron: ``{"hours": "5,6"}``. Midnight if no dataset has one.
 
     Raises:
-        BadInput: a dataset's file cannot be loaded: its hour is not known.
+        BadInput: a dataset's file cannot be loaded, so its hour is unknown.
     """
     for error in broken_datasets().values():
         raise error

@@ -1,4 +1,4 @@
-"""The two events: what a publish tells the world, and what tells us that a source has something new."""
+"""The two Prefect events: partitions were published, and new source data has arrived."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ARRIVED = "lake.source.arrived"
 
 
 def published(result: Published) -> None:
-    """One event per dataset with what was just published. It triggers the transform deployment."""
+    """Emit one event per dataset with the partitions just published. It triggers the transform deployment."""
     by_dataset: dict[str, list[Receipt]] = {}
     for receipt in result.receipts:
         by_dataset.setdefault(receipt.dataset, []).append(receipt)
@@ -37,7 +37,7 @@ def published(result: Published) -> None:
 
 
 def arrived(dataset: str, partitions: Sequence[str]) -> None:
-    """Say that a source has something for these partitions. Each is an event that triggers the ingest deployment.
+    """Announce new source data for these partitions. Each gets an event, which triggers the ingest deployment.
 
     Raises:
         BadInput: the dataset or a partition is unknown.
@@ -56,7 +56,7 @@ def arrived(dataset: str, partitions: Sequence[str]) -> None:
         for key in partitions
     ]
     with get_client(sync_client=True) as client:
-        # Not `emit_event`, which hands the event to a thread: the caller is told when the server has it.
+        # Not `emit_event`, which sends in a background thread: the caller must know that the server has the event.
         client.request("POST", "/events", json=events).raise_for_status()
 
 

@@ -1,4 +1,4 @@
-"""Extraction on Dask: chunks out as Prefect tasks, outcomes back in groups, as they arrive."""
+"""Extraction on Dask: submits chunks as Prefect tasks and yields their outcomes in groups as they arrive."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _DEATHS = (KilledWorker, CommClosedError, CrashedRun)
 class Extracted:
     """What a task returns: its chunk's outcomes, and when it was received, began and ended, in seconds since 1970.
 
-    Comparable across hosts only if their clocks are in sync.
+    The times are comparable across hosts only if their clocks are in sync.
     """
 
     outcomes: list[Outcome]
@@ -50,7 +50,7 @@ class Extracted:
     ended: float
 
     def profile(self, submitted: float) -> dict[str, float]:
-        """Seconds that the chunk's transport took, divided evenly among its partitions."""
+        """Seconds of the chunk's transport, divided evenly among its partitions."""
         way = {
             "dask": self.given - submitted,
             "prefect": self.began - self.given,
@@ -74,7 +74,7 @@ def extract(dataset: str, versions: dict[str, str], table: dict[str, str], pace:
     try:
         settings = load_settings()
         outcomes = extract_chunk(dataset, versions, settings, table, abandonment(), pace, limit)
-        # Before anything is logged, shown or recorded: the text of a source's error may contain its password.
+        # Redact before anything is logged, shown or recorded: a source's error text may contain its password.
         outcomes = [replace(o, error=settings.redact(o.error)) if isinstance(o, Failure) else o for o in outcomes]
     except Stopped:
         logger.warning("stopped: the run that submitted this chunk has ended")
@@ -91,10 +91,10 @@ class Extraction:
     """Extracts a plan on a started task runner.
 
     Args:
-        settings: Names an existing scheduler, if there is one.
-        runner: Where tasks are submitted.
-        workers: Processes of the local cluster; an existing one has its own.
-        datasets: By key.
+        settings: Contains the address of an existing scheduler, if any.
+        runner: The started task runner.
+        workers: Processes of the local cluster; used only while the cluster has no workers.
+        datasets: The datasets by key.
         tables: Columns and DuckDB types of each dataset's raw table, by the dataset's key.
     """
 
@@ -109,7 +109,7 @@ class Extraction:
         self._settings, self._runner, self._datasets, self._tables = settings, runner, datasets, tables
         self._in_flight: dict[str, tuple[Any, Chunk, float]] = {}
         self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
-        # An existing cluster has its own number of workers; one that scales with its load may have none yet.
+        # An existing cluster may have any number of workers. An autoscaling one may have none yet.
         there = sum(runner.client.nthreads().values())
         if not there:
             get_run_logger().warning("the Dask cluster has no workers: waiting for one")
@@ -119,11 +119,11 @@ class Extraction:
         """Extract these partitions.
 
         Yields:
-            Outcomes in the order in which they arrive, at most `GROUP` at a time. Further ones arrive while the
-            caller publishes a group.
+            Outcomes in order of arrival, at most `GROUP` at a time. Extraction continues while the caller publishes a
+            group.
 
         Raises:
-            LakeError: the Dask scheduler went away.
+            LakeError: the connection to the Dask scheduler was lost.
         """
         limited = [key for key, dataset in self._datasets.items() if dataset.rate is not None]
         scheduler = ChunkScheduler(cut(todo, self._slots), self._slots, limited)
@@ -157,17 +157,21 @@ class Extraction:
         wrapped.add_done_callback(lambda done: self._ended.put(str(done.key)))
 
     def _next(self, *, wait: bool) -> list[str]:
-        """The keys of all chunks that have ended; waits for one if asked to."""
+        """The keys of all chunks that have ended since the last call.
+
+        Args:
+            wait: Wait until at least one has ended.
+        """
         keys = [self._ended.get()] if wait else []
         while not self._ended.empty():
             keys.append(self._ended.get())
         return keys
 
     def _outcomes(self, scheduler: ChunkScheduler, future: Any, chunk: Chunk, submitted: float) -> list[Outcome]:
-        """The outcomes of a chunk that has ended; of a lost one, those of partitions that are not retried.
+        """The outcomes of a chunk that has ended. For a lost chunk: failures of the partitions that are not retried.
 
-        An error that does not depend on the partition fails the chunk at once: a dataset's file that cannot be loaded
-        on the worker, or a worker without the code.
+        An error that is independent of the partition fails the whole chunk at once: a dataset's file that cannot be
+        loaded on the worker, or a worker without the code.
         """
         try:
             extracted: Extracted = future.result()
@@ -183,7 +187,7 @@ class Extraction:
                 for key in scheduler.lost(chunk, retry=retry)
             ]
         finally:
-            # Dask runs a finished task again when its worker dies while a client still holds its future.
+            # If a client still holds the future of a finished task when its worker dies, Dask runs the task again.
             future.wrapped_future.release()
         scheduler.finished(chunk, len(extracted.outcomes))
         way = extracted.profile(submitted)
@@ -191,13 +195,14 @@ class Extraction:
 
     def _scheduler_is_gone(self) -> LakeError:
         return LakeError(
-            f"The Dask scheduler at {self._settings.dask_address} went away, and its running tasks with it.",
-            "start it again, then run the same command: published partitions stay published",
+            f"The connection to the Dask scheduler at {self._settings.dask_address} was lost, including its running "
+            "tasks. Published partitions stay published.",
+            "start the scheduler again, then run the same command again",
         )
 
 
 def lost_because(error: Exception) -> str:
-    """One line on why a chunk came back without outcomes, without secrets."""
+    """The reason why a chunk returned no outcomes: one line without secrets."""
     if isinstance(error, _DEATHS):
         return f"its worker died: {type(error).__name__}"
     if isinstance(error, LakeError):

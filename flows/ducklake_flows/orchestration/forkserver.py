@@ -1,4 +1,4 @@
-"""The process that local Dask workers are forked from: it imports everything once, while the run does other work."""
+"""Starts the process that local Dask workers are forked from; it imports everything while the run does other work."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ PRELOAD = [
     "pyarrow.csv",
     "pyarrow.parquet",
 ]
-"""What the process that local workers are forked from imports once for all of them."""
+"""Modules that the fork server imports once for all local workers."""
 
 
 def prepare_workers(settings: Settings) -> None:
-    """Start the process that the workers of a local cluster are forked from; safe to repeat.
+    """Start the fork server for the workers of a local cluster, unless an existing cluster is used. Safe to repeat.
 
-    Prefect's address must be in the environment. The workers never see a Ctrl-C in the terminal: the run ends them.
+    Prefect's address must be in the environment. SIGINT is blocked in the workers: on Ctrl-C the run stops them.
     """
     if settings.dask_address:
         return
     from multiprocessing import forkserver, resource_tracker
 
     forkserver.set_forkserver_preload(PRELOAD)
-    resource_tracker.ensure_running()  # by itself, for it would take the mask away
+    resource_tracker.ensure_running()  # before SIGINT is blocked: its start unblocks SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()

@@ -1,19 +1,27 @@
-"""The gate: a Prefect global concurrency limit of one, through which every writer of the catalog goes.
+"""The gate: a Prefect global concurrency limit of one slot that every writer of the catalog holds.
 
-It is for throughput and manners: one writer at a time is faster than several that race, and SQLite knows no other
-way. What keeps the lake right without it is the fence, which this module does not know.
+It serialises writers for throughput: several that race abort each other, and SQLite has one writer only. Correctness
+does not depend on it; see `ducklake_flows.lake.fence`.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import logging
+import ssl
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+from urllib.request import getproxies, proxy_bypass
 from uuid import UUID
 
+import certifi
 import httpx
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, get_current_settings
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -35,52 +43,53 @@ log = logging.getLogger(__name__)
 
 NAME = "ducklake-commit"
 TRANSFORM = "lake-transform"
-"""A second limit of one, held for the whole of a transform: SQLMesh has no lock of its own between two runs."""
+"""A second limit of one slot, held for a whole transform: SQLMesh does not lock its state between two runs."""
 
 LEASE_SECONDS = 60
-"""How long a holder that died keeps the slot at most, plus the server's reaper period."""
+"""After so long without a renewal, plus the period of the server's reaper, the slot of a dead holder is free."""
 
 WAIT_SECONDS = 900
-"""How long a writer waits to get in before it gives up."""
+"""How long a writer waits for the slot."""
 
 RESTART_SECONDS = 60
-"""How long a Prefect server may be out of reach."""
+"""How long acquiring the slot is retried while the Prefect server does not answer."""
 
 
 @contextlib.contextmanager
 def hold(name: str = NAME, timeout: float = WAIT_SECONDS) -> Iterator[None]:
     """Hold the gate for the length of a block; keep it short.
 
-    The slot is taken strictly: without the limit nothing is written. A lease that cannot be renewed does not stop
-    the block, since a commit must not be torn; the fence covers that. It is what Prefect's own ``concurrency`` does,
-    with one client instead of three and no events: a quarter of its time.
+    The slot is strict: without the limit, the block does not run. A lease that cannot be renewed does not stop the
+    block, since a commit must not be torn; the fence covers that case. A slot that cannot be released is logged: the
+    block's work is committed, and the lease expires. Prefect's own ``concurrency`` does the same with three clients
+    and two events, and takes four times as long.
 
     Args:
         name: The gate, or the transforms' limit.
         timeout: Seconds to wait.
 
-    A slot that cannot be given back is logged: what the block has done stands, and the lease runs out by itself.
-
     Raises:
         GateBusy: the gate was not free in time.
         GateError: the limit does not exist, or the server does not answer.
     """
-    with _client() as client:
-        lease = _acquire(client, name, timeout)
-        left = threading.Event()
-        renewal = threading.Thread(target=_renew, args=(client, lease, left), name=f"renew {name}", daemon=True)
-        renewal.start()
-        try:
-            yield
-        finally:
-            left.set()
-            renewal.join()
-            _release(client, name, lease)
+    client = _client(str(PREFECT_API_URL.value()))
+    lease = _acquire(client, name, timeout)
+    left = threading.Event()
+    renewal = threading.Thread(target=_renew, args=(client, lease, left), name=f"renew {name}", daemon=True)
+    renewal.start()
+    try:
+        yield
+    finally:
+        left.set()
+        renewal.join()
+        _release(client, name, lease)
 
 
 def _acquire(client: SyncPrefectClient, name: str, timeout: float) -> UUID:
-    """Wait for the slot, and take it. Returns the lease. A server that is being restarted is waited for, too."""
-    waiting = Retrying(retry=retry_if_exception(_is_taken), wait=_as_told, stop=stop_after_delay(timeout), reraise=True)
+    """Wait for the slot and take it; also wait for a server that is being restarted. Returns the lease."""
+    waiting = Retrying(
+        retry=retry_if_exception(_is_taken), wait=_retry_after, stop=stop_after_delay(timeout), reraise=True
+    )
     reaching = Retrying(
         retry=retry_if_exception_type(httpx.TransportError),
         wait=wait_fixed(1),
@@ -106,21 +115,21 @@ def _release(client: SyncPrefectClient, name: str, lease: UUID) -> None:
     try:
         client.release_concurrency_slots_with_lease(lease)
     except httpx.HTTPError as error:
-        log.warning("the gate %s was not given back, it is free again in %d s: %s", name, LEASE_SECONDS, error)
+        log.warning("the gate %s could not be released, its lease expires in %d s: %s", name, LEASE_SECONDS, error)
 
 
 def _is_taken(error: BaseException) -> bool:
     return isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.LOCKED
 
 
-def _as_told(state: RetryCallState) -> float:
-    """The server says after how many seconds to ask again."""
+def _retry_after(state: RetryCallState) -> float:
+    """The seconds that the server says to wait."""
     error: Any = state.outcome.exception() if state.outcome else None
     return float(error.response.headers["Retry-After"])
 
 
 def _renew(client: SyncPrefectClient, lease: UUID, left: threading.Event) -> None:
-    """Renew a lease until its holder has left. One that is lost is tried again, for the next may succeed."""
+    """Renew a lease until its holder has left. Keep renewing after a failed attempt."""
     while not left.wait(LEASE_SECONDS / 3):
         try:
             client.renew_concurrency_lease(lease, LEASE_SECONDS)
@@ -128,17 +137,15 @@ def _renew(client: SyncPrefectClient, lease: UUID, left: threading.Event) -> Non
             log.warning("the gate's lease was not renewed: %s", error)
 
 
-class _AtOnce(httpx.BaseTransport):
-    """Asks a busy server again within a moment; Prefect's client would sleep for two seconds first.
+class _RetryBusy(httpx.HTTPTransport):
+    """Retries a busy server within milliseconds; Prefect's client would sleep for two seconds first.
 
-    On SQLite the server says 503 to one acquisition in ten while a run writes its events: it reads within a deferred
-    transaction, then writes, and SQLite lets nobody do that on a snapshot that has been overtaken.
+    On SQLite the server answers 503 to one acquisition in ten while a run writes its events: it reads in a deferred
+    transaction and then writes, which SQLite refuses when another transaction has committed in between.
     """
 
-    def __init__(self, inner: httpx.BaseTransport) -> None:
-        self._inner = inner
-
     def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request; up to 20 times while the answer is 503."""
         again = Retrying(
             retry=retry_if_result(lambda response: response.status_code == httpx.codes.SERVICE_UNAVAILABLE),
             wait=wait_random(0.005, 0.05),
@@ -146,34 +153,39 @@ class _AtOnce(httpx.BaseTransport):
             before_sleep=lambda state: state.outcome.result().close() if state.outcome else None,
             retry_error_callback=lambda state: state.outcome and state.outcome.result(),
         )
-        answered: httpx.Response = again(self._inner.handle_request, request)
+        answered: httpx.Response = again(super().handle_request, request)
         return answered
 
 
-@contextlib.contextmanager
-def _client() -> Iterator[SyncPrefectClient]:
-    """A client that asks at once. Within a flow it is the run's own, which gets its transport back."""
-    from prefect.client.orchestration import get_client
+_open_clients = contextlib.ExitStack()
+atexit.register(_open_clients.close)
 
-    with get_client(sync_client=True) as client:
-        http = client._client
-        inner = http._transport
-        # As Prefect does it itself to set its own retries: a transport that is passed in would know no proxy.
-        http._transport = _AtOnce(inner)
-        try:
-            yield client
-        finally:
-            http._transport = inner
+
+@functools.lru_cache(maxsize=4)
+def _client(url: str) -> SyncPrefectClient:
+    """A client of the server at this address, open until the process ends.
+
+    A transport that is passed in replaces the one that httpx would configure, so it gets Prefect's TLS settings and
+    the proxy of the environment here.
+    """
+    api = get_current_settings().api
+    verify = ssl.create_default_context(cafile=api.ssl_cert_file or certifi.where())
+    if api.tls_insecure_skip_verify:
+        verify.check_hostname, verify.verify_mode = False, ssl.CERT_NONE
+    target = httpx.URL(url)
+    proxy = None if proxy_bypass(target.host) else getproxies().get(target.scheme)
+    transport = _RetryBusy(verify=verify, proxy=proxy, retries=3)
+    return _open_clients.enter_context(
+        get_client(sync_client=True, httpx_settings={"transport": transport, "verify": verify})
+    )
 
 
 def ensure() -> list[str]:
-    """Make the limits, or set them back to one slot. Safe to repeat.
+    """Create the limits, or set them back to one slot. Safe to repeat.
 
     Returns:
-        Those that had to change.
+        The names of those that were created or changed.
     """
-    from prefect.client.orchestration import get_client
-
     changed = [name for name in (NAME, TRANSFORM) if _slots(name) != 1]
     with get_client(sync_client=True) as client:
         for name in changed:
@@ -182,7 +194,7 @@ def ensure() -> list[str]:
 
 
 def check() -> None:
-    """Make sure of the limits before any work starts.
+    """Check the limits before any work starts.
 
     Raises:
         GateError: one is missing, switched off, or has more than one slot.
@@ -197,9 +209,6 @@ def check() -> None:
 
 def _slots(name: str) -> int | None:
     """A limit's slots; None when it does not exist, 0 when it is switched off."""
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectNotFound
-
     with get_client(sync_client=True) as client:
         try:
             found = client.read_global_concurrency_limit_by_name(name)

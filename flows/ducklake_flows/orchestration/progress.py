@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 EVERY_SECONDS = 2.0
-"""How often the artifact and a plain line are brought up to date at most."""
+"""Minimum seconds between two updates of the artifact and the plain output."""
 
 
 class Progress:
@@ -27,7 +27,7 @@ class Progress:
         self._done = self._rows = self._failed = 0
 
     def advance(self, partitions: int, rows: int, failed: int) -> None:
-        """Count what one group brought."""
+        """Add one group to the counts."""
         self._done += partitions
         self._rows += rows
         self._failed += failed
@@ -48,11 +48,11 @@ class Progress:
 
 @contextlib.contextmanager
 def progress(total: int, what: str) -> Iterator[Progress]:
-    """Show progress for the length of a block.
+    """Show progress for the duration of a block.
 
     Args:
         total: Partitions to do.
-        what: What they are of, for the artifact's description.
+        what: The datasets' names, for the artifact's description.
     """
     artifact = create_progress_artifact(0.0, key="partitions", description=f"partitions of {what}")
     console = Console(file=sys.stderr)

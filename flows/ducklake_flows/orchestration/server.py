@@ -1,7 +1,7 @@
-"""The embedded default's Prefect server: `lake` starts it when no PREFECT_API_URL is set, and reuses it.
+"""The embedded lake's Prefect server: `lake` starts it if PREFECT_API_URL is not set, and reuses it.
 
-A normal server, not Prefect's ephemeral one: that starts once per Dask worker, never frees a dead holder's slot and
-runs no schedules.
+It is a normal server, not Prefect's ephemeral one, which would start once per Dask worker, never free a dead holder's
+slot, and run no schedules.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from ducklake_flows.errors import CatalogError, LakeError
 from ducklake_flows.settings import Settings
 
 START_SECONDS = 240
-"""How long a new server may take until it answers; the first start on a machine migrates its database."""
+"""Maximum seconds until a new server answers; the first start on a machine migrates its database."""
 
 SERVER_SETTINGS = {
-    # A restarted server must know who holds the gate, and free what a killed holder left: leases on disk.
+    # Leases on disk: a restarted server must know who holds the gate, and free the slot of a killed holder.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "5",
-    # The gate is held for fractions of a second: a waiter asks again after one, not after thirty.
+    # The gate is held for fractions of a second: waiters retry after 1 s instead of 30 s.
     "PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
-    # A run that waits for its deployment's limit asks again after five seconds.
+    # A run that waits for its deployment's concurrency limit retries after 5 s.
     "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "5",
-    # SQLite has one writer: wait for it instead of failing, and write less.
+    # SQLite allows one writer: wait instead of failing, and write less.
     "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
     "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
     "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P3D",
@@ -48,26 +48,26 @@ SERVER_SETTINGS = {
 CLIENT_SETTINGS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_CLI_COLORS": "false",
-    # How often a run says that it is there, in seconds; see `ducklake_flows.orchestration.automations`.
+    # Seconds between a run's heartbeats; see `ducklake_flows.orchestration.automations`.
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
 }
 
 
 def use(settings: Settings) -> str:
-    """Make sure that this process and its children have a Prefect server that answers; see `begin`."""
+    """Point this process and its children at a Prefect server, and wait until it answers; see `begin`."""
     url = begin(settings)
     wait(settings, url)
     return url
 
 
 def begin(settings: Settings) -> str:
-    """Point this process and its children at a Prefect server, starting one when there is none.
+    """Point this process and its children at a Prefect server, and start one if necessary.
 
-    Where PREFECT_API_URL is set, that server is used as it is. Otherwise the lake's own one is used, and started
-    first when it does not run. Call it before Prefect is imported.
+    If PREFECT_API_URL is set, that server is used. Otherwise the lake's own server is used, and started if it does not
+    run. Call this before Prefect is imported.
 
     Returns:
-        The API's URL, which may not answer yet: `wait` for it before the first call.
+        The API's URL. The server may not answer yet: call `wait` before the first request.
 
     Raises:
         CatalogError: the lake's folder cannot be written.
@@ -80,13 +80,13 @@ def begin(settings: Settings) -> str:
     try:
         home.mkdir(parents=True, exist_ok=True)
         with (home / "server.lock").open("w") as lock:
-            # Two commands at once must not start two servers on one database.
+            # Two concurrent commands must not start two servers on one database.
             fcntl.flock(lock, fcntl.LOCK_EX)
             url = running(settings) or _start(home)
     except OSError as error:
         raise CatalogError(
             f"The lake's folder cannot be written: {error.strerror or error} ({home})",
-            "set LAKE_HOME to a folder that can be written",
+            "set LAKE_HOME to a writable folder, then run the same command again",
         ) from None
     os.environ["PREFECT_HOME"] = str(home)
     os.environ["PREFECT_API_URL"] = url
@@ -97,18 +97,24 @@ def wait(settings: Settings, url: str) -> None:
     """Wait until the server answers.
 
     Raises:
-        LakeError: it ended or took too long; names its log, or the setting that points at it.
+        LakeError: it ended or took too long; the message names its log, or the setting with its address.
     """
     state = _state(settings)
     ours = state if state and state["url"] == url else None
     if ours is None and not until(lambda: answers(url), 10):
-        raise LakeError(f"The Prefect server at {url} does not answer.", "start it, or unset PREFECT_API_URL")
+        raise LakeError(
+            f"The Prefect server at {url} does not answer.",
+            "start it, or unset PREFECT_API_URL to use a local server; then run the same command again",
+        )
     if ours and not until(lambda: answers(url) or not _alive(ours["pid"]), START_SECONDS) or not answers(url):
-        raise LakeError("The local Prefect server did not start.", f"read {_home(settings) / 'server.log'}")
+        raise LakeError(
+            f"The local Prefect server did not start within {START_SECONDS} s, or it ended.",
+            f"read its log: {_home(settings) / 'server.log'}",
+        )
 
 
 def running(settings: Settings) -> str | None:
-    """The URL of the lake's own server's API, None when its process does not run."""
+    """The API URL of the lake's own server; None if its process does not run."""
     state = _state(settings)
     return str(state["url"]) if state and _alive(state["pid"]) else None
 
@@ -179,16 +185,16 @@ def answers(url: str) -> bool:
 
 
 def _alive(pid: int) -> bool:
-    """Whether the process runs and is a Prefect server: its number may have been given to another one since."""
+    """Whether the process runs and is a Prefect server: another process may have got its id meanwhile."""
     with contextlib.suppress(ChildProcessError):
-        # A child of ours that ended stays a zombie until it is asked about.
+        # A child of this process that ended stays a zombie until it is waited for.
         os.waitpid(pid, os.WNOHANG)
     proc = Path("/proc")
     if proc.exists():
         try:
             command = (proc / str(pid) / "cmdline").read_bytes()
             ended = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-            # Empty for a moment, while a new process is being put in its place.
+            # The command line is empty for a moment during exec.
             return not ended and (not command or b"prefect" in command)
         except (FileNotFoundError, ProcessLookupError):
             return False
@@ -200,7 +206,16 @@ def _alive(pid: int) -> bool:
 
 
 def until(condition: Callable[[], object], seconds: float = 60, every: float = 0.1) -> bool:
-    """Ask again and again, so many seconds apart, until a condition holds. Returns whether it ever did."""
+    """Poll a condition until it holds.
+
+    Args:
+        condition: The condition.
+        seconds: Maximum time to wait.
+        every: Seconds between two polls.
+
+    Returns:
+        Whether it held in time.
+    """
     try:
         Retrying(retry=retry_if_result(lambda held: not held), stop=stop_after_delay(seconds), wait=wait_fixed(every))(
             condition

@@ -1,4 +1,4 @@
-"""The configuration of SQLMesh's own commands: they have no flow run as a parent, so their process enters the gate."""
+"""The configuration of SQLMesh's own commands. They have no flow run as a parent, so their process enters the gate."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ if TYPE_CHECKING:
     from sqlmesh.core.config import Config
 
 TURN_SECONDS = 6 * 3600.0
-"""How long a command waits for the transform that is running."""
+"""Maximum seconds that a command waits for a running transform."""
 
 
 def sqlmesh_config(file: str) -> Config:
-    """The configuration for a project's `config.py`.
+    """Create the configuration for a project's `config.py`.
 
-    ``config = sqlmesh_config(__file__)``: the lake's gateway and state, every dataset's raw table as an external
-    model, and the gate around every transaction.
+    ``config = sqlmesh_config(__file__)`` contains the lake's gateway and state, every dataset's raw table as an
+    external model, and the gate around every write transaction.
 
     Args:
-        file: The path of `config.py`, in the folder of models.
+        file: The path of `config.py` in the folder of models.
 
     Raises:
         BadInput: a setting is malformed.
     """
     settings = lake_settings(Path(file).absolute().parent)
-    if LakeAdapter.gate is None:  # in the build's worker, it is the run that holds the gate
+    if LakeAdapter.gate is None:  # the build's worker has set it: its parent run holds the gate
         LakeAdapter.gate = hold
     return project_config(settings)
 
 
 @contextlib.contextmanager
 def hold() -> Iterator[None]:
-    """The gate for one transaction. The first one also takes the transforms' limit, kept until this process ends.
+    """Hold the gate for one transaction. The first call also takes the transforms' limit until this process ends.
 
     Raises:
-        SQLMeshError: the gate could not be entered, so nothing was written. SQLMesh's command prints it.
+        SQLMeshError: the gate could not be entered, so nothing was written. SQLMesh's command prints the error.
     """
     with contextlib.ExitStack() as held:
         try:
@@ -64,15 +64,15 @@ def hold() -> Iterator[None]:
 
 @functools.cache
 def _say(text: str) -> None:
-    """Print an error once: SQLMesh tries again, and in the end names only the model at which it stopped."""
+    """Print an error once: SQLMesh retries, and its final message names only the model at which it stopped."""
     get_console().log_error(text)
 
 
 @functools.cache
 def _take_turn() -> None:
-    """Find the lake's Prefect server, or start it, and wait until no transform runs."""
+    """Find or start the lake's Prefect server, and wait until no transform runs."""
     server.use(load_settings())
-    # Only now: Prefect reads where its server is when it is imported.
+    # Not at the top: Prefect reads its server's address when it is imported.
     from ducklake_flows.orchestration import gate
 
     gate.check()
@@ -80,6 +80,6 @@ def _take_turn() -> None:
     try:
         held.enter_context(gate.hold(gate.TRANSFORM, 0))
     except GateBusy:
-        get_console().log_warning("A transform is running. Waiting for it to end.")
+        get_console().log_warning("A transform is running; waiting until it ends.")
         held.enter_context(gate.hold(gate.TRANSFORM, TURN_SECONDS))
     atexit.register(held.close)

@@ -1,4 +1,4 @@
-"""The summary of an ingest run: what it did, as plain values, as artifacts of the Prefect UI, and as an error text."""
+"""The summary of an ingest run: as plain values, as artifacts of the Prefect UI, and as an error text."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class Summary:
     """What a run did.
 
-    Seconds are wall time, but for the stages of a chunk, which add up its workers' time: ``dask`` (until a worker took
-    it), ``prefect`` (until the task began), ``extract``, ``normalize``, ``inspect``, ``stage``, and ``receipt`` (until
-    the run took it up, Prefect's end of the task included).
+    Seconds are wall time, except for the stages of a chunk, which are summed over the workers: ``dask`` (until a worker
+    received the chunk), ``prefect`` (until the task began), ``extract``, ``normalize``, ``inspect``, ``stage``, and
+    ``receipt`` (until the run received the outcomes, including the end of the Prefect task).
     """
 
     datasets: list[str]
@@ -41,7 +41,7 @@ class Summary:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add_seconds(self, stage: str, since: float) -> None:
-        """Add the time since a moment of `time.monotonic` to a stage."""
+        """Add the time since ``since``, a value of `time.monotonic`, to a stage."""
         self._add(stage, time.monotonic() - since)
 
     def add_profile(self, profile: Mapping[str, float]) -> None:
@@ -53,9 +53,9 @@ class Summary:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     def without_absent(self, group: Sequence[Outcome], datasets: Mapping[str, Dataset]) -> list[Outcome]:
-        """A group without the partitions for which the source, when it was read, turned out to have nothing.
+        """Remove the partitions from a group that the source reported at read time as not existing.
 
-        They are counted as ``no_source``. In a dataset that must be complete they stay, and are failures.
+        They are counted as ``no_source``. In a dataset that must be complete, they stay in the group as failures.
         """
         for outcome in group:
             self.add_profile(outcome.profile)
@@ -68,7 +68,7 @@ class Summary:
         return [o for o in group if o not in absent]
 
     def add(self, result: Published) -> None:
-        """Add what became of a group."""
+        """Add the result of publishing a group."""
         self.published += result.receipts
         self.unchanged += result.unchanged
         self.failed += result.failures
@@ -109,7 +109,7 @@ class Summary:
 
 
 def create_artifacts(summary: Summary) -> None:
-    """What the Prefect UI shows of a run: a table of its partitions, and a summary."""
+    """Create a run's artifacts in the Prefect UI: a table of its partitions, and a summary."""
     table = [
         {
             "dataset": f.dataset,
@@ -143,7 +143,7 @@ def create_artifacts(summary: Summary) -> None:
         "" if table or summary.no_source else "Nothing to do.",
         f"- published: **{len(summary.published)}** partitions, {summary.rows:,} rows, {summary.commits} commits",
         f"- unchanged: {len(summary.unchanged)}",
-        f"- dropped as older than what is published: {len(summary.older)}",
+        f"- dropped because a newer attempt is published: {len(summary.older)}",
         f"- failed: **{len(summary.failed)}**",
         *(f"    - `{f.dataset} {f.partition}` {f.error}" for f in summary.failed[:20]),
         f"- no source: {len(summary.no_source)} {', '.join(summary.no_source[:10])}",
@@ -157,7 +157,7 @@ def create_artifacts(summary: Summary) -> None:
 
 
 def failures_text(summary: Summary) -> str:
-    """What failed, one line for each cause: partitions first, then datasets that were left out."""
+    """What failed, one line per cause: partitions first, then datasets that could not be planned."""
     failed, faults = summary.failed, summary.faults
     causes: dict[tuple[str, str], list[str]] = {}
     for f in sorted(failed, key=lambda f: (f.dataset, f.partition)):
@@ -167,19 +167,19 @@ def failures_text(summary: Summary) -> str:
         which = keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more"
         lines.append(f"  {dataset} {which}: {error}")
     if len(causes) > 10:
-        lines.append(f"  and {len(causes) - 10} more causes: lake status")
+        lines.append(f"  and {len(causes) - 10} more causes; see: lake status")
     counted = []
     if failed:
         counted.append(f"{len(failed)} partition{'s' if len(failed) > 1 else ''} failed")
     if faults:
         counted.append(f"{len(faults)} dataset{'s' if len(faults) > 1 else ''} could not be planned")
         lines += [f"  {out.dataset}: {out.error.message}" for out in faults]
-    return "\n".join([f"{' and '.join(counted)}; the others are published.", *lines])
+    return "\n".join([f"{' and '.join(counted)}; all others are published.", *lines])
 
 
 def next_step(summary: Summary) -> str:
     """The next step after a run with failures."""
     if not summary.failed:
         return summary.faults[0].error.fix
-    which = "that one" if len(summary.failed) == 1 else "those"
-    return f"correct the cause, then the same command again does just {which}"
+    which = "partition" if len(summary.failed) == 1 else "partitions"
+    return f"fix the cause, then run the same command again to retry the failed {which}"

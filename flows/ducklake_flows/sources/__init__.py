@@ -1,1 +1,1 @@
-"""Sources: how files and rows of any form become Arrow tables, exactly."""
+"""Sources: exact conversion of files and rows of any form to Arrow tables."""

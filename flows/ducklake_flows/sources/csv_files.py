@@ -1,8 +1,8 @@
-"""CSV through DuckDB's reader: every value as text first, then by type, so that none is guessed or cut.
+"""CSV files, read with DuckDB: every value as text first, then converted by type, so no value is guessed or cut.
 
-Arrow's reader loses a byte where a quoted line break meets the end of a block (apache/arrow#51368), and takes a quote
-that is never closed for data. A small file without any quote it reads right, and in a third of the time: a query costs
-DuckDB a millisecond, whatever is in it.
+Arrow's reader loses a byte where a quoted line break falls on the end of a block (apache/arrow#51368), and reads an
+unclosed quote as data. It reads small files without quotes correctly and in a third of the time, because every DuckDB
+query costs a millisecond.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 BATCH = 122_880
-"""Rows read at once."""
+"""Rows per batch."""
 
 PIECE = 1 << 20
 """Characters copied at once."""
 
 LONGEST = 64 << 20
-"""Bytes of the longest line that is read."""
+"""Maximum length of a line, in bytes."""
 
 SMALL = 4 << 20
-"""Bytes of a file that is read as a whole if there is no quote in it."""
+"""Maximum size, in bytes, of a file without quotes that Arrow reads as a whole."""
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a CSV file is written. See `ducklake_flows.sources.files.Files`."""
+    """The format of a CSV file. See `ducklake_flows.sources.files.Files`."""
 
     delimiter: str = ","
     quote: str = '"'
@@ -57,10 +57,10 @@ def _connection() -> DuckDBPyConnection:
 
 
 def header(path: Path, dialect: Dialect) -> list[str]:
-    """The names in a file's first line, after those that are skipped.
+    """The names in a file's header, the first line after skipped lines and comments.
 
     Raises:
-        SourceError: there is none, or it names a column twice.
+        SourceError: there is no header, or it names a column twice.
     """
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         try:
@@ -69,36 +69,40 @@ def header(path: Path, dialect: Dialect) -> list[str]:
             lines = (line for line in file if not (dialect.comment and line.startswith(dialect.comment)))
             names = next(_reader(lines, dialect))
         except StopIteration:
-            raise SourceError("has no header", "have the source write it again, or set skip") from None
+            raise SourceError("has no header", "export the file again, or correct skip in the dataset") from None
         except csv.Error as error:
-            raise SourceError(f"has no header that can be read: {error}", "set the file's dialect") from None
+            raise SourceError(
+                f"the header cannot be parsed: {error}", "set the file's dialect in the dataset"
+            ) from None
     if any(not name.isprintable() and "\udc80" <= max(name) <= "\udcff" for name in names):
-        raise SourceError("its header is not UTF-8", "say which encoding it is: encoding='latin-1'")
+        raise SourceError("the header is not UTF-8", "set the encoding in the dataset, such as encoding='latin-1'")
     if not any(names):
-        raise SourceError("its first line is blank, where the header should be", "set skip")
+        raise SourceError(
+            "the header line is blank", "set skip in the dataset to the number of lines before the header"
+        )
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
-        raise SourceError(f"the header names a column twice: {', '.join(map(repr, twice))}", "mend the file")
+        raise SourceError(f"the header names a column twice: {', '.join(map(repr, twice))}", "rename one in the file")
     if len(names) == 1 and (other := next((c for c in ";\t|" if c != dialect.delimiter and c in names[0]), None)):
         raise SourceError(
-            f"the header is one column, {names[0]!r}: the file looks as if it were separated by {other!r}",
-            f"say so in the dataset: delimiter={other!r}",
+            f"the header has one column, {names[0]!r}: the values seem to be separated by {other!r}",
+            f"set delimiter={other!r} in the dataset",
         )
     return names
 
 
 def simplified(path: Path, dialect: Dialect, names: Sequence[str], copy: Path) -> tuple[Dialect, list[str]]:
-    """Copy a file with a header of one line, and blank lines where lines are skipped or comments.
+    """Copy a file with a one-line header, and with blank lines instead of skipped lines and comments.
 
-    DuckDB 1.5.5 takes the first line break of a file, also one that is skipped or within quotes, for that of all its
-    lines; and what follows a comment's sign within a line for a comment, too. The lines keep their numbers, but in a
-    file of one column, where a blank line is a row.
+    DuckDB 1.5.5 assumes that all lines end like the first line break of the file, even if that one is skipped or within
+    quotes. It also reads a comment sign within a line as the start of a comment. Lines keep their numbers in the copy,
+    except in a file of one column, where a blank line is a row.
 
     Args:
-        path: A local file in UTF-8.
-        dialect: How it is written.
-        names: Its header.
-        copy: Where the copy is written.
+        path: A local UTF-8 file.
+        dialect: The file's dialect.
+        names: The file's header.
+        copy: Path of the copy.
 
     Returns:
         The copy's dialect and header.
@@ -124,7 +128,7 @@ def simplified(path: Path, dialect: Dialect, names: Sequence[str], copy: Path) -
 
 
 def _copy_without_comments(file: TextIO, target: TextIO, dialect: Dialect, blank: str) -> None:
-    """Copy rows, and a blank instead of each comment. A line within a quoted value is none."""
+    """Copy rows, and write ``blank`` instead of each comment. A line within a quoted value is not a comment."""
     is_start = True
 
     def lines() -> Iterator[str]:
@@ -138,19 +142,19 @@ def _copy_without_comments(file: TextIO, target: TextIO, dialect: Dialect, blank
             yield line
 
     csv.field_size_limit(LONGEST)
-    # Where the file breaks its dialect DuckDB finds it, too, and tells the line.
+    # DuckDB finds the same errors when it reads the copy, and reports their lines.
     with contextlib.suppress(csv.Error):
         for _ in _reader(lines(), dialect):
             is_start = True
 
 
 _DELIMITER = "\ue000"
-"""Stands for a delimiter of several characters: it is of the range that means nothing in Unicode."""
+"""Replaces a delimiter of several characters. It is from Unicode's private use area."""
 
 
 def _reader(lines: Iterator[str], dialect: Dialect) -> Iterator[list[str]]:
     if len(dialect.delimiter) > 1:
-        # Python's reader knows delimiters of one character.
+        # Python's csv module supports only delimiters of one character.
         one = replace(dialect, delimiter=_DELIMITER)
         for fields in _reader((line.replace(dialect.delimiter, _DELIMITER) for line in lines), one):
             yield [field.replace(_DELIMITER, dialect.delimiter) for field in fields]
@@ -170,17 +174,17 @@ def _reader(lines: Iterator[str], dialect: Dialect) -> Iterator[list[str]]:
 def read(
     path: Path, dialect: Dialect, columns: Mapping[str, str], size: int, integers: Set[str] = frozenset()
 ) -> Iterator[pa.Table]:
-    """A file's rows, every value as text; null where the dialect says so.
+    """Stream a file's rows, every value as text, or null if the dialect says so.
 
     Args:
-        path: A local file in UTF-8, without a byte order mark.
-        dialect: How it is written.
-        columns: The column of each of the header's names, in order.
-        size: Bytes of the file.
-        integers: Columns that may come as integers, where that is quicker and all of their texts are.
+        path: A local UTF-8 file without a byte order mark.
+        dialect: The file's dialect.
+        columns: The column of each name in the header, in order.
+        size: Size of the file in bytes.
+        integers: Columns that may be returned as integers, if that is faster and all of their texts are integers.
 
     Raises:
-        SourceError: it breaks the dialect, names the line; or its header stands in it again.
+        SourceError: the file breaks the dialect (names the line), or the header is repeated among the rows.
     """
     import duckdb
     import pyarrow as pa
@@ -201,22 +205,22 @@ def read(
             yield pa.table(batch.columns, names=list(columns.values()))
     except duckdb.Error as error:
         raise _named(error, dialect) from None
-    except pa.ArrowException as error:  # DuckDB's own, when it comes in mid-stream
+    except pa.ArrowException as error:  # how Arrow reports an error of DuckDB in mid-stream
         raise _named(error, dialect) from None
 
 
 def _without_header(batch: pa.RecordBatch, names: Sequence[str], dialect: Dialect) -> pa.RecordBatch:
-    """The first rows of a file without its header, which DuckDB must have read as Python did."""
+    """Remove the header from a file's first rows. DuckDB must have read it as Python did."""
     first = [column[0].as_py() for column in batch.columns]
     if first != [None if name in dialect.nulls else name for name in names]:
-        raise SourceError("its header cannot be told from its rows", _FIX)
+        raise SourceError("the header cannot be told apart from the rows", _FIX)
     return batch.slice(1)
 
 
 def _unquoted(
     path: Path, dialect: Dialect, columns: Mapping[str, str], size: int, integers: Set[str]
 ) -> pa.Table | None:
-    """A small file without quotes, read by Arrow in one block; None for any other, and for one with a fault in it."""
+    """Read a small file without quotes in one block with Arrow. None for any other file, and for one with errors."""
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
@@ -231,7 +235,7 @@ def _unquoted(
     if ends and ends != content.count(b"\n"):
         return None
     if b"0x" in content or b"0X" in content:
-        integers = frozenset()  # Arrow takes 0x10 for 16
+        integers = frozenset()  # Arrow reads 0x10 as 16
     try:
         table = arrow_csv.read_csv(
             pa.py_buffer(content),
@@ -246,14 +250,14 @@ def _unquoted(
             ),
         )
     except pa.ArrowException:
-        return None  # DuckDB tells the line, and what is wrong with it
+        return None  # DuckDB reports the line and the error
     if not integers:
         _check_no_header(table, list(columns))
     return table
 
 
 def _check_no_header(batch: pa.RecordBatch | pa.Table, names: Sequence[str]) -> None:
-    """Files that were put together with their headers. In a single column the name may well be a value."""
+    """Refuse a header among the rows, as in concatenated files. In a file of one column, the name may be a value."""
     import pyarrow.compute as pc
 
     rows = pc.equal(batch.column(0), names[0])
@@ -262,15 +266,15 @@ def _check_no_header(batch: pa.RecordBatch | pa.Table, names: Sequence[str]) -> 
             return
         rows = pc.and_(rows, pc.equal(column, name))
     if len(names) > 1 and pc.any(rows).as_py():
-        raise SourceError("its header stands in it again, further down", "have the source write it again")
+        raise SourceError("the header is repeated among the rows", "export the file again")
 
 
 def _scan(path: Path, dialect: Dialect, columns: int, size: int) -> str:
-    """The table function that reads a file as text."""
+    """SQL of the table function that reads a file as text."""
     options = {
         "columns": "{" + ", ".join(f"'c{number}': 'VARCHAR'" for number in range(columns)) + "}",
         "auto_detect": "false",
-        # As DuckDB 1.5.5 skips a header, it loses every row where a line break in it is not like those after it.
+        # If DuckDB 1.5.5 skips the header, it loses every row if a line break in the header differs from later ones.
         "header": "false",
         "delim": _literal(dialect.delimiter),
         "quote": _literal(dialect.quote),
@@ -285,7 +289,7 @@ def _scan(path: Path, dialect: Dialect, columns: int, size: int) -> str:
         "compression": "'none'",
         "encoding": "'utf-8'",
         "max_line_size": str(LONGEST),
-        # By default 32 MB are set aside for a file of any size.
+        # DuckDB allocates 32 MB by default for a file of any size.
         "buffer_size": str(min(max(size, 1 << 16), 2 * LONGEST) + 64),
     }
     if size < LONGEST:
@@ -295,7 +299,7 @@ def _scan(path: Path, dialect: Dialect, columns: int, size: int) -> str:
 
 
 _NEVER = "\ue000 this text is no file's \ue001"
-"""What stands for null where nothing does: DuckDB wants to be told a text."""
+"""The null text of a dialect without one: DuckDB requires a null text."""
 
 
 def _literal(text: str) -> str:
@@ -303,7 +307,7 @@ def _literal(text: str) -> str:
 
 
 def _named(error: Exception, dialect: Dialect) -> SourceError:
-    """DuckDB's error as the user's: the line, and what is wrong with it."""
+    """Convert an error of DuckDB to one for the user: the line, and what is wrong with it."""
     text = str(error)
     line = re.search(r"CSV Error on Line: (\d+)", text)
     where = f"line {line[1]}: " if line else ""
@@ -313,25 +317,25 @@ def _named(error: Exception, dialect: Dialect) -> SourceError:
     return SourceError(where + " ".join(text.split("Possible")[0].split())[:300], _FIX)
 
 
-_FIX = "have the source write it again, or set the file's dialect in the dataset"
+_FIX = "export the file again, or correct its dialect in the dataset"
 _SAYS = (
-    (r"Value with unterminated quote found", "a quote is not closed, or text stands beside a quoted value"),
+    (r"Value with unterminated quote found", "a quote is not closed, or a value has text outside of its quotes"),
     (r"Expected Number of Columns: (\d+) Found: (\d+)", "it has {1} columns instead of {0}"),
-    (r"Invalid unicode", "it is not UTF-8; say which encoding it is: encoding='latin-1'"),
+    (r"Invalid unicode", "it is not UTF-8; set the encoding in the dataset, such as encoding='latin-1'"),
     (r"[Mm]aximum line size", "the line is longer than 64 MiB"),
-    (r"invalid state", "its lines end in different ways, or a quote is out of place"),
+    (r"invalid state", "the file mixes line endings, or a quote is misplaced"),
 )
 
 
 @dataclass
 class Facts:
-    """What is known of all of a column's texts, file after file.
+    """What is known about all texts of a column, in all files read so far.
 
     Args:
-        values: How many there are that are not null.
-        kinds: For each kind in `KINDS`, whether every one of them is of it.
-        left: Digits before the decimal point at most.
-        places: Digits after it at most.
+        values: Number of texts that are not null.
+        kinds: For each kind in `KINDS`, whether every text is of this kind.
+        left: Maximum number of digits before the decimal point.
+        places: Maximum number of digits after the decimal point.
     """
 
     values: int = 0
@@ -340,14 +344,14 @@ class Facts:
     places: int = 0
 
     def add(self, values: int, kinds: Mapping[str, bool], left: int, places: int) -> None:
-        """Take up a further file."""
+        """Add the facts of another file."""
         if values:
             self.kinds = {kind: (self.kinds is None or self.kinds[kind]) and holds for kind, holds in kinds.items()}
             self.values += values
             self.left, self.places = max(self.left, left), max(self.places, places)
 
     def type_of(self) -> pa.DataType:
-        """The Arrow type that holds all of them exactly, and gives their text back as far as it is a value's."""
+        """The Arrow type that holds the values of all texts exactly. Only their formatting may be lost."""
         import pyarrow as pa
 
         if self.kinds is None:
@@ -379,27 +383,27 @@ KINDS = {
     "date": f"regexp_full_match($c, '{_DAY}') AND TRY_CAST($c AS DATE) IS NOT NULL",
     "local moment": f"regexp_full_match($c, '{_MOMENT}') AND TRY_CAST($c AS TIMESTAMP) IS NOT NULL",
     "moment": f"regexp_full_match($c, '{_MOMENT}{_ZONE}')",
-    # 15 digits are always exact; more only where the double is written just so.
+    # Up to 15 digits are always exact; more are exact only if the double is written as the same text.
     "double": f"""regexp_full_match($c, '{_DOUBLE}') AND (TRY_CAST($c AS DOUBLE)::VARCHAR = $c
         OR length(ltrim(regexp_replace($c, '[eE].*|[.-]', '', 'g'), '0')) <= 15
            AND (abs(TRY_CAST($c AS DOUBLE)) BETWEEN 1e-300 AND 1e300 OR regexp_full_match($c, '[-0.]+')))""",
     "decimal": f"regexp_full_match($c, '{_DECIMAL}')",
 }
-"""What a text must be like to be of a kind, in SQL. Ids such as 007 are of none, so they stay text."""
+"""The SQL condition on a text of each kind. Ids such as 007 are of no kind, so they stay text."""
 
 
 def look(path: Path, dialect: Dialect, columns: Mapping[int, Facts], names: Sequence[str], size: int) -> None:
-    """Read a file once, and add what its texts are like to the facts of some of its columns.
+    """Read a file once and update the facts of some of its columns.
 
     Args:
-        path: A local file in UTF-8, without a byte order mark.
-        dialect: How it is written.
-        columns: The facts of each column of interest, by its number.
+        path: A local UTF-8 file without a byte order mark.
+        dialect: The file's dialect.
+        columns: The facts to update, by column number.
         names: The header's names.
-        size: Bytes of the file.
+        size: Size of the file in bytes.
 
     Raises:
-        SourceError: it breaks the dialect, or its header stands in it again.
+        SourceError: the file breaks the dialect.
     """
     import duckdb
 
@@ -430,7 +434,7 @@ def look(path: Path, dialect: Dialect, columns: Mapping[int, Facts], names: Sequ
 
 
 def line_of(path: Path, dialect: Dialect, record: int, columns: int) -> int:
-    """The line of a file on which a record ends, counted from 1; records from 0, without the header."""
+    """The line of a file on which a record ends. Lines count from 1; records count from 0, after the header."""
     read = 0
 
     def lines() -> Iterator[str]:
@@ -443,7 +447,7 @@ def line_of(path: Path, dialect: Dialect, record: int, columns: int) -> int:
 
     left = record + 1
     for fields in _reader(lines(), dialect):
-        # A blank line is no record, but in a file of one column, where it is a null.
+        # A blank line is not a record, except in a file of one column, where it is a null.
         left -= bool(fields) or columns == 1
         if left < 0:
             break

@@ -1,4 +1,4 @@
-"""The shared ``files`` source: CSV, JSON or Parquet files, one or several a partition, by a path pattern."""
+"""The shared ``files`` source: CSV, JSON or Parquet files selected by a path pattern, one or more per partition."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ PIECE = 1 << 20
 
 @dataclass(frozen=True)
 class Files:
-    """Files in the landing zone (a folder or S3), found by a pattern with the partition in it.
+    """Files in the landing zone (a folder or S3), selected by a pattern that contains the partition.
 
     Args:
-        pattern: Path below ``LAKE_LANDING``: ``{partition}`` stands for the partition's key, ``%Y``, ``%m``, ``%d`` and
-            ``%H`` for parts of its start, ``*`` for any run of characters but a slash. ``flights/{partition}.csv``,
+        pattern: Path below ``LAKE_LANDING``. ``{partition}`` is the partition's key; ``%Y``, ``%m``, ``%d`` and ``%H``
+            are parts of its start; ``*`` matches any characters except a slash. Examples: ``flights/{partition}.csv``,
             ``weather/year=%Y/month=%m/%d/*.jsonl``. Hidden files (``.name``, ``_SUCCESS``) are never data.
-        format: How the files are written. ``json`` and ``jsonl`` both read lines as well as one array.
-        nulls: The texts that mean null, in CSV, where they stand without quotes.
-        ends_with_newline: Whether a CSV file whose last line has no end is taken for truncated. A value cut short
-            can look like a whole one, so turn this off only for a source that never writes the last line's end.
-        delimiter: What stands between two values, in CSV.
-        quote: What a value that holds a delimiter or a line break stands between, in CSV; "" for nothing.
-        escape: What stands before a quote within a quoted value, in CSV: the quote itself, or a backslash.
-        encoding: The text's encoding, as Python names it.
-        decimal: The decimal mark of numbers, in CSV.
-        comment: A line that starts with this is left out, in CSV; "" for none.
-        skip: Lines before the header, in CSV.
-        empty: Whether a file of 0 bytes is a partition without rows. A CSV file of just a header always is.
+        format: The file format. ``json`` and ``jsonl`` both accept lines and one array.
+        nulls: CSV: the texts that mean null if they are not quoted.
+        ends_with_newline: CSV: whether a file whose last line has no line ending counts as truncated. A truncated value
+            can look complete, so turn this off only for a source that never ends the last line.
+        delimiter: CSV: the text between two values.
+        quote: CSV: the character around values that contain a delimiter or a line break; "" for none.
+        escape: CSV: the character before a quote within a quoted value: the quote itself or a backslash.
+        encoding: The encoding of the text, by its Python name.
+        decimal: CSV: the decimal mark of numbers.
+        comment: CSV: lines that start with this character are skipped; "" for none.
+        skip: CSV: the number of lines before the header.
+        empty: Whether a file of 0 bytes is a partition without rows. A CSV file with only a header always is.
 
     A file whose name ends with ``.gz`` or ``.zst`` is decompressed.
     """
@@ -75,49 +75,59 @@ class Files:
             raise BadInput(f"{self.format!r} is not a file format.", f"choose from {', '.join(get_args(Format))}")
         if "**" in self.pattern or (found := re.search(r"[?\[\]]", self.pattern)):
             sign = "**" if "**" in self.pattern else found[0]  # type: ignore[index]
-            raise BadInput(f"{self.pattern!r}: {sign!r} is not part of a pattern.", _PATTERN)
+            raise BadInput(f"{self.pattern!r}: {sign!r} is not supported in a pattern.", _PATTERN)
         if found := re.search(r"%(?![YmdH])", self.pattern):
-            raise BadInput(f"{self.pattern!r}: % stands before Y, m, d or H.", _PATTERN)
+            raise BadInput(f"{self.pattern!r}: % must be followed by Y, m, d or H.", _PATTERN)
         if found := re.search(r"\{(?!partition\})[^}]*\}?", self.pattern):
-            raise BadInput(f"{self.pattern!r}: {found[0]!r} stands for nothing.", _PATTERN)
+            raise BadInput(f"{self.pattern!r}: {found[0]!r} is not a known placeholder.", _PATTERN)
         try:
             codecs.lookup(self.encoding)
         except LookupError:
             raise BadInput(
-                f"{self.encoding!r} is not an encoding.", "name one that Python knows, such as latin-1"
+                f"{self.encoding!r} is not an encoding.", "use an encoding that Python supports, such as latin-1"
             ) from None
         for name, most in (("delimiter", 4), ("quote", 1), ("escape", 1), ("comment", 1), ("decimal", 1)):
             value = getattr(self, name)
             if len(value) > most or (not value and name in ("delimiter", "decimal")):
-                raise BadInput(f"{name}={value!r} is not a {name} that is read.", f"give {most} character at most")
+                raise BadInput(
+                    f"{name}={value!r} is not a valid {name}.",
+                    f"its maximum length is {most}; delimiter and decimal must not be empty",
+                )
         if isinstance(self.nulls, str) or self.skip < 0:
-            raise BadInput("nulls is a tuple of texts, and skip a number of lines.", 'nulls=("NA", "")')
+            raise BadInput(
+                "nulls must be a tuple of texts, and skip must not be negative.",
+                'for example: nulls=("NA", ""), skip=0',
+            )
 
     def check(self, key: str, grain: Grain) -> None:
-        """Make sure that the pattern tells partitions of this grain apart.
+        """Check that the pattern distinguishes partitions of this grain.
 
         Raises:
             BadInput: it does not.
         """
         if grain is Grain.full:
             if "{partition}" in self.pattern or "%" in self.pattern:
-                raise BadInput(f"{key}: {self.pattern!r} names partitions, but there is just one.", "name the file")
+                raise BadInput(
+                    f"{key}: {self.pattern!r} contains a partition, but a dataset of grain full has only one.",
+                    "use a pattern without {partition} and %",
+                )
             return
         parts = set(re.findall("%([YmdH])", self.pattern))
         if "{partition}" not in self.pattern and not set(_PARTS[grain]) <= parts:
             needed = "".join(f"%{part}" for part in _PARTS[grain])
             raise BadInput(
-                f"{key}: {self.pattern!r} does not say which {grain} a file is of.", f"use {{partition}}, or {needed}"
+                f"{key}: {self.pattern!r} does not say which {grain} a file belongs to.",
+                f"use {{partition}}, or {needed}",
             )
 
     def versions(self, partitions: Sequence[Partition]) -> Mapping[str, str]:
-        """The version of every partition that has files: a digest of their names, sizes and times."""
+        """The version of every partition that has files: a digest of their names, sizes and modification times."""
         return {key: _version(infos) for key, infos in self._found(partitions, self._landing()).items()}
 
     def unmatched(self, partitions: Sequence[Partition]) -> list[str]:
-        """The files in the pattern's folder that are of no partition, by their paths below the landing zone.
+        """Files in the pattern's folder that belong to no partition, by their paths below the landing zone.
 
-        Hidden ones are left out, and those of partitions after the last: their time has not come.
+        Hidden files are left out. So are files of partitions after the last one: those partitions are not due yet.
         """
         if not partitions:
             return []
@@ -132,27 +142,27 @@ class Files:
         """Stream one partition's rows. A value that does not fit its type is an error, never a null.
 
         Args:
-            partition: Which.
-            contract: Types of declared columns, names, the zone of local times; and the raw table's column types:
-                where one is text, a CSV file's column is read as text.
+            partition: The partition.
+            contract: Types of declared columns, column names, the zone of local times, and the types of the raw table's
+                columns. If such a column is text, a CSV file's column is read as text.
 
         Raises:
             NoSource: no file matches.
-            SourceError: a file is empty, truncated, has other columns or values of another type, or changed while it
+            SourceError: a file is empty or truncated, has other columns or values of another type, or changed while it
                 was read.
         """
         landing = self._landing()
         files = self._found([partition], landing).get(partition.key, [])
         if not files:
             raise NoSource(f"no file matches {self._spelt(partition)}")
-        # Not as they were listed: an object store rounds the time of one object in its own way.
+        # Ask for each file again: an object store may round modification times differently in a listing.
         before = {name: landing.find(name) for name in (landing.relative(info.path) for info in files)}
         with contextlib.ExitStack() as opened:
             read = {"csv": self._csv, "parquet": self._parquet}.get(self.format, self._json)
             yield from read(landing, files, contract, opened)
             for name, info in before.items():
                 if landing.find(name) != info:
-                    raise SourceError(f"{name} changed while it was read", "the next run reads it again")
+                    raise SourceError(f"{name} changed while it was read", "run the same command again")
 
     def _csv(
         self,
@@ -161,7 +171,7 @@ class Files:
         contract: Contract,
         opened: contextlib.ExitStack,
     ) -> Iterator[pa.Table]:
-        """CSV files: as text, then by the contract's types, or by what all of a column's texts are like."""
+        """Read CSV files as text, then convert by the contract's types, or by the types of all texts of a column."""
         from ducklake_flows.sources import csv_files
 
         local: list[tuple[str, Path, int, dict[str, str], Dialect]] = []
@@ -197,7 +207,7 @@ class Files:
         local: Sequence[tuple[str, Path, int, dict[str, str], Dialect]],
         contract: Contract,
     ) -> dict[str, Facts]:
-        """What the texts of undeclared columns are like, in all files together."""
+        """The facts of undeclared columns, across all files."""
         from ducklake_flows.sources import csv_files
 
         facts: dict[str, Facts] = {}
@@ -213,7 +223,7 @@ class Files:
         return facts
 
     def _with_points(self, table: pa.Table, contract: Contract, types: Mapping[str, pa.DataType]) -> pa.Table:
-        """A table of texts whose numbers are written with a point."""
+        """Replace the decimal mark by a point in the numbers of a table of texts."""
         if self.decimal == ".":
             return table
         import pyarrow.compute as pc
@@ -225,7 +235,7 @@ class Files:
             if wanted is not None and is_number(wanted):
                 column = table.column(number)
                 if self.decimal != "." and pc.any(pc.match_substring(column, ".")).as_py():
-                    raise SourceError(f"column {name}: a number has a point, but {self.decimal!r} is the decimal mark")
+                    raise SourceError(f"column {name}: a number has a point, but the decimal mark is {self.decimal!r}")
                 table = table.set_column(number, name, pc.replace_substring(column, self.decimal, "."))
         return table
 
@@ -236,7 +246,7 @@ class Files:
         contract: Contract,
         opened: contextlib.ExitStack,
     ) -> Iterator[pa.Table]:
-        """JSON files, of lines or of one array each."""
+        """Read JSON files, each of lines or of one array."""
         from ducklake_flows.sources import json_files
         from ducklake_flows.sources.rows import rows_to_table
         from ducklake_flows.sources.values import conform
@@ -257,7 +267,7 @@ class Files:
         contract: Contract,
         opened: contextlib.ExitStack,
     ) -> Iterator[pa.Table]:
-        """Parquet files."""
+        """Read Parquet files."""
         from ducklake_flows.sources.parquet_files import ParquetFile
         from ducklake_flows.sources.values import conform
 
@@ -273,7 +283,7 @@ class Files:
     def _is_empty(self, size: int) -> bool:
         if size == 0 and not self.empty:
             raise SourceError(
-                "is empty (0 bytes)", "have the source write it again; or is that a day without rows? empty=True"
+                "is empty (0 bytes)", "export the file again, or set empty=True in the dataset if 0 bytes mean no rows"
             )
         return size == 0
 
@@ -285,9 +295,9 @@ class Files:
         )
 
     def _plain(self, landing: Storage, info: File, opened: contextlib.ExitStack) -> Path:
-        """A local file with the text in UTF-8: the one that is there, or a temporary copy.
+        """A local UTF-8 file: the file itself if it is one, otherwise a temporary copy.
 
-        A copy has no byte order mark: DuckDB 1.5.5 takes a quote or a comment that follows one for text.
+        A copy has no byte order mark: DuckDB 1.5.5 reads a quote or a comment sign after the mark as text.
         """
         kind = {"gz": "gzip", "zst": "zstd"}.get(info.path.rpartition(".")[2])
         is_utf8 = codecs.lookup(self.encoding).name == "utf-8"
@@ -310,7 +320,7 @@ class Files:
         return open_storage(settings.landing, settings)
 
     def _found(self, partitions: Sequence[Partition], landing: Storage) -> dict[str, list[File]]:
-        """The files of each of these partitions, in the order of their names."""
+        """The files of each of these partitions, sorted by name."""
         if not partitions:
             return {}
         if "*" not in self.pattern and len(partitions) == 1:
@@ -327,7 +337,7 @@ class Files:
         return dict(found)
 
     def _spelt(self, partition: Partition) -> str:
-        """The pattern with a partition's key and date in it."""
+        """The pattern with a partition's key and date filled in."""
         spelt = self.pattern.replace("{partition}", partition.key)
         if partition.grain is not Grain.full:
             for part in "YmdH":
@@ -343,7 +353,7 @@ _KEYS = {Grain.hour: "{Y}-{m}-{d}T{H}", Grain.day: "{Y}-{m}-{d}", Grain.month: "
 
 @lru_cache(maxsize=256)
 def _matcher(pattern: str, grain: Grain) -> Any:
-    """A function that tells the key of the partition that a path is of; None for a path that is of none."""
+    """A function that returns the key of the partition that a path belongs to, or None if it belongs to none."""
     written: set[str] = set()
 
     def group(part: str) -> str:
@@ -355,7 +365,7 @@ def _matcher(pattern: str, grain: Grain) -> Any:
     key = _KEYS.get(grain, "full")
     regex = ""
     for token in re.findall(r"\{partition\}|%[YmdH]|\*|[^{%*]+", pattern):
-        if token == "{partition}":  # noqa: S105 - no password
+        if token == "{partition}":  # noqa: S105 - not a password
             regex += re.sub(r"\{(\w)\}", lambda found: group(found[1]), key)
         elif token.startswith("%"):
             regex += group(token[1])
@@ -371,7 +381,7 @@ def _matcher(pattern: str, grain: Grain) -> Any:
 
 
 def _is_key(key: str, grain: Grain) -> bool:
-    """Whether there is such a partition: 2024-13-01 is written like a day."""
+    """Whether a partition with this key exists: 2024-13-01 has the format of a day but is none."""
     try:
         parse_partition(key, grain)
     except BadInput:
@@ -389,7 +399,7 @@ def _fixed_folder(pattern: str) -> str:
 
 
 def _is_taken(contract: Contract) -> bool:
-    """Whether columns that the contract does not declare are taken at all."""
+    """Whether undeclared columns are kept."""
     return not contract.columns or contract.new_columns == "evolve"
 
 
@@ -404,14 +414,14 @@ def _row(first: int, row: int) -> str:
 
 
 class _Place:
-    """A file, and where in it a row is."""
+    """A file, and the place of a row in it."""
 
     def __init__(self, name: str) -> None:
         self.name, self.row = name, 0
         self.find: Callable[[int], str] = partial(_row, 1)
 
     def tell(self, table: pa.Table) -> pa.Table:
-        """A table of its rows that says so: see `ducklake_flows.sources.values.FILE`."""
+        """Record the file in the metadata of a table of its rows; see `ducklake_flows.sources.values.FILE`."""
         from ducklake_flows.sources.values import FILE
 
         return table.replace_schema_metadata({FILE: self.name})
@@ -419,7 +429,7 @@ class _Place:
 
 @contextlib.contextmanager
 def _in_file(name: str, kind: str) -> Iterator[_Place]:
-    """Name the file, and the place in it, in whatever goes wrong within the block."""
+    """Add the file, and the place in it, to every error within the block."""
     import pyarrow as pa
 
     from ducklake_flows.sources.values import Unfit
@@ -432,23 +442,26 @@ def _in_file(name: str, kind: str) -> Iterator[_Place]:
     except Unfit as error:
         where = f" {place.find(place.row + error.row)}" if error.row is not None else ""
         column = f" column {error.column}:" if error.column else ""
-        raise SourceError(f"{name}{where}:{column} {error.why}", "mend the file, or the dataset's contract") from None
+        raise SourceError(f"{name}{where}:{column} {error.why}", "correct the file or the dataset's contract") from None
     except UnicodeError as error:
-        raise SourceError(f"{name} is not in the encoding it should be: {error}", "say which: encoding=") from None
+        raise SourceError(
+            f"{name} does not have the dataset's encoding: {error}",
+            "set encoding= in the dataset to the file's encoding",
+        ) from None
     except (ValueError, OSError, EOFError, pa.ArrowException) as error:
         cause = " ".join(str(error).split())[:300]
         raise SourceError(
-            f"{name} cannot be read as {kind}: {cause}", "have the source write it again, or mend the dataset"
+            f"{name} cannot be read as {kind}: {cause}", "export the file again, or correct the format in the dataset"
         ) from None
 
 
 def _check_kind(landing: Storage, info: File, compression: str | None, is_utf8: bool) -> bytes:
-    """Refuse what is another kind of file than its name and the dataset say, by its first bytes. Returns them."""
+    """Refuse a file whose first bytes are of another kind than its name and the dataset say. Returns the bytes."""
     with landing.fs.open_input_file(info.path) as file:
         start = file.read(4)
     for magic, name in _MAGIC.items():
         if start.startswith(magic) and name != compression and not (name == "UTF-16" and not is_utf8):
-            raise SourceError(f"is {name}, not text", _MAGIC_FIX.get(name, "have the source write it again"))
+            raise SourceError(f"is {name}, not text", _MAGIC_FIX.get(name, "export the file as text"))
     return bytes(start)
 
 
@@ -461,10 +474,10 @@ _MAGIC = {
     b"\xfe\xff": "UTF-16",
 }
 _MAGIC_FIX = {
-    "gzip": "give it a name that ends with .gz",
-    "zstd": "give it a name that ends with .zst",
-    "Parquet": 'say so in the dataset: format="parquet"',
-    "UTF-16": "say so in the dataset: encoding='utf-16'",
+    "gzip": "rename the file so that it ends with .gz",
+    "zstd": "rename the file so that it ends with .zst",
+    "Parquet": 'set format="parquet" in the dataset',
+    "UTF-16": "set encoding='utf-16' in the dataset",
 }
 
 
@@ -472,32 +485,35 @@ def _check_end(path: Path, size: int) -> None:
     with path.open("rb") as file:
         file.seek(size - 1)
         if file.read(1) not in (b"\n", b"\r"):
-            raise SourceError("its last line has no end: it is truncated", "have the source write it again")
+            raise SourceError(
+                "the last line has no line ending: the file is truncated",
+                "export the file again, or set ends_with_newline=False if the source never ends the last line",
+            )
 
 
 def _columns(names: Sequence[str], contract: Contract) -> dict[str, str]:
-    """The column of each name in a file's header; all that the contract declares, and only what it allows."""
+    """The column of each name in a file's header: all columns that the contract declares, and only those it allows."""
     from ducklake_flows.datasets.names import clash, clash_text, columns_of
 
     if len(set(names)) < len(names):
-        raise SourceError(f"the header names a column twice: {', '.join(map(repr, names))}", "mend the file")
+        raise SourceError(f"the header names a column twice: {', '.join(map(repr, names))}", "rename one in the file")
     columns = columns_of(names, contract.rename)
     if pair := clash(columns):
-        raise SourceError(clash_text(*pair, columns[pair[0]]), "mend the contract, or the file")
+        raise SourceError(clash_text(*pair, columns[pair[0]]), "correct the contract or the file")
     missing = [c for c in contract.columns if c not in columns.values()]
     extra = [n for n, c in columns.items() if c not in contract.columns and c not in contract.known]
     if missing or (extra and contract.columns and contract.new_columns == "freeze"):
         raise SourceError(
             "wrong header:"
             + (f" lacks {', '.join(missing)};" if missing else "")
-            + (f" has {', '.join(extra)}, which the contract does not know" if extra else ""),
-            "mend the file, or the contract in flows/datasets",
+            + (f" has {', '.join(extra)}, which the contract does not declare" if extra else ""),
+            "correct the file or the dataset's contract",
         )
     return columns
 
 
 def _typed(table: pa.Table, contract: Contract, types: Mapping[str, pa.DataType]) -> pa.Table:
-    """A table of texts by the contract's types, and by those that were found for the other columns."""
+    """Convert a table of texts to the contract's types, and other columns to the types found for them."""
     import pyarrow as pa
 
     from ducklake_flows.sources.values import conform, fit

@@ -1,4 +1,4 @@
-"""JSON through Python's reader: lines or one array, numbers with all their digits, and errors with their line."""
+"""JSON files, read with Python: lines or one array, numbers with all their digits, and errors with their line."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ducklake_flows.errors import SourceError
 from ducklake_flows.sources.values import is_exact_double
 
 BATCH = 10_000
-"""Rows handed on at once."""
+"""Rows per list."""
 
-_FIX = "have the source write it again"
+_FIX = "export the file again"
 
 
 def read(path: Path) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """A file's objects, in lists, each with the number of its first: a line, or a place in the array, from 1.
+    """Stream a file's objects in lists, each with the number of its first object: its line, or its place in the array.
 
-    A number is an int, a float where that holds all of its digits, or a Decimal.
+    Lines and places count from 1. A number is an int, a float if that holds all of its digits, or a Decimal.
 
     Args:
-        path: A local file in UTF-8, of JSON lines or one JSON array of objects. An array is read as a whole.
+        path: A local UTF-8 file of JSON lines or one JSON array of objects. An array is read as a whole.
 
     Raises:
-        SourceError: something in it is not a JSON object; names the line.
+        SourceError: a line or element is not a JSON object; names the line.
     """
     with path.open("rb") as file:
         start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -39,7 +39,7 @@ def read(path: Path) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         first = 1
         for number, line in enumerate(file, 1):
             if not line.strip(b" \t\r\n\xef\xbb\xbf" if number == 1 else b" \t\r\n"):
-                if rows:  # rows of a list follow each other line by line
+                if rows:  # a list contains consecutive lines only
                     yield first, rows
                     rows = []
                 continue
@@ -54,7 +54,7 @@ def read(path: Path) -> Iterator[tuple[int, list[dict[str, Any]]]]:
 
 
 def _quickly(line: bytes) -> dict[str, Any] | None:
-    """A flat object without long numbers and without a key that stands in it twice; None for any other line."""
+    """Parse a flat object without long numbers and without duplicate keys; None for any other line."""
     if _LONG.search(line):
         return None
     try:
@@ -65,7 +65,7 @@ def _quickly(line: bytes) -> dict[str, Any] | None:
 
 
 _LONG = re.compile(rb"[0-9.]{17}|[0-9.][eE]|NaN|Infinity")
-"""What may be a number that a double does not hold."""
+"""Matches every number that a double may not hold."""
 
 
 def _array(text: bytes) -> Iterator[tuple[int, list[dict[str, Any]]]]:
@@ -78,7 +78,7 @@ def _parsed(text: bytes, where: str) -> Any:
     try:
         return _DECODER.decode(text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise SourceError(f"{where} is not UTF-8 (byte {error.start + 1} of it)", _FIX) from None
+        raise SourceError(f"{where} is not UTF-8 (at byte {error.start + 1})", _FIX) from None
     except json.JSONDecodeError as error:
         raise SourceError(f"{where} is not JSON: {error.msg} at character {error.colno}", _FIX) from None
     except _Twice as error:
@@ -94,7 +94,7 @@ def _object(value: Any, where: str) -> dict[str, Any]:
 
 
 class _Twice(Exception):
-    """A key that an object has more than once."""
+    """A duplicate key in an object."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _number(text: str) -> float | Decimal:
-    """A number with a point or an exponent: the double that it is, or else the decimal."""
+    """Parse a number with a point or an exponent: a double if that holds all digits, otherwise a decimal."""
     value = float(text)
     if len(text) <= 16 and "e" not in text and "E" not in text:
         return value

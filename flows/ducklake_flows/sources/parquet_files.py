@@ -1,4 +1,4 @@
-"""Parquet files as Arrow tables, their values as they were written."""
+"""Parquet files as Arrow tables, with their values exactly as written."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import pyarrow.parquet as pq
 from ducklake_flows.sources.values import Unfit
 
 NANOSECONDS = np.uint64(1000)
-"""In a microsecond."""
+"""Nanoseconds per microsecond."""
 
 
 class ParquetFile:
-    """One file.
+    """One Parquet file.
 
-    Moments in INT96, as Spark writes them, are days and nanoseconds: Arrow reads them as nanoseconds by default, and
-    those before 1677 or after 2262 as other ones, without a word. Here they are read in microseconds, and refused
-    where they have more digits.
+    INT96 timestamps, as Spark writes them, consist of days and nanoseconds. Arrow reads them as nanoseconds by default,
+    and silently changes those before 1677 or after 2262. Here they are read in microseconds, and refused if they have
+    more digits.
 
     Args:
-        source: An open file, as Arrow reads it.
+        source: An open file that Arrow can read.
     """
 
     def __init__(self, source: Any) -> None:
@@ -36,13 +36,13 @@ class ParquetFile:
         return list(self._file.schema_arrow.names)
 
     def read(self, columns: Mapping[str, str]) -> Iterator[pa.Table]:
-        """Stream its rows.
+        """Stream the file's rows.
 
         Args:
-            columns: The lake's names by the file's, all of them, in order.
+            columns: The lake's name of every column by its name in the file, in order.
 
         Raises:
-            Unfit: a column's type cannot be read exactly, or a value; its row is counted from the table's first.
+            Unfit: a column's type or a value cannot be read exactly. The row is counted from the table's first.
         """
         old = []
         for number in range(len(self._file.schema)):
@@ -52,7 +52,7 @@ class ParquetFile:
                 raise Unfit(name, "the type INTERVAL cannot be stored")
             if leaf.physical_type == "INT96":
                 if leaf.path not in columns:
-                    raise Unfit(name, "moments in INT96 within lists or structs cannot be read exactly")
+                    raise Unfit(name, "INT96 timestamps within lists or structs cannot be read exactly")
                 old.append(leaf.path)
         exact = pq.ParquetFile(self._source).iter_batches(columns=old) if old else None
         for batch in self._file.iter_batches():
@@ -65,10 +65,10 @@ class ParquetFile:
 
 
 def _check(microseconds: pa.Array, nanoseconds: pa.Array, name: str) -> None:
-    """Refuse moments with digits below the microsecond. Both are numbers modulo 2^64, so any year can be compared."""
+    """Refuse timestamps with digits below the microsecond. Numbers are modulo 2^64, so any year can be compared."""
     whole, all_digits = (
         array.cast(pa.int64()).fill_null(0).to_numpy().view(np.uint64) for array in (microseconds, nanoseconds)
     )
     lost = np.flatnonzero(whole * NANOSECONDS != all_digits)
     if len(lost):
-        raise Unfit(name, "a moment has digits below the microsecond", int(lost[0]))
+        raise Unfit(name, "a timestamp has digits below the microsecond", int(lost[0]))

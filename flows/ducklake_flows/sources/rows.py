@@ -1,6 +1,6 @@
-"""Python rows as Arrow columns: every value as it is, or refused with its column and row.
+"""Python rows as Arrow columns: every value is kept exactly, or refused with its column and row.
 
-A column's type follows from all of its values: what dlt or Arrow would infer from the first ones loses the others.
+A column's type is inferred from all of its values. dlt and Arrow infer it from the first values, and lose others.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from ducklake_flows.sources.values import (
 )
 
 BIG = 1 << 53
-"""Up to here every integer is a double."""
+"""Every integer up to this one is exact as a double."""
 
 
 def rows_to_table(rows: Sequence[Mapping[str, Any]], contract: Contract, number: int = 0) -> pa.Table:
-    """Some rows as a table, its columns named as the lake names them.
+    """Convert rows to a table with column names as in the lake.
 
     Args:
-        rows: Each a mapping of text to values; a key that a row lacks is a null in it.
-        contract: The types of columns whose values are not all of one kind, and names.
-        number: How many rows of the partition came before these, for errors.
+        rows: Mappings of text to values; a missing key is a null.
+        contract: Column names, and types of columns whose values are of several kinds.
+        number: Rows of the partition before these, for errors.
 
     Returns:
         A table of natural types: integers in 64 bits, decimals with 18 or 38 digits, objects and lists as JSON.
-        A column without any value is of the null type.
+        A column without values has the null type.
 
     Raises:
-        Unfit: a value has no exact place in its column, or two keys of a row would be one column.
+        Unfit: a value cannot be stored exactly in its column, or two keys of a row would become one column.
     """
     names: dict[str, None] = {}
     for row in rows:
@@ -69,7 +69,7 @@ def rows_to_table(rows: Sequence[Mapping[str, Any]], contract: Contract, number:
 
 
 def _without_clash(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> dict[str, list[str]]:
-    """The source's names of each column; those of several never stand in the same row."""
+    """The source's names of each column. Names that become one column must never be in the same row."""
     together: dict[str, list[str]] = {}
     for name, column in columns.items():
         together.setdefault(column, []).append(name)
@@ -81,10 +81,10 @@ def _without_clash(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
 
 
 def column_of(values: Sequence[Any], name: str, contract: Contract) -> pa.ChunkedArray:
-    """The Arrow column of some values; null where they are all None.
+    """Convert values to an Arrow column, which has the null type if all values are None.
 
     Raises:
-        Unfit: they have no type in common and the contract names none, or one of them is of no type that is stored.
+        Unfit: the values have no common type and the contract declares none, or the type of one cannot be stored.
     """
     kinds = set(map(type, values))
     kinds.discard(type(None))
@@ -109,19 +109,19 @@ def column_of(values: Sequence[Any], name: str, contract: Contract) -> pa.Chunke
     )
     raise Unfit(
         name,
-        f"{_short(other)} is {_kind(other)}, but {_short(first)} before it is {_kind(first)}: declare the column in "
-        f'the contract, "{name}": "text" say, if it is to hold both',
+        f"{_short(other)} is {_kind(other)}, but the earlier value {_short(first)} is {_kind(first)}: declare the "
+        f'column in the contract, for example as "{name}": "text", to store both',
         row,
     )
 
 
 def _group(value: Any) -> tuple[type, bool]:
-    """What values must have in common to be brought into one column: the type, and whether they have a zone."""
+    """What values converted together must share: the type, and whether they have a zone."""
     return type(value), isinstance(value, datetime) and value.tzinfo is not None
 
 
 def _mixed(values: Sequence[Any], groups: set[tuple[type, bool]], name: str, contract: Contract) -> pa.ChunkedArray:
-    """Values of several kinds, each brought to the contract's type by itself."""
+    """Convert values of several kinds to the contract's type, each kind separately."""
     target = contract_type(contract.columns[name])
     parts, places = [], []
     for group in groups:
@@ -145,14 +145,14 @@ def _mixed(values: Sequence[Any], groups: set[tuple[type, bool]], name: str, con
 
 def _made(kind: type, values: Sequence[Any], name: str, contract: Contract) -> pa.ChunkedArray:
     if kind in (int, Decimal) and contract.columns.get(name) == "text":
-        # With any number of digits.
+        # Text has no limit on digits.
         texts = [None if v is None else str(v) if kind is int else format(v, "f") for v in values]
         return pa.chunked_array([pa.array(texts, pa.string())])
     return _guarded(_MAKERS[kind], values, name)
 
 
 def _guarded(make: Callable[[Sequence[Any]], pa.Array], values: Sequence[Any], name: str) -> pa.ChunkedArray:
-    """What a maker makes; the row of the value that it cannot."""
+    """Call a maker. If it fails, raise an error with the row of the first value that it cannot convert."""
     try:
         return pa.chunked_array([make(values)])
     except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
@@ -172,7 +172,7 @@ def _integers(values: Sequence[Any]) -> pa.Array:
 
 
 def _numbers(values: Sequence[Any]) -> pa.Array:
-    """Integers among doubles, as far as they are doubles."""
+    """Convert integers and doubles to doubles. An integer without an exact double is an error."""
     return pa.array(_as_doubles(values), pa.float64())
 
 
@@ -182,12 +182,17 @@ def _as_doubles(values: Sequence[Any]) -> list[float | None]:
 
 def _as_double(value: int) -> float:
     if abs(value) > BIG:
-        raise ValueError(f"{value} is not exact as a double, and other values are doubles; declare a decimal")
+        raise ValueError(
+            f"{value} is not exact as a double, and other values are doubles; declare the column as decimal"
+        )
     return float(value)
 
 
 def _decimals(values: Sequence[Any]) -> pa.Array:
-    """Decimals, integers and, as they are written, doubles: JSON's numbers are doubles where these hold all digits."""
+    """Convert decimals, integers and doubles to decimals. A double becomes the decimal that it is written as.
+
+    The JSON reader gives a double for every number whose digits a double holds.
+    """
     numbers = [None if v is None else Decimal(repr(v) if type(v) is float else v) for v in values]
     left = places = 0
     for number in numbers:
@@ -195,24 +200,24 @@ def _decimals(values: Sequence[Any]) -> pa.Array:
             continue
         _, digits, exponent = number.as_tuple()
         if not isinstance(exponent, int):
-            raise ValueError("a decimal is a finite number")
+            raise ValueError("a decimal must be finite")
         left, places = max(left, len(digits) + exponent), max(places, -exponent)
     precision = 18 if left + places <= 18 else 38
     if left + places > 38:
-        raise ValueError(f"{left + places} digits are needed, and a decimal has 38; declare text")
+        raise ValueError(f"{left + places} digits are needed, but a decimal has 38; declare the column as text")
     return pa.array(numbers, pa.decimal128(precision, places))
 
 
 def _moments(values: Sequence[Any]) -> pa.Array:
     zoned = {value.tzinfo is not None for value in values if value is not None}
     if len(zoned) > 1:
-        raise ValueError("some moments have a zone and others none")
+        raise ValueError("some timestamps have a zone and others do not")
     return pa.array(values, UTC_US if zoned == {True} else NAIVE_US)
 
 
 def _times(values: Sequence[Any]) -> pa.Array:
     if any(value is not None and value.tzinfo is not None for value in values):
-        raise ValueError("a time of day has no zone; give it as text")
+        raise ValueError("a time of day must not have a zone; convert it to text in the source")
     return pa.array(values, TIME_US)
 
 
@@ -244,17 +249,17 @@ _TOGETHER: list[tuple[set[type], Callable[[Sequence[Any]], pa.Array]]] = [
 
 
 def _plain(value: Any, name: str, row: int) -> Any:
-    """A value of a library's or a derived type as Python's own."""
+    """Convert a value of a library's type or of a subclass to Python's built-in type."""
     kind = type(value)
     if value is None or kind in _MAKERS:
         return value
     if is_missing(value):
         return None
     if isinstance(value, timedelta):
-        raise Unfit(name, f"{_short(value)} is a length of time, which is not stored: give it in seconds", row)
+        raise Unfit(name, f"{_short(value)} is a duration, which cannot be stored: convert it to seconds", row)
     if isinstance(value, datetime):
         if getattr(value, "nanosecond", 0):
-            raise Unfit(name, f"{_short(value)} has nanoseconds, which are not stored: give it as text", row)
+            raise Unfit(name, f"{_short(value)} has nanoseconds, which cannot be stored: convert it to text", row)
         return datetime.combine(value.date(), value.time(), value.tzinfo)
     if isinstance(value, bytearray | memoryview):
         return bytes(value)

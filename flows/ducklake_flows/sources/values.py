@@ -1,7 +1,7 @@
-"""Values in Arrow: which types are stored, and conversions between them that lose nothing or name what they would lose.
+"""Arrow values: the types that can be stored, and conversions that lose nothing or report what they would lose.
 
-Everything that a source gives goes through here, once, before it is staged. Arrow's own casts are exact where they are
-asked to be safe, but for a few; those are checked here one by one.
+Every value of a source is converted here once, before it is staged. Arrow's safe casts are exact with a few exceptions,
+and this module checks those.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import simplejson
 from ducklake_flows.datasets.contract import DECIMAL, Contract
 
 JSON = pa.json_(pa.string())
-"""JSON text, which DuckDB and DuckLake tell apart from other text."""
+"""JSON text. DuckDB and DuckLake distinguish it from other text."""
 
 UTC_US = pa.timestamp("us", tz="UTC")
 NAIVE_US = pa.timestamp("us")
@@ -46,16 +46,16 @@ _CONTRACT = {
 
 
 FILE = b"lake file"
-"""Under this name a table's schema may tell, in its metadata, the file that its rows come from."""
+"""Optional key of a table's schema metadata: the file that the rows come from."""
 
 
 class Unfit(ValueError):
-    """A value, or a whole column, that cannot be stored as it is.
+    """A value, or a whole column, that cannot be stored unchanged.
 
     Args:
-        column: Its column.
-        why: What is wrong with it.
-        row: Its row, counted from 0 in what was converted; None when it is about the whole column.
+        column: The column.
+        why: What is wrong.
+        row: The value's row in the converted data, counted from 0; None if the whole column is wrong.
     """
 
     def __init__(self, column: str, why: str, row: int | None = None) -> None:
@@ -64,16 +64,16 @@ class Unfit(ValueError):
 
 
 def contract_type(data_type: str) -> pa.DataType:
-    """The Arrow type of a contract's type: timestamps in microseconds, ``decimal`` with 9 places."""
+    """The Arrow type of a contract's type. Timestamps are in microseconds, ``decimal`` has 9 decimal places."""
     if found := DECIMAL.fullmatch(data_type):
         return pa.decimal128(int(found[1]), int(found[2]))
     return _CONTRACT[data_type]
 
 
 def storable(data_type: pa.DataType) -> pa.DataType | None:
-    """The type that a column of this Arrow type is stored as, None where there is none.
+    """The type that a column of this Arrow type is stored as; None if it cannot be stored.
 
-    Integers keep their width, floats are doubles, timestamps are in microseconds and, where they have a zone, in UTC.
+    Integers keep their width and floats become doubles. Timestamps are in microseconds, and in UTC if they have a zone.
     """
     types = pa.types
     if isinstance(data_type, pa.BaseExtensionType):
@@ -118,10 +118,10 @@ _STORED: list[tuple[Callable[[pa.DataType], bool], pa.DataType]] = [
 
 
 def stored(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """A column as it is stored; see `storable`.
+    """Convert a column to the type that it is stored as; see `storable`.
 
     Raises:
-        Unfit: its type has no such form, or a value does not fit it.
+        Unfit: the type cannot be stored, or a value does not fit the stored type.
     """
     target = storable(column.type)
     if target is None:
@@ -130,16 +130,16 @@ def stored(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
 
 
 def fit(column: pa.ChunkedArray, target: pa.DataType, name: str, zone: str | None = None) -> pa.ChunkedArray:
-    """A column as another type, every value unchanged.
+    """Convert a column to another type without changing a value.
 
     Args:
-        column: Its values.
-        target: The type that is wanted.
-        name: How an error names it.
-        zone: The zone of moments that have none, where moments in time are wanted.
+        column: The values.
+        target: The target type.
+        name: The column's name in errors.
+        zone: The zone of timestamps without one, if the target type has a zone.
 
     Raises:
-        Unfit: a value would not be the same, or the types have nothing in common. Names the first such row.
+        Unfit: a value would change (names the first such row), or there is no conversion between the types.
     """
     if column.type.equals(target):
         return column
@@ -149,7 +149,7 @@ def fit(column: pa.ChunkedArray, target: pa.DataType, name: str, zone: str | Non
         return fit(_decoded(column), target, name, zone)
     convert = _conversion(column.type, target, zone)
     if convert is None:
-        raise Unfit(name, f"{column.type} is not {target}")
+        raise Unfit(name, f"{column.type} cannot be converted to {target}")
     try:
         found = convert(column)
         if found.null_count != column.null_count:
@@ -162,7 +162,7 @@ def fit(column: pa.ChunkedArray, target: pa.DataType, name: str, zone: str | Non
 
 
 def described(data_type: pa.DataType) -> str:
-    """A type as an error names it."""
+    """A type's name in errors."""
     if isinstance(data_type, pa.BaseExtensionType):
         return "json"
     return next((name for name, known in _CONTRACT.items() if known.equals(data_type)), str(data_type))
@@ -175,11 +175,11 @@ def _reason(error: Exception, value: Any) -> str:
     return f": {_NO_ZONE}" if is_local and "expected a zone offset" in str(error) else ""
 
 
-_NO_ZONE = "it has no zone, and the contract names none (timezone)"
+_NO_ZONE = "it has no zone, and the contract sets no timezone"
 
 
 class _Because(ValueError):
-    """Why a value does not fit, in words for the user."""
+    """Why a value does not fit, in a text for the user."""
 
 
 def _short(value: Any) -> str:
@@ -188,7 +188,7 @@ def _short(value: Any) -> str:
 
 
 def _first_bad(convert: Callable[[pa.ChunkedArray], pa.ChunkedArray], column: pa.ChunkedArray) -> int | None:
-    """The first row that cannot be converted, by halving."""
+    """The first row that cannot be converted, found by bisection."""
 
     def fails(rows: pa.ChunkedArray) -> bool:
         try:
@@ -206,7 +206,7 @@ def _first_bad(convert: Callable[[pa.ChunkedArray], pa.ChunkedArray], column: pa
 
 
 def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The values themselves. Arrow 26 cannot cast a dictionary of views (of polars' categories) to its values."""
+    """Decode a column. Arrow 26 cannot cast a dictionary of string views (polars' categories) to its values."""
     if pa.types.is_dictionary(column.type):
         kind = column.type.value_type
         plain = pa.string() if pa.types.is_string_view(kind) else kind
@@ -217,7 +217,7 @@ def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _conversion(
     source: pa.DataType, target: pa.DataType, zone: str | None
 ) -> Callable[[pa.ChunkedArray], pa.ChunkedArray] | None:
-    """How values of one type become another's; None where they never do."""
+    """The conversion from one type to another; None if there is none."""
     types = pa.types
     is_text = _is_text(source)
     if isinstance(target, pa.BaseExtensionType):
@@ -276,7 +276,7 @@ def _cast(target: pa.DataType) -> Callable[[pa.ChunkedArray], pa.ChunkedArray]:
 
 
 def _checked_back(target: pa.DataType) -> Callable[[pa.ChunkedArray], pa.ChunkedArray]:
-    """A cast whose result, cast back, must be what was given."""
+    """A cast whose result must equal the input when it is cast back."""
 
     def convert(column: pa.ChunkedArray) -> pa.ChunkedArray:
         found = column.cast(target)
@@ -295,7 +295,7 @@ def _same(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
 
 
 def _each(convert: Callable[[Any], Any], target: pa.DataType) -> Callable[[pa.ChunkedArray], pa.ChunkedArray]:
-    """Value by value, in Python: for what Arrow has no cast for."""
+    """A conversion of each value in Python, for types that Arrow cannot cast."""
 
     def converted(column: pa.ChunkedArray) -> pa.ChunkedArray:
         values = [None if value is None else convert(value) for value in column.to_pylist()]
@@ -308,13 +308,13 @@ def _from_base64(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except ValueError:
-        raise _Because("text stands for bytes in base64") from None
+        raise _Because("text in a binary column must be base64") from None
 
 
 def _to_time(text: str) -> time:
     value = time.fromisoformat(text)
     if value.tzinfo is not None:
-        raise _Because("a time of day has no zone")
+        raise _Because("a time of day must not have a zone")
     return value
 
 
@@ -338,14 +338,15 @@ def _to_number(source: pa.DataType, target: pa.DataType, is_text: bool) -> Calla
 
 
 def _rescaled(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
-    """Decimals with another precision and scale.
+    """Change the precision and scale of decimals.
 
-    Arrow 26 multiplies by the power of ten before it looks whether the product fits: in 128 bits
-    99999999999999.9999 as decimal(38,38) is 0.6386..., without an error. In 256 bits nothing of 38 digits wraps.
+    Arrow 26 multiplies by the power of ten before it checks whether the product fits. In 128 bits,
+    99999999999999.9999 as decimal(38,38) becomes 0.6386... without an error. In 256 bits, no value of 38 digits
+    overflows.
     """
     source = column.type
     if source.precision - source.scale > 38:
-        # More digits before the point than any target has: those that are not used go first, unmultiplied.
+        # More digits before the point than any target has: remove the unused ones first, without multiplying.
         column = column.cast(pa.decimal256(max(38 + source.scale, 1), source.scale))
     return column.cast(pa.decimal256(76, target.scale)).cast(target)
 
@@ -361,7 +362,7 @@ def _text_to_decimal(target: pa.DataType) -> Callable[[pa.ChunkedArray], pa.Chun
 
 
 def _to_decimal(text: str) -> Decimal:
-    if not _DECIMAL.fullmatch(text):  # Python also takes 1_000, Infinity, and digits of other scripts
+    if not _DECIMAL.fullmatch(text):  # Python also accepts 1_000, Infinity, and digits of other scripts
         raise ValueError("not a decimal")
     return Decimal(text)
 
@@ -372,7 +373,7 @@ _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 def _from_digits(target: pa.DataType) -> Callable[[pa.ChunkedArray], pa.ChunkedArray]:
     def convert(column: pa.ChunkedArray) -> pa.ChunkedArray:
         if _may_have(column, b"xX") and pc.any(pc.match_substring(column, "x", ignore_case=True)).as_py():
-            # Arrow takes 0x10 for 16.
+            # Arrow reads 0x10 as 16.
             raise pa.ArrowInvalid("not an integer")
         return column.cast(target)
 
@@ -380,7 +381,7 @@ def _from_digits(target: pa.DataType) -> Callable[[pa.ChunkedArray], pa.ChunkedA
 
 
 def _text_to_double(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Text as doubles. Up to 15 digits every text is a double of its own; beyond, each is looked at."""
+    """Convert text to doubles. Numbers of up to 15 digits are always exact; longer ones are checked one at a time."""
     found = column.cast(pa.float64())
     doubtful = pc.or_(
         pc.greater(pc.utf8_length(column), 15),
@@ -388,12 +389,12 @@ def _text_to_double(column: pa.ChunkedArray) -> pa.ChunkedArray:
     )
     for text in column.filter(doubtful).to_pylist():
         if not is_exact_double(text):
-            raise _Because("a double does not hold all of its digits; declare a decimal, or text")
+            raise _Because("a double does not hold all of its digits; declare the column as decimal or text")
     return found
 
 
 def _may_have(column: pa.ChunkedArray, letters: bytes) -> bool:
-    """Whether any of these ASCII letters is in the memory that a column's texts lie in."""
+    """Whether any of these ASCII letters is in the buffers of a text column."""
     if pa.types.is_string_view(column.type):
         return True
     memory = [chunk.buffers()[2].to_pybytes() for chunk in column.chunks if chunk.buffers()[2] is not None]
@@ -401,7 +402,7 @@ def _may_have(column: pa.ChunkedArray, letters: bytes) -> bool:
 
 
 def is_exact_double(text: str) -> bool:
-    """Whether the double nearest to a number's text, written with as many digits, is that text."""
+    """Whether the double nearest to a number, written with as many digits, is that number."""
     value = float(text)
     if math.isnan(value):
         return True
@@ -421,16 +422,16 @@ def _decimal_to_double(value: Decimal) -> float:
 
 
 def _exact_decimal(value: float, target: pa.DataType) -> Decimal:
-    """The decimal that a double is written as: 0.1 is 0.1."""
+    """The decimal that a double is written as: 0.1 becomes 0.1."""
     if not math.isfinite(value):
-        raise _Because("a decimal is a finite number")
+        raise _Because("a decimal must be finite")
     try:
         number = Decimal(repr(value))
         rounded = number.quantize(Decimal(1).scaleb(-target.scale))
     except InvalidOperation:
         raise _Because(f"it has more than {target.precision} digits") from None
     if rounded != number:
-        raise _Because(f"it has more than {target.scale} places")
+        raise _Because(f"it has more than {target.scale} decimal places")
     return rounded
 
 
@@ -484,11 +485,11 @@ def _text_to_timestamp(column: pa.ChunkedArray, target: pa.DataType, zone: str |
 
 
 def _in_zone(column: pa.ChunkedArray, zone: str) -> pa.ChunkedArray:
-    """Local times as moments; one that the zone has twice or never is an error."""
+    """Convert local times to timestamps in UTC. A time that occurs twice or never in the zone is an error."""
     try:
         return pc.assume_timezone(column, zone, ambiguous="raise", nonexistent="raise").cast(UTC_US)
     except pa.ArrowInvalid:
-        raise _Because(f"{zone} has this local time twice, or never") from None
+        raise _Because(f"this local time occurs twice or never in {zone}") from None
 
 
 def _to_json(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -511,10 +512,10 @@ def _no_constant(name: str) -> Any:
 
 
 def json_text(value: Any) -> str:
-    """A nested value as JSON text, exact: decimals with all their digits, dates and moments in ISO's spelling.
+    """Exact JSON text of a nested value: decimals keep all digits, dates and timestamps are in ISO format.
 
     Raises:
-        ValueError: something in it has no JSON form: NaN, bytes, a key that is no text.
+        ValueError: a value cannot be written as JSON: NaN, bytes, a key that is not text.
     """
     text: str = simplejson.dumps(_jsonable(value), use_decimal=True, ensure_ascii=False, separators=(",", ":"))
     return text
@@ -532,7 +533,7 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise _Because(f"the key {key!r} is no text")
+                raise _Because(f"the key {key!r} is not text")
         return {key: _jsonable(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_jsonable(inner) for inner in value]
@@ -544,11 +545,11 @@ def _jsonable(value: Any) -> Any:
         return str(value)
     if type(value).__module__.partition(".")[0] == "numpy":
         return _jsonable(value.tolist())
-    raise _Because(f"a {type(value).__name__} has no form in JSON")
+    raise _Because(f"a {type(value).__name__} cannot be written as JSON")
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value is pandas' own of what is missing: NaT is a datetime otherwise."""
+    """Whether a value is NaT or NA of pandas. NaT would otherwise count as a datetime."""
     kind = type(value)
     return kind.__module__.partition(".")[0] == "pandas" and kind.__name__ in ("NaTType", "NAType")
 
@@ -556,20 +557,20 @@ def is_missing(value: Any) -> bool:
 def conform(
     table: pa.Table, contract: Contract, also: Mapping[str, pa.DataType | None] = MappingProxyType({})
 ) -> pa.Table:
-    """A source's table as its contract says: declared columns in its types and order, the others as it decides.
+    """Apply a contract to a source's table: declared columns in its types and order, others by its ``new_columns``.
 
     Args:
-        table: Its columns named as the lake names them.
-        contract: What they must look like. Without declared columns every column is taken.
-        also: Columns that are taken although the contract is silent on them, with their type or None.
+        table: The table, with column names as in the lake.
+        contract: The contract. If it declares no columns, every column is kept.
+        also: Undeclared columns to keep in any case, with their type; None: the type that the column is stored as.
 
     Raises:
-        Unfit: a value does not fit its declared type, or a column is not declared and the contract frozen.
+        Unfit: a value does not fit its declared type, or a column is not declared and ``new_columns`` is ``freeze``.
     """
     wanted = {name: contract_type(data_type) for name, data_type in contract.columns.items()}
     rows = table.num_rows
     made = {
-        # A declared column that no row has is null in every row.
+        # A declared column that the table lacks is null in every row.
         name: fit(table.column(name), data_type, name, contract.timezone)
         if name in table.column_names
         else pa.chunked_array([pa.nulls(rows, data_type)])
@@ -591,14 +592,14 @@ def conform(
 
 
 def _check_text(column: pa.ChunkedArray, name: str) -> None:
-    """Refuse a NUL in text: DuckLake 1.5.5 cuts its queries there, and keeps no statistics of a file that has one.
+    """Refuse a NUL in text: DuckLake 1.5.5 cuts its queries at a NUL, and keeps no statistics of a file with one.
 
-    Then ``=`` is an error, or finds nothing where another file has statistics.
+    A filter with ``=`` is then an error, or finds nothing if another file has statistics.
     """
     for text in _texts_in(column):
         if pc.any(pc.match_substring(text, "\0")).as_py():
             row = _first_bad(_without_nul, column) if text is column else None
-            raise Unfit(name, "text with a NUL character (\\0) is not stored", row)
+            raise Unfit(name, "text with a NUL character (\\0) cannot be stored", row)
 
 
 def _without_nul(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -608,7 +609,7 @@ def _without_nul(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _texts_in(column: pa.ChunkedArray) -> Iterator[pa.ChunkedArray]:
-    """The text in a column as it is stored, also within nested values."""
+    """The text in a stored column, including text within nested values."""
     types = pa.types
     if types.is_string(column.type):
         yield column

@@ -1,1 +1,1 @@
-"""The stage: what lies between extraction and publishing. Layout, receipts, inspection of staged files."""
+"""The stage between extraction and publishing: layout, receipts and inspection of staged files."""

@@ -1,8 +1,8 @@
-"""Parquet files whose statistics hold for every value, however long.
+"""Complete statistics of Parquet files, also for very long values.
 
-Arrow leaves out the min and max of a column with a text or bytes of more than 4 KiB. DuckLake 1.5.5 then takes those of
-the other files for those of the whole table, and ``WHERE v = ...`` finds none of the file's rows. DuckDB writes min and
-max shortened instead, so such a file is written again with DuckDB.
+Arrow writes no min and max for a column with a text or binary value of more than 4 KiB. DuckLake 1.5.5 then uses the
+min and max of the other files for the whole table, and ``WHERE v = ...`` finds none of the file's rows. DuckDB writes a
+shortened min and max instead, so such a file is rewritten with DuckDB.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from ducklake_flows.datasets.types import quoted
 
 
 def complete(file: Path, json_columns: Iterable[str]) -> Path:
-    """A file with the same rows whose every column with values has a min and a max.
+    """Return a file with the same rows in which every column with values has a min and a max.
 
     Args:
         file: A local Parquet file.
-        json_columns: Its columns whose text is JSON.
+        json_columns: The file's columns whose text is JSON.
 
     Returns:
-        The file itself where nothing is missing, otherwise a new one beside it.
+        The file itself if nothing is missing, otherwise a new file in the same folder.
     """
     footer = pq.read_metadata(file)
     groups = [footer.row_group(number) for number in range(footer.num_row_groups)]

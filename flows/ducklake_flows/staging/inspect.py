@@ -1,7 +1,7 @@
-"""Look into a staged file with an in-memory DuckDB: rows, types, fingerprint and audits in one pass.
+"""Inspect staged files with an in-memory DuckDB: rows, types, fingerprint and audits in one pass.
 
-The fingerprint is the same SQL over a staged file and over the published table, so that `lake verify` can compare
-what is in the lake with what was staged.
+The fingerprint is the same SQL for a staged file and for the published table, so `lake verify` can compare the lake
+with what was staged.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
 MEMORY = "256MB"
-"""What DuckDB may use for a partition; a primary key that needs more to be checked goes to the disk."""
+"""DuckDB's memory limit for an inspection. A primary key whose check needs more memory spills to disk."""
 
 ALGORITHM = "h1"
-"""Names the way the fingerprint is computed; it changes with the way, and with DuckDB's hash function."""
+"""Version of the fingerprint. It changes with the fingerprint's SQL and with DuckDB's hash function."""
 
 MARK = "lake partition"
-"""The column that says which partition of a chunk a row is of, by its number in the chunk; never published. No
-column of a source is called so: names have no spaces."""
+"""The column with the number of a row's partition in its chunk; never published. No column of a source can have this
+name: column names contain no spaces."""
 
 _FAMILIES = {
     **dict.fromkeys(("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"), "BIGINT"),
@@ -39,13 +39,13 @@ _FAMILIES = {
 
 
 def fingerprint_sql(columns: Mapping[str, str]) -> str:
-    """The aggregate that digests rows of these columns, whatever the order of rows or columns.
+    """SQL of the aggregate that digests rows of these columns, independent of the order of rows and columns.
 
-    A null counts as an absent column, and integers and floats are widened first: so adding a column or widening
-    one does not change the fingerprint of rows that are there already.
+    A null counts as an absent column, and integers and floats are widened first. So adding or widening a column does
+    not change the fingerprint of existing rows.
 
     Args:
-        columns: Name and DuckDB type.
+        columns: The DuckDB type of each column.
     """
     terms = []
     for name, data_type in sorted(columns.items()):
@@ -58,7 +58,7 @@ def fingerprint_sql(columns: Mapping[str, str]) -> str:
 
 
 def _sum(terms: Sequence[str]) -> str:
-    """Terms added up, paired off so that thousands of them stay below DuckDB's depth of an expression."""
+    """Add terms in pairs, so that thousands of them stay below DuckDB's limit on the depth of an expression."""
     if len(terms) < 3:
         return " + ".join(terms)
     half = len(terms) // 2
@@ -66,7 +66,7 @@ def _sum(terms: Sequence[str]) -> str:
 
 
 def fingerprint_text(rows: int, digest: int | None) -> str:
-    """The fingerprint as it stands in receipts and in the ledger: algorithm, row count and digest."""
+    """The fingerprint as stored in receipts and the ledger: algorithm, row count and digest."""
     return f"{ALGORITHM}:{rows}:{(digest or 0) & ((1 << 128) - 1):032x}"
 
 
@@ -75,12 +75,12 @@ class Inspection:
     """What one pass over a staged partition found.
 
     Args:
-        rows: How many there are.
-        columns: Name and DuckDB type.
+        rows: Number of rows.
+        columns: The DuckDB type of each column.
         fingerprint: See `fingerprint_sql`.
-        broken: Audits that reject, with counts.
-        warnings: Audits that warn, with counts.
-        values: How many values each nested column has that are not null. A file's footer has the others'.
+        broken: Failed audits that reject, with counts.
+        warnings: Failed audits that warn, with counts.
+        values: Number of non-null values of each nested column. A file's footer has the numbers of other columns.
     """
 
     rows: int
@@ -97,10 +97,10 @@ def _connection() -> DuckDBPyConnection:
 
     return duckdb.connect(
         config={
-            # A second one is of use for a large partition only: DuckDB shares work out by the row group.
+            # Two threads help only with a large partition: DuckDB parallelises by row group.
             "threads": 2,
             "autoinstall_known_extensions": False,
-            # Every file is read once: nothing is worth keeping.
+            # Every file is read only once, so a cache is useless.
             "enable_external_file_cache": False,
             "memory_limit": MEMORY,
             "temp_directory": str(Path(tempfile.gettempdir(), f"lake-inspect-{os.getpid()}")),
@@ -109,15 +109,16 @@ def _connection() -> DuckDBPyConnection:
 
 
 def inspect(dataset: Dataset, partitions: Sequence[Partition], paths: Sequence[str]) -> list[Inspection]:
-    """Read the files of some partitions once.
+    """Inspect the files of several partitions in one pass.
 
     Args:
-        dataset: Whose primary key and audits are checked.
-        partitions: Whose rows the files hold, in the order of the mark; a single one needs no mark.
-        paths: Local Parquet files, all with the same columns. The mark is left out of what is found.
+        dataset: The dataset whose primary key and audits are checked.
+        partitions: The partitions whose rows are in the files, in the order of the mark. A single partition needs no
+            mark.
+        paths: Local Parquet files, all with the same columns. The result leaves out the mark.
 
     Returns:
-        What was found of each partition, in the same order.
+        The inspection of each partition, in the same order.
 
     Raises:
         Rejected: an audit's condition does not fit the columns.
@@ -128,17 +129,17 @@ def inspect(dataset: Dataset, partitions: Sequence[Partition], paths: Sequence[s
     try:
         found = _rows_of(con.read_parquet(list(paths), hive_partitioning=False), dataset, partitions) if paths else {}
         if len(found) < len(partitions):
-            # No row of a partition is no group. Every condition on a row holds of none; only the whole is asked.
+            # A partition without rows forms no group. It meets every condition on a row, so only check the others.
             whole = [check for check in _checks(dataset, partitions, "0") if check.of_the_whole]
             empty = _aggregate(_nothing(con, dataset), {}, whole, "0")[0]
             found = {number: found.get(number, empty) for number in range(len(partitions))}
     except duckdb.Error as error:
-        raise Rejected(f"the audits do not fit the rows: {' '.join(str(error).split())[:300]}") from None
+        raise Rejected(f"an audit cannot be evaluated on the rows: {' '.join(str(error).split())[:300]}") from None
     return [found[number] for number in range(len(partitions))]
 
 
 def _rows_of(files: DuckDBPyRelation, dataset: Dataset, partitions: Sequence[Partition]) -> dict[int, Inspection]:
-    """What the files say of each partition that has rows, by number."""
+    """The inspection of each partition that has rows, by number."""
     types = dict(zip(files.columns, map(str, files.types), strict=True))
     mark = MARK if MARK in types else "0"
     columns = {name: t for name, t in types.items() if name != MARK}
@@ -148,7 +149,7 @@ def _rows_of(files: DuckDBPyRelation, dataset: Dataset, partitions: Sequence[Par
 def _aggregate(
     files: DuckDBPyRelation, columns: dict[str, str], checks: Sequence[_Check], mark: str
 ) -> dict[int, Inspection]:
-    """One pass over a relation: an inspection for each mark in it."""
+    """Inspect a relation in one pass: an inspection for each mark in it."""
     counts = [f"count({quoted(name)})" for name, data_type in columns.items() if is_nested(data_type)]
     selected = ", ".join(
         [
@@ -198,7 +199,7 @@ def _nothing(con: DuckDBPyConnection, dataset: Dataset) -> DuckDBPyRelation:
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    """An aggregate that counts the rows which break a condition; -1 when the partition as a whole does."""
+    """An aggregate that counts the rows that break a condition, or returns -1 if the partition as a whole breaks it."""
 
     name: str
     sql: str
@@ -212,7 +213,7 @@ def _checks(dataset: Dataset, partitions: Sequence[Partition], mark: str) -> lis
         values = ", ".join(f"'{p.value}'" for p in partitions)
         wanted = f"[{values}][{_as_name(mark)} + 1]::{partition_type(dataset.grain)}"
         sql = f"count(*) FILTER ({quoted(column)} IS DISTINCT FROM {wanted})"
-        checks.append(_Check(f"{column} is not the partition's", sql))
+        checks.append(_Check(f"{column} differs from the partition", sql))
     if key := dataset.primary_key:
         names = ", ".join(map(quoted, key))
         label = ", ".join(key)

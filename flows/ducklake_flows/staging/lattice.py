@@ -1,7 +1,7 @@
-"""The lattice of types: which DuckDB type holds the values of two others, and which values survive a cast.
+"""The lattice of types: which DuckDB type holds the values of two others, and which values a cast preserves.
 
-A later partition may widen a column of its raw table, but never by a cast that changes a value. Types are DuckDB's
-texts (``BIGINT``, ``STRUCT(a INTEGER)[]``). Nothing here reads data: `exact` only writes SQL.
+A later partition may widen a column of its raw table, but never by a cast that changes a value. Types are names in
+DuckDB (``BIGINT``, ``STRUCT(a INTEGER)[]``). This module reads no data: `exact` only writes SQL.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DIGITS = {
     "ubigint": 20,
     "uhugeint": 38,
 }
-"""Decimal digits of each integer type. 128 bits would need 39: those values are checked one by one."""
+"""Decimal digits of each integer type. 128 bits would need 39, so each of those values is checked."""
 
 _FLOATS = ("float", "double")
 _MOMENTS = ("timestamp_s", "timestamp_ms", "timestamp", "timestamp_ns")
@@ -36,7 +36,7 @@ _WIDEST = 38
 """Digits of the widest DECIMAL."""
 
 _EXACT_DOUBLE = 1 << 53
-"""Every integer up to here has a DOUBLE of the same value, and no other integer has the same one."""
+"""Every integer up to this one is exact as a DOUBLE, and no other integer is the same DOUBLE."""
 
 _CONTRACT = {
     "BOOLEAN": "bool",
@@ -58,14 +58,14 @@ _CONTRACT = {
 
 
 def join(there: str, new: str) -> str | None:
-    """The least type that holds the values of both: all of them, or those for which `exact` is true.
+    """The smallest type that holds the values of both types: all of them, or those for which `exact` is true.
 
     Args:
-        there: The table's DuckDB type.
-        new: The type that comes.
+        there: The DuckDB type in the table.
+        new: The DuckDB type of the new values.
 
     Returns:
-        The DuckDB type; None where there is none. Text never holds what is not text.
+        The DuckDB type; None if there is none. Text holds only text.
     """
     return _join_texts(there, new)
 
@@ -79,7 +79,7 @@ def _join_texts(there: str, new: str) -> str | None:
 
 
 def exact(column_sql: str, source: str, target: str) -> str:
-    """A SQL condition that is true for the values that ``CAST(column AS target)`` keeps as they are.
+    """A SQL condition that is true for the values that ``CAST(column AS target)`` does not change.
 
     Args:
         column_sql: An expression of the source type.
@@ -87,16 +87,16 @@ def exact(column_sql: str, source: str, target: str) -> str:
         target: The DuckDB type it is cast to.
 
     Returns:
-        The condition, never null; ``true`` where every value survives.
+        The condition, never null; ``true`` if the cast preserves every value.
     """
     one, other = _parsed(source), _parsed(target)
     if _keeps_all(one, other):
         return "true"
     if one.id in _DIGITS and other.id == "double":
-        # Beyond, several integers would become one number, or equal a number that they were not.
+        # Beyond this range, several integers become the same DOUBLE, or become equal to a number that they were not.
         return f"coalesce({column_sql} BETWEEN -{_EXACT_DOUBLE} AND {_EXACT_DOUBLE}, true)"
     if one.id in _MOMENTS and other.id in _MOMENTS[_MOMENTS.index(one.id) :]:
-        # Asked first, since even TRY_CAST raises an error for a moment that is out of range (DuckDB 1.5.5).
+        # Check the range first: even TRY_CAST raises an error for a timestamp out of range (DuckDB 1.5.5).
         first, end = ("1677-09-22", "2262-04-11") if other.id == "timestamp_ns" else ("0001-01-01", "10000-01-01")
         within = f"{column_sql} >= CAST('{first}' AS {source}) AND {column_sql} < CAST('{end}' AS {source})"
         return f"coalesce({within}, true)"
@@ -104,7 +104,7 @@ def exact(column_sql: str, source: str, target: str) -> str:
 
 
 def contract_line(name: str, data_type: str) -> str:
-    """What a user writes into the contract's columns to get this type, ``"v": "double"``."""
+    """The entry in the contract's columns that declares this type, such as ``"v": "double"``."""
     kind = _parsed(data_type)
     if kind.id == "decimal":
         precision, scale = _decimal(kind)
@@ -117,10 +117,10 @@ def contract_line(name: str, data_type: str) -> str:
 
 
 def reads_as(source: str, target: str) -> bool:
-    """Whether a Parquet column of one type is read as the other as it is, and digested alike by `fingerprint_sql`.
+    """Whether a Parquet column of one type can be read as the other unchanged, with the same `fingerprint_sql`.
 
-    FLOAT is not read as DOUBLE: DuckLake 1.5.5 keeps a FLOAT's bounds as its text (0.2), and a DOUBLE of the same value
-    (0.20000000298) lies outside of them.
+    FLOAT cannot be read as DOUBLE: DuckLake 1.5.5 stores a FLOAT's bounds as text (0.2), and a DOUBLE of the same value
+    (0.20000000298) is outside of them.
     """
     if source == target:
         return True
@@ -129,7 +129,7 @@ def reads_as(source: str, target: str) -> bool:
 
 
 def is_untyped(data_type: str) -> bool:
-    """Whether a column of this type holds nothing but nulls."""
+    """Whether a column of this type holds only nulls."""
     return _parsed(data_type).id == "null"
 
 
@@ -146,7 +146,7 @@ def _join(there: DuckDBPyType, new: DuckDBPyType, *, nested: bool = False) -> Du
     if there.id == "null":
         return new
     ids = {there.id, new.id}
-    # JSON is VARCHAR by another name: a lake keeps what it has.
+    # JSON is an alias of VARCHAR: the table keeps its type.
     if ids == {"varchar"}:
         return there
     if ids <= _DIGITS.keys():
@@ -155,7 +155,7 @@ def _join(there: DuckDBPyType, new: DuckDBPyType, *, nested: bool = False) -> Du
         return _join_decimals(there, new)
     if ids <= {*_DIGITS, *_FLOATS}:
         return _parsed("DOUBLE")
-    # What lies within a value is checked by casting it there and back, which raises an error for some moments.
+    # Nested values are checked by a cast and its reverse, which raises an error for some timestamps.
     if ids <= set(_MOMENTS) and not nested:
         return max(there, new, key=lambda kind: _MOMENTS.index(kind.id))
     if len(ids) == 1 and there.id in ("list", "map", "struct"):
@@ -164,7 +164,7 @@ def _join(there: DuckDBPyType, new: DuckDBPyType, *, nested: bool = False) -> Du
 
 
 def _join_integers(there: DuckDBPyType, new: DuckDBPyType) -> DuckDBPyType | None:
-    """The smallest integer type; DECIMAL where DuckLake could not store one: it writes 128 bits as DOUBLE."""
+    """The smallest integer type; DECIMAL instead of 128 bits, which DuckLake writes as DOUBLE."""
     bits = [(_SIGNED | _UNSIGNED).get(kind.id, 128) for kind in (there, new)]
     signed = [kind.id in _SIGNED for kind in (there, new)]
     if max(bits) == 128:
@@ -178,7 +178,7 @@ def _join_integers(there: DuckDBPyType, new: DuckDBPyType) -> DuckDBPyType | Non
 
 
 def _join_decimals(there: DuckDBPyType, new: DuckDBPyType) -> DuckDBPyType | None:
-    """Enough digits before and after the point for both, None when that is more than a DECIMAL has."""
+    """A DECIMAL with enough digits before and after the point for both; None if it would need too many."""
     import duckdb
 
     (left, right), (other_left, other_right) = (_digits(kind) for kind in (there, new))
@@ -200,12 +200,12 @@ def _decimal(kind: DuckDBPyType) -> tuple[int, int]:
 
 
 def _within(kind: DuckDBPyType) -> dict[str, Any]:
-    """The types within a nested one: ``child``, ``key`` and ``value``, or the fields."""
+    """The types within a nested type: ``child``, ``key`` and ``value``, or the fields."""
     return dict(kind.children)
 
 
 def _join_nested(there: DuckDBPyType, new: DuckDBPyType) -> DuckDBPyType | None:
-    """By element, by key and value, or by field; a struct may gain fields, which come last."""
+    """Join by element, by key and value, or by field. A struct may gain fields, which come last."""
     import duckdb
 
     fields, more = _within(there), _within(new)
@@ -226,7 +226,7 @@ def _join_nested(there: DuckDBPyType, new: DuckDBPyType) -> DuckDBPyType | None:
 
 
 def _keeps_all(source: DuckDBPyType, target: DuckDBPyType) -> bool:
-    """Whether every value of one type survives the cast to the other."""
+    """Whether the cast preserves every value of the source type."""
     if str(source) == str(target) or source.id == "null" or (source.id, target.id) == ("float", "double"):
         return True
     if str(source) == "JSON" and str(target) == "VARCHAR":

@@ -1,8 +1,8 @@
-"""Where staged files lie: under the data path, one immutable name an attempt, Hive style.
+"""Paths of staged files: below the data path, one immutable name per attempt, Hive style.
 
-They are staged *under* the data path, so that DuckLake stores them by relative path and the lake can be moved. The
-price is that an orphan clean-up could see them before they are registered: every clean-up has an age guard, which
-`lake init` stores in the catalog (``delete_older_than``) so that even a bare ``CHECKPOINT`` keeps it.
+Files are staged *below* the data path, so that DuckLake stores relative paths and the lake can be moved. The drawback
+is that an orphan clean-up can see them before they are registered. So every clean-up has a minimum age. `lake init`
+stores it in the catalog (``delete_older_than``), so that even a bare ``CHECKPOINT`` respects it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NAME = re.compile(r"/([0-9a-f]{26})-\d+\.parquet$")
 
 
 def new_attempt() -> str:
-    """A new attempt id: 26 hexadecimal digits that sort by the time they were made (microseconds)."""
+    """A new attempt id: 26 hexadecimal digits that sort by creation time (microseconds)."""
     return f"{time.time_ns() // 1000:014x}{secrets.token_hex(6)}"
 
 
@@ -32,6 +32,6 @@ def staged_path(dataset: Dataset, partition: Partition, attempt: str, number: in
 
 
 def attempt_of(path: str) -> str:
-    """The attempt id in a staged file's path, "" when the file was not staged by us."""
+    """The attempt id in a staged file's path; "" if the pipeline did not stage the file."""
     found = _NAME.search(path)
     return found[1] if found else ""

@@ -1,4 +1,4 @@
-"""What a worker hands to the publisher: a receipt for a staged partition, or why there is none."""
+"""What a worker returns to the publisher: a receipt for a staged partition, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ class Receipt:
     Args:
         dataset: The dataset's key.
         partition: The partition's key.
-        attempt_id: Names this attempt, its files and its ledger row.
+        attempt_id: Id of this attempt, its files and its ledger row.
         files: Paths below the data path.
         rows: Rows in the files.
         bytes: Size of the files.
         columns: Name and DuckDB type of each column, in the files' order.
-        fingerprint: Digest of the rows, whatever their order.
-        source_version: What the source said of itself before it was read, "" when it cannot say.
-        seconds: Time the worker took over this partition.
+        fingerprint: Digest of the rows, independent of their order.
+        source_version: Version that the source reported before it was read; "" if it cannot tell.
+        seconds: Time that the worker spent on this partition.
         peak_rss: Peak memory of the worker process so far, in bytes.
         warnings: Audits that failed and only warn.
-        restores: The earlier attempt whose rows these are, when this is a rollback.
-        profile: Seconds by stage, in order; the partition's share where many went through a stage together.
-        source_values: How many values of each column the source gave that are not null, with its rows under "".
-        values: How many are in the staged files.
-        supersedes: The attempt that a rollback takes back; it is refused when another one is published by then.
+        restores: For a rollback: the earlier attempt whose rows these are.
+        profile: Seconds by stage, in order; the partition's share if several partitions shared a stage.
+        source_values: Number of non-null values of each column that the source gave; its rows are under "".
+        values: The same numbers in the staged files.
+        supersedes: For a rollback: the attempt that it replaces. It is refused if another one has been published since.
     """
 
     dataset: str
@@ -57,11 +57,11 @@ class Failure:
     Args:
         dataset: The dataset's key.
         partition: The partition's key.
-        attempt_id: Names this attempt and its ledger row.
+        attempt_id: Id of this attempt and its ledger row.
         state: ``failed`` (could not be read), ``rejected`` (breaks the contract or an audit), or ``no_source``.
         error: One line, without secrets.
         source_version: As in the receipt.
-        seconds: Time the worker took.
+        seconds: Time that the worker spent on it.
         profile: As in the receipt.
     """
 

@@ -42,11 +42,14 @@ _LAYERS = {"bronze": "raw", "silver": "bronze", "gold": "silver"}
 """The layer that a layer's models read from."""
 
 
-def write_project(folder: Path, *, demo: bool = False, source: SourceKind = "files") -> list[Path]:
+def write_project(
+    folder: Path, *, name: str | None = None, demo: bool = False, source: SourceKind = "files"
+) -> list[Path]:
     """Write a project that runs and passes its tests at once.
 
     Args:
-        folder: Where; its name is the project's. It may exist, but none of the files may.
+        folder: Where. It may exist, but none of the files may.
+        name: The project's name; the folder's when None.
         demo: With the datasets and models of the demo, New York's flights of 2013, instead of a small sample.
         source: What the sample is read from.
 
@@ -56,7 +59,7 @@ def write_project(folder: Path, *, demo: bool = False, source: SourceKind = "fil
     Raises:
         BadInput: the name is none, or one of the files exists.
     """
-    name = folder.name
+    name = name or folder.name
     if not _NAME.fullmatch(name):
         raise BadInput(f"{name!r} is not a project's name.", f"use {_NAME.pattern}, for example my-lake")
     files = dict(_files("demo", source, name) if demo else _files("", source, name))

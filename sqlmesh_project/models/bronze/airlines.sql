@@ -1,6 +1,6 @@
 MODEL (
   name bronze.airlines,
-  description 'The reference table of airlines, as it was last refreshed.',
+  description 'The reference table of airlines, as of its last refresh.',
   kind VIEW,
   grain carrier
 );

@@ -1,6 +1,6 @@
 MODEL (
   name bronze.airports,
-  description 'The reference table of airports, as it was last refreshed.',
+  description 'The reference table of airports, as of its last refresh.',
   kind VIEW,
   grain faa
 );

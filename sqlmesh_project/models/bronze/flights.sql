@@ -1,6 +1,6 @@
 MODEL (
   name bronze.flights,
-  description 'Flights as the source has them, one row a scheduled departure.',
+  description 'Flights as in the source, one row per scheduled departure.',
   kind INCREMENTAL_BY_TIME_RANGE (
     time_column flight_date,
     batch_size 366

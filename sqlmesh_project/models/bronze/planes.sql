@@ -1,6 +1,6 @@
 MODEL (
   name bronze.planes,
-  description 'The reference table of planes, as it was last refreshed.',
+  description 'The reference table of planes, as of its last refresh.',
   kind VIEW,
   grain tailnum
 );

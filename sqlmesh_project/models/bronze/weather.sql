@@ -1,6 +1,6 @@
 MODEL (
   name bronze.weather,
-  description 'Hourly weather as the source has it, one row an airport and hour.',
+  description 'Hourly weather as in the source, one row per airport and hour.',
   kind INCREMENTAL_BY_TIME_RANGE (
     time_column weather_date,
     batch_size 366

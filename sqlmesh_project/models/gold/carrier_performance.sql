@@ -1,6 +1,6 @@
 MODEL (
   name gold.carrier_performance,
-  description 'On-time performance by carrier over all days there are.',
+  description 'On-time performance by carrier over all days.',
   kind VIEW,
   grain carrier
 );

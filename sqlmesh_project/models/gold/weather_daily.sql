@@ -1,6 +1,6 @@
 MODEL (
   name gold.weather_daily,
-  description 'Flights and delays by day, airport of departure and weather at the scheduled hour. A day whose weather has not landed is not there yet.',
+  description 'Flights and delays by day, airport of departure and weather at the scheduled hour. A day is missing until its weather has landed.',
   kind INCREMENTAL_BY_TIME_RANGE (
     time_column flight_date,
     batch_size 366,

@@ -1,6 +1,6 @@
 MODEL (
   name gold.weather_impact,
-  description 'What the weather at the scheduled hour does to departures, over all days there are.',
+  description 'Departures by weather at the scheduled hour, over all days.',
   kind VIEW,
   grain condition
 );

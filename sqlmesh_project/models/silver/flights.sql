@@ -1,6 +1,6 @@
 MODEL (
   name silver.flights,
-  description 'Flights with moments in UTC, delays in minutes and what became of them.',
+  description 'Flights with times in UTC, delays in minutes and their outcome.',
   kind INCREMENTAL_BY_TIME_RANGE (
     time_column flight_date,
     batch_size 366

@@ -1,6 +1,6 @@
 MODEL (
   name silver.weather,
-  description 'Hourly weather in SI units, with one word for how it was to fly in.',
+  description 'Hourly weather in SI units, with a summary of the flying conditions.',
   kind INCREMENTAL_BY_TIME_RANGE (
     time_column weather_date,
     batch_size 366

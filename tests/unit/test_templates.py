@@ -1,0 +1,138 @@
+"""`lake new`: projects whose samples load, of this repository's own files; nothing that exists is overwritten."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import importlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ducklake_flows import templates
+from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.errors import BadInput
+from ducklake_flows.project import all_datasets, broken_datasets, get_dataset
+from ducklake_flows.settings import load_settings
+from tests.conftest import ROOT, Lake
+
+ORDERS = {"2024-01-01": 3, "2024-01-02": 2, "2024-01-03": 3}
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "my-lake"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def api(empty: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The sample's API, as the project's own tests serve it."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(empty / "sample"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("ORDERS_URL", f"http://127.0.0.1:{server.server_port}")
+        yield
+        server.shutdown()
+
+
+@pytest.mark.parametrize("source", ["files", "rest_api", "sql_database"])
+def test_the_sample_of_every_source_is_published(
+    lake: Lake, empty: Path, api: None, source: templates.SourceKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates.write_project(empty, source=source)
+    monkeypatch.setenv("LAKE_PROJECT", str(empty))
+    if source == "files":
+        monkeypatch.setenv("LAKE_LANDING", str(empty / "landing"))
+    assert broken_datasets() == {}
+    assert list(all_datasets()) == ["orders"]
+    result = lake.load("orders", *ORDERS)
+    assert {r.partition: r.rows for r in result.receipts} == ORDERS
+    assert lake.column("SELECT sum(amount)::VARCHAR FROM raw.orders") == ["450.24"]
+    assert lake.errors() == []
+
+
+def test_a_partition_that_the_api_does_not_have_is_no_source(
+    lake: Lake, empty: Path, api: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates.write_project(empty, source="rest_api")
+    monkeypatch.setenv("LAKE_PROJECT", str(empty))
+    (outcome,) = lake.extract("orders", "2024-02-01")
+    assert (outcome.state, outcome.error) == ("no_source", "the API has no orders of 2024-02-01")  # type: ignore[union-attr]
+
+
+def test_the_demo_is_this_repositorys_own(empty: Path) -> None:
+    templates.write_project(empty, demo=True)
+    assert list(all_datasets()) == ["airlines", "airports", "flights", "planes", "weather"]
+    for here, there in (("datasets", "flows/datasets"), ("sqlmesh_project", "sqlmesh_project")):
+        wanted = {
+            p.relative_to(ROOT / there): p.read_text()
+            for p in (ROOT / there).rglob("*.*")
+            if p.suffix in {".py", ".sql", ".yaml"}
+        }
+        found = {
+            p.relative_to(empty / here): p.read_text()
+            for p in (empty / here).rglob("*.*")
+            if p.suffix in {".py", ".sql", ".yaml"}
+        }
+        assert found == wanted
+
+
+def test_the_wheel_carries_every_file_that_is_taken_from_the_repository() -> None:
+    hook = importlib.import_module("hatch_build")
+    carried = [Path(name) for name in hook.FILES]
+    for path in map(Path, [*templates._SHARED, ".env.example", "flows/datasets/flights.py"]):
+        assert any(path.is_relative_to(name) for name in carried), path
+    assert all((ROOT / name).exists() for name in carried)
+
+
+def test_settings_and_names_are_filled_in(empty: Path) -> None:
+    templates.write_project(empty)
+    texts = {p: p.read_text() for p in empty.rglob("*") if p.is_file()}
+    assert not [p for p, text in texts.items() if "__project__" in text or "__version__" in text]
+    assert "name: my-lake\n" in texts[empty / "docker-compose.yml"]
+    assert texts[empty / "requirements.txt"].startswith("ducklake-flows[postgres,s3]>=0.1.0,<0.2\n")
+    assert (empty / "deployments" / "init").stat().st_mode & 0o111
+    assert {p.name for p in empty.iterdir()} >= {".gitignore", ".dockerignore", ".env.example", "pyproject.toml"}
+
+
+def test_nothing_that_exists_is_overwritten(empty: Path) -> None:
+    (empty / "README.md").write_text("mine")
+    with pytest.raises(BadInput, match=r"README\.md exists"):
+        templates.write_project(empty)
+    assert [p.name for p in empty.iterdir()] == ["README.md"]
+    with pytest.raises(BadInput, match="not a project's name"):
+        templates.write_project(empty / "My Lake")
+
+
+@pytest.mark.parametrize("source", ["files", "rest_api", "sql_database"])
+def test_a_dataset_and_its_models_are_added(
+    empty: Path, source: templates.SourceKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates.write_project(empty)
+    path = templates.write_dataset(empty / "datasets", "visits", source)
+    assert broken_datasets() == {}
+    visits = get_dataset("visits")
+    assert isinstance(visits, Dataset)
+    with pytest.raises(BadInput, match="columns of visits are not known yet"):
+        templates.write_model(load_settings(), "bronze.visits", visits)
+    with pytest.raises(BadInput, match="exists"):
+        templates.write_dataset(empty / "datasets", "visits", source)
+    with pytest.raises(BadInput, match="not a dataset's key"):
+        templates.write_dataset(empty / "datasets", "My Visits", source)
+    assert path.name == "visits.py"
+
+
+def test_a_model_has_its_datasets_columns(empty: Path) -> None:
+    templates.write_project(empty)
+    path = templates.write_model(load_settings(), "gold.orders", get_dataset("orders"))
+    assert path == empty / "sqlmesh_project" / "models" / "gold" / "orders.sql"
+    text = path.read_text()
+    assert "FROM silver.orders" in text
+    assert "SELECT\n  order_date,\n  order_id,\n  customer,\n  amount,\n  ordered_at\n" in text
+    with pytest.raises(BadInput, match="not a model's name"):
+        templates.write_model(load_settings(), "platinum.orders", get_dataset("orders"))
