@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,8 @@ from ducklake_flows.orchestration.chunks import GROUP
 from ducklake_flows.settings import LAKE, Settings, load_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from duckdb import DuckDBPyConnection
 
 TYPES = {name: declared_type(data_type) for name, data_type in DATASET.contract.columns.items()}

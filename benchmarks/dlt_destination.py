@@ -32,7 +32,9 @@ def pipeline_of(settings: Settings, name: str = "flights") -> dlt.Pipeline:
     credentials = DuckLakeCredentials("lake", catalog=f"sqlite:///{settings.catalog_file}", storage=settings.data_path)
     if not settings.embedded:
         given = dict(part.split("=") for part in settings.catalog.removeprefix("postgres:").split())
-        assert settings.catalog_password and settings.s3_key_id and settings.s3_secret
+        assert settings.catalog_password
+        assert settings.s3_key_id
+        assert settings.s3_secret
         credentials = DuckLakeCredentials(
             "lake",
             metadata_schema="public",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from benchmarks.measure import DATASET, DAYS, Bench, Target, hand_over
 from benchmarks.staging import stage
@@ -17,7 +17,11 @@ from ducklake_flows.lake.maintenance import steps
 from ducklake_flows.lake.publish import Publisher
 from ducklake_flows.lake.schema import bootstrap
 from ducklake_flows.settings import LAKE, Settings, load_settings
-from ducklake_flows.staging.receipt import Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ducklake_flows.staging.receipt import Receipt
 
 SIZES = (1, 8, 64, 365)
 ROUNDS = 3

@@ -9,10 +9,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure import ROOT, Bench, Target, hand_over
 from benchmarks.staging import stage
@@ -26,7 +25,11 @@ from ducklake_flows.models import build as build_room
 from ducklake_flows.models.adapter import LakeAdapter
 from ducklake_flows.project import all_datasets, get_dataset
 from ducklake_flows.settings import Settings, load_settings
-from ducklake_flows.staging.receipt import Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ducklake_flows.staging.receipt import Receipt
 
 ROWS = 20
 GROUP = 128
@@ -92,7 +95,7 @@ class Lake:
             return time.monotonic() - began
 
         took = [publish() for _ in range(8)]
-        con = publisher._connection()
+        con = publisher._connection()  # noqa: SLF001 - its log is read
         con.execute("CALL enable_logging('DuckLakeMetadata')")
         publish()
         self.scanning = con.execute(

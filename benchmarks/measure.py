@@ -7,10 +7,9 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -18,6 +17,9 @@ from ducklake_flows.lake.connect import connected
 from ducklake_flows.orchestration import server
 from ducklake_flows.project import get_dataset
 from ducklake_flows.settings import LAKE, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 DATASET = get_dataset("flights")

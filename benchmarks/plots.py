@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.measure import Bench
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+
+    from benchmarks.measure import Bench
 
 # A fixed salt, so that the same values give the same file.
 mpl.rcParams.update({"svg.hashsalt": "lake", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False})

@@ -11,13 +11,12 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -28,6 +27,9 @@ from benchmarks.measure import LANDED, ROOT, Bench, Target, contend
 from deployments.services import ObjectStore, Postgres, new_secret
 from ducklake_flows.cli.demo import land
 from ducklake_flows.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = ROOT / "docs" / "images"

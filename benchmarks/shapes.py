@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure import Run, hand_over, peak_rss
-from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.lake.connect import connected
 from ducklake_flows.orchestration import server
 from ducklake_flows.project import get_dataset
 from ducklake_flows.settings import LAKE, Settings, load_settings
+
+if TYPE_CHECKING:
+    from ducklake_flows.datasets.dataset import Dataset
 
 
 def ours(settings: Settings, dataset: Dataset, end: date) -> Run:

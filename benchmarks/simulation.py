@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import simpy
 
 from benchmarks.measure import Bench, Target
 from ducklake_flows.orchestration.chunks import CHUNK, CHUNK_SECONDS, GROUP
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping, Sequence
+    from pathlib import Path
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 EXTRACT = (0.02, 0.1, 1.0, 10.0)

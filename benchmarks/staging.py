@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from ducklake_flows.datasets.dataset import Dataset
-from ducklake_flows.datasets.partitions import Partition
 from ducklake_flows.datasets.types import declared_types, quoted
 from ducklake_flows.lake.connect import connected
-from ducklake_flows.settings import Settings
 from ducklake_flows.staging.inspect import fingerprint_sql, fingerprint_text
 from ducklake_flows.staging.layout import new_attempt
 from ducklake_flows.staging.receipt import Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.datasets.partitions import Partition
+    from ducklake_flows.settings import Settings
 
 
 def stage(settings: Settings, dataset: Dataset, partitions: Sequence[Partition], query: str) -> list[Receipt]:

@@ -15,10 +15,9 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from deployments.services import (
     BIN,
@@ -32,6 +31,9 @@ from deployments.services import (
     new_secret,
 )
 from ducklake_flows.orchestration.server import CLIENT_SETTINGS, SERVER_SETTINGS, answers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 POOL = "lake"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.datasets.contract import Contract
 from ducklake_flows.datasets.dataset import Dataset
@@ -17,7 +17,9 @@ from ducklake_flows.lake.publish import Published, Publisher
 from ducklake_flows.lake.schema import table_columns
 from ducklake_flows.staging.inspect import fingerprint_text
 from ducklake_flows.staging.receipt import Failure, Outcome
-from tests.conftest import Lake
+
+if TYPE_CHECKING:
+    from tests.conftest import Lake
 
 DAYS = ("2024-01-01", "2024-01-02", "2024-01-03", "2024-01-04")
 

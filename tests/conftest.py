@@ -6,10 +6,9 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -29,6 +28,9 @@ from ducklake_flows.project import all_datasets, get_dataset  # noqa: E402
 from ducklake_flows.settings import Settings, load_settings  # noqa: E402
 from ducklake_flows.staging.receipt import Outcome, Receipt  # noqa: E402
 from ducklake_flows.storage import Storage, check, open_storage  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).parent.parent
 DATASETS = Path(__file__).parent / "datasets"

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from pathlib import Path
-from typing import Any
-
-import pytest
+from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.lake.builds import plan_transform, record
 from ducklake_flows.models import build
 from ducklake_flows.models.adapter import LakeAdapter
 from ducklake_flows.settings import load_settings
 from tests.conftest import MODELS, Lake
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
 
 
 def load(lake: Lake, *days: str, value: float = 1) -> None:

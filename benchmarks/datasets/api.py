@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.datasets.contract import Contract
 from ducklake_flows.datasets.dataset import Dataset
-from ducklake_flows.datasets.partitions import Partition
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ducklake_flows.datasets.partitions import Partition
 
 PAGES = 5
 

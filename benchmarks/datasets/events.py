@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.datasets.contract import Contract
 from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.datasets.partitions import Grain, Partition
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def events(partition: Partition) -> Iterator[list[dict[str, Any]]]:

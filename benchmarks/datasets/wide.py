@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import date
 from typing import TYPE_CHECKING
 
 from ducklake_flows.datasets.contract import Contract
 from ducklake_flows.datasets.dataset import Dataset
-from ducklake_flows.datasets.partitions import Partition
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pyarrow as pa
+
+    from ducklake_flows.datasets.partitions import Partition
 
 ROWS, BATCH = 10_000_000, 100_000
 

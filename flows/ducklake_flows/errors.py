@@ -23,9 +23,9 @@ _HIDDEN = (
         ),
         r"\1***",
     ),
-    # AWS_SECRET_ACCESS_KEY: x
+    # In YAML: AWS_SECRET_ACCESS_KEY: x
     (re.compile(r"(\bAWS_[A-Z_]+:\s*)\S+"), r"\1***"),
-    # PASSWORD 'x', in SQL
+    # In SQL: PASSWORD 'x'
     (re.compile(r"(\b(?:password|secret|key_id|session_token)\s+)'[^']*'", re.I), r"\1'***'"),
 )
 """Patterns of secrets in the error texts of other software, each with its replacement."""

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
-from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.errors import RunFailed
 from ducklake_flows.lake.publish import Published, Publisher
 from ducklake_flows.orchestration import events, gate
@@ -25,9 +23,14 @@ from ducklake_flows.orchestration.summary import Summary, create_artifacts, fail
 from ducklake_flows.plan import LeftOut, Planned, counts, plan_each
 from ducklake_flows.project import broken_datasets, get_datasets
 from ducklake_flows.settings import Settings, load_settings
-from ducklake_flows.staging.receipt import Outcome
 from ducklake_flows.states import Mode, State
 from ducklake_flows.testing.failpoints import failpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.staging.receipt import Outcome
 
 
 def range_name(start: date | None, end: date | None) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from typing import TYPE_CHECKING
 
 from ducklake_flows import storage
 from ducklake_flows.datasets.dataset import Dataset, Strays
@@ -13,8 +12,13 @@ from ducklake_flows.datasets.partitions import Partition, parse_partition
 from ducklake_flows.errors import BadInput, LakeError, SourceError, StorageError, redacted
 from ducklake_flows.lake.connect import connected
 from ducklake_flows.lake.ledger import Entry, latest
-from ducklake_flows.settings import Settings
 from ducklake_flows.states import PUBLISHED, Mode, State
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import date
+
+    from ducklake_flows.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

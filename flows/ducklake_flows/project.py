@@ -11,15 +11,18 @@ import importlib.util
 import pkgutil
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.errors import BadInput, LakeError, redacted
 from ducklake_flows.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import ModuleType
 
 PACKAGE = "lake_datasets"
 """The name under which a project's dataset files are imported."""

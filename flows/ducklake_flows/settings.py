@@ -64,25 +64,24 @@ class Settings(BaseSettings):
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
         dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic passes it
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read the project's ``.env`` and table if a project is given."""
         project = init_settings.init_kwargs.get("project") if isinstance(init_settings, InitSettingsSource) else None
-        if project is None:
-            return init_settings, env_settings, dotenv_settings
-        folder = Path(project)
-        return (
-            init_settings,
-            env_settings,
-            DotEnvSettingsSource(settings_cls, folder / ".env"),
-            InitSettingsSource(settings_cls, _table(folder) or {}),
-        )
+        if project is not None:
+            dotenv_settings = DotEnvSettingsSource(settings_cls, Path(project) / ".env")
+        return init_settings, env_settings, dotenv_settings
 
     @field_validator("datasets", mode="before")
     @classmethod
-    def _several(cls, value: Any) -> Any:
-        """One folder or several: a list, or a text separated by the system's path separator (``:``)."""
+    def _split(cls, value: Any) -> Any:
+        """Several folders are a list, or a text with the path separator of the system (``:``) between them."""
         return [path for path in value.split(os.pathsep) if path] if isinstance(value, str) else value
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _no_path_is_none(cls, value: Any) -> Any:
+        return value or None
 
     @field_validator("catalog")
     @classmethod
@@ -131,8 +130,11 @@ class Settings(BaseSettings):
         found: dict[str, Any] = {"home": absolute(self.home), "datasets": tuple(map(absolute, self.datasets))}
         if self.project is not None:
             found["project"] = base
-            found["datasets"] = found["datasets"] or (absolute("datasets"),)
-            found["models"] = absolute(self.models or "sqlmesh_project")
+            table = _table(base) or {}
+            listed = table.get("datasets", ["datasets"])
+            listed = [listed] if isinstance(listed, str) else listed
+            found["datasets"] = found["datasets"] or tuple(map(absolute, listed))
+            found["models"] = absolute(self.models or table.get("models", "sqlmesh_project"))
         elif self.models is not None:
             found["models"] = absolute(self.models)
         for name, path in found.items():
@@ -215,12 +217,17 @@ def _table(folder: Path) -> dict[str, Any] | None:
         raise BadInput(f"{path} cannot be read: {error}", "correct the file") from None
     if not isinstance(tool, dict) or not isinstance(table := tool.get(TABLE[1]), dict):
         return None
+    where = f"{path}: [{'.'.join(TABLE)}]"
     if unknown := [key for key in table if key not in ("datasets", "models")]:
         raise BadInput(
-            f"{path}: [{'.'.join(TABLE)}] has the unknown key {unknown[0]!r}.",
+            f"{where} has the unknown key {unknown[0]!r}.",
             "remove the key; the table takes `datasets` and `models`, all other settings are LAKE_ variables in the "
             "environment or .env",
         )
+    listed = table.get("datasets", [])
+    folders = [*(listed if isinstance(listed, list) else [listed]), table.get("models", "")]
+    if not all(isinstance(folder, str) for folder in folders):
+        raise BadInput(f"{where}: `datasets` is a folder or a list of folders, and `models` a folder.", "correct it")
     return table
 
 

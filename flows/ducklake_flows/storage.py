@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING
 from ducklake_flows.errors import StorageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from minio import Minio
     from pyarrow.fs import FileInfo, FileSystem
 
@@ -266,7 +267,8 @@ def _client(settings: Settings, retries: int) -> Minio:
     import urllib3
     from minio import Minio
 
-    assert settings.s3_key_id and settings.s3_secret  # noqa: S101 - validated by Settings
+    assert settings.s3_key_id  # noqa: S101 - validated by Settings
+    assert settings.s3_secret  # noqa: S101
     return Minio(
         _endpoint(settings),
         settings.s3_key_id.get_secret_value(),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import typing as t
 
 from sqlmesh import signal
-from sqlmesh.utils.date import DatetimeRanges
 
 if t.TYPE_CHECKING:
     from sqlmesh.core.context import ExecutionContext
+    from sqlmesh.utils.date import DatetimeRanges
 
 
 @signal()

@@ -7,10 +7,10 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
@@ -21,8 +21,12 @@ from ducklake_flows.errors import LakeError
 from ducklake_flows.ingest import ingest
 from ducklake_flows.orchestration.server import until
 from ducklake_flows.states import Mode
-from tests.conftest import Lake
 from tests.faults.conftest import Contents, Killer, found, free_the_gate, land, told
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.conftest import Lake
 
 GONE = 3
 """The exit code of a run that says it has no scheduler (any more)."""
@@ -102,7 +106,7 @@ def test_a_scheduler_that_goes_away_ends_the_run_and_the_next_finishes(
 
     killer = threading.Thread(target=kill_it_when_asked)
     killer.start()
-    with pytest.raises(LakeError, match="Dask scheduler at .* was lost"):
+    with pytest.raises(LakeError, match=r"Dask scheduler at .* was lost"):
         ingest(["waiting"], date(2024, 2, 1), date(2024, 2, 4))
     killer.join()
     assert gated_lake.errors() == []

@@ -8,8 +8,8 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
@@ -18,11 +18,15 @@ from ducklake_flows.orchestration.server import until
 from ducklake_flows.settings import load_settings
 from ducklake_flows.testing.failpoints import POINTS, Point
 from ducklake_flows.transform import transform
-from tests.conftest import Lake, Services
 from tests.faults.conftest import Contents, found, free_the_gate, held, land, soaking, told
 from tests.faults.proxy import Proxy
 from tests.flows.test_ingest import flights
 from tests.flows.test_transform import GOLD, RECOMPUTED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tests.conftest import Lake, Services
 
 LAKE = str(Path(sys.executable).with_name("lake"))
 ARMED = Path(__file__).parent / "armed"

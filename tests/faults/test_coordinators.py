@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,8 +13,12 @@ from ducklake_flows.lake import publish as protocol
 from ducklake_flows.lake.fence import advance_fence
 from ducklake_flows.staging.layout import new_attempt
 from ducklake_flows.staging.receipt import Receipt
-from tests.conftest import Lake
 from tests.faults.conftest import PROCESSES, Killer, found, staged, told
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from tests.conftest import Lake
 
 DAYS = [f"2024-01-{day:02}" for day in range(1, 9)]
 

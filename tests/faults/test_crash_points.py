@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from ducklake_flows.lake.connect import connect
 from ducklake_flows.lake.maintenance import steps
 from ducklake_flows.testing.failpoints import POINTS, Point
-from tests.conftest import Lake
 from tests.faults.conftest import Contents, Killer, found, land, load, staged, staged_as, told
+
+if TYPE_CHECKING:
+    from tests.conftest import Lake
 
 OLD: Contents = {"2024-01-01": (10, 1), "2024-01-02": (20, 1)}
 NEW: Contents = {"2024-01-01": (11, 2), "2024-01-03": (5, 2)}

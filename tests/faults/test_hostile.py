@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +15,9 @@ from ducklake_flows.datasets.partitions import Grain, parse_partition
 from ducklake_flows.errors import BadInput
 from ducklake_flows.plan import make_plan
 from ducklake_flows.project import get_datasets
-from tests.conftest import Lake
+
+if TYPE_CHECKING:
+    from tests.conftest import Lake
 
 DAY = "2024-01-01"
 HOSTILE = [

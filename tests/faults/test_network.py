@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay
@@ -20,6 +20,9 @@ from ducklake_flows.staging.receipt import Failure, Receipt
 from tests.conftest import Lake, Services
 from tests.faults.conftest import Contents, Killer, found, land, staged, told
 from tests.faults.proxy import Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 OLD: Contents = {"2024-01-01": (10, 1), "2024-01-02": (20, 1)}
 NEW: Contents = {"2024-01-01": (11, 2), "2024-01-03": (5, 2)}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.lake.maintenance import figures, steps
 from ducklake_flows.staging.layout import attempt_of
-from tests.conftest import Lake
 from tests.faults.conftest import PROCESSES, Killer, found, staged
+
+if TYPE_CHECKING:
+    from tests.conftest import Lake
 
 DAYS = [f"2024-01-{day:02}" for day in range(1, 4)]
 ROUNDS = 12

@@ -6,10 +6,14 @@ import itertools
 import os
 import random
 import signal
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from tests.conftest import Lake
 from tests.faults.conftest import Killer, found, staged, told
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.conftest import Lake
 
 DAYS = [f"2024-01-{day:02}" for day in range(1, 6)]
 

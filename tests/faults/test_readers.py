@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ducklake_flows.lake.connect import connected
-from tests.conftest import Lake
 from tests.faults.conftest import PROCESSES, Killer, staged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tests.conftest import Lake
 
 DAY = "2024-01-01"
 TABLES = ("raw.readings", "silver.by_interval", "gold.whole")
@@ -88,7 +91,7 @@ def test_a_reader_sees_only_whole_partitions(
     times = len(seeds(6, 1000))
     record_property("cases", times)
     prepare(lake)
-    both = dict.fromkeys(TABLES, set(ROWS))
+    both = {table: set(ROWS) for table in TABLES}
     assert watch(lake, kill, times, False, both) == both
     assert lake.errors() == []
 

@@ -6,15 +6,12 @@ import contextlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pytest
-from duckdb import DuckDBPyConnection
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -34,6 +31,12 @@ from ducklake_flows.storage import check
 from ducklake_flows.testing.failpoints import POINTS, Point
 from tests.conftest import MODELS, Lake, Services
 from tests.faults.conftest import Killer, soaking, staged_as, told
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from duckdb import DuckDBPyConnection
 
 DAYS = [f"2024-01-{day:02}" for day in range(1, 5)]
 days = st.lists(st.sampled_from(DAYS), min_size=1, max_size=3, unique=True)
@@ -278,12 +281,12 @@ def machine(fresh: Callable[[], Lake], kill: Killer, project: Path) -> type[Rule
         @invariant()
         def the_lake_is_the_model(self) -> None:
             if self.model:
-                with connected(self.lake.settings, read_only=True) as fresh:
-                    for con in (self.reader, fresh):
+                with connected(self.lake.settings, read_only=True) as new:
+                    for con in (self.reader, new):
                         wrong = [answer for answer in answers(con, self.model) if answer[1] != answer[2]]
                         assert not wrong, wrong
-                    assert by_day(fresh, "raw") == {day: ids(rows) for day, rows in self.model.items()}
-                    built = by_day(fresh, "silver") if self.built else {}
+                    assert by_day(new, "raw") == {day: ids(rows) for day, rows in self.model.items()}
+                    built = by_day(new, "silver") if self.built else {}
                     assert built == {day: ids(rows) for day, rows in self.built.items()}
             ledger = {day: rows for day, rows in told(self.lake).items() if rows}
             assert ledger == {day: len(rows) for day, rows in self.model.items()}

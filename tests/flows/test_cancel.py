@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,6 +15,9 @@ from ducklake_flows.extract import chunk
 from ducklake_flows.orchestration.server import until
 from tests.conftest import DATASETS
 from tests.flows.test_cli import LAKE, Command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.fixture
@@ -42,7 +45,7 @@ def test_ctrl_c_leaves_whole_partitions_and_no_process(lake: Command, temporary:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - no thread is started before
     )
     assert until(lambda: list(home.glob("asked-*")) or run.poll() is not None, 120)
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the command, and to all that it started

@@ -6,9 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pytest
@@ -16,6 +15,9 @@ from prefect import get_client
 
 from ducklake_flows.cli.demo import _packaged
 from tests.conftest import DEMO, make_project
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 LAKE = str(Path(sys.executable).with_name("lake"))
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-from uuid import UUID
 
 import pytest
 from prefect import flow, get_client
@@ -20,9 +19,13 @@ from ducklake_flows.orchestration import extraction, gate
 from ducklake_flows.orchestration.chunks import cut
 from ducklake_flows.plan import Planned, make_plan
 from ducklake_flows.states import Mode, State
-from tests.conftest import Lake
 from tests.faults.conftest import held
 from tests.faults.proxy import Proxy
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from tests.conftest import Lake
 
 FLIGHT = "2013,1,1,517,515,2,830,819,11,UA,{number},N14228,EWR,IAH,227,1400,5,15,2013-01-{day:02}T10:00:00Z\n"
 HEADER = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pytest
@@ -16,8 +16,10 @@ from ducklake_flows.lake.maintenance import steps
 from ducklake_flows.maintain import maintain
 from ducklake_flows.models import runner
 from ducklake_flows.orchestration import gate
-from tests.conftest import Lake
 from tests.projects import load
+
+if TYPE_CHECKING:
+    from tests.conftest import Lake
 
 
 def by_step(summary: dict[str, Any]) -> dict[str, int]:

@@ -179,4 +179,5 @@ def test_telemetry_is_off_everywhere(gated_lake: Lake) -> None:
     assert project_config(gated_lake.settings).disable_anonymized_analytics
     assert SERVER_SETTINGS["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
     assert os.environ["DO_NOT_TRACK"] == "1"
-    assert chunk.__name__ and dlt.config["runtime.dlthub_telemetry"] is False
+    assert chunk.__name__
+    assert dlt.config["runtime.dlthub_telemetry"] is False

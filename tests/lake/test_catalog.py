@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,7 +13,11 @@ from ducklake_flows.lake.query import query
 from ducklake_flows.lake.schema import bootstrap
 from ducklake_flows.project import all_datasets
 from ducklake_flows.settings import Settings, load_settings
-from tests.conftest import Lake
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import Lake
 
 
 def test_bootstrap_is_safe_to_repeat(lake: Lake) -> None:
@@ -49,7 +53,7 @@ def test_a_catalog_that_is_none_is_left_as_it_is(tmp_path: Path) -> None:
     for path, says in ((text, "cannot be read"), (other, "not a DuckLake catalog"), (folder, "is a folder")):
         settings = Settings(home=tmp_path, catalog=f"sqlite:{path}")
         before = path.read_bytes() if path.is_file() else None
-        for act in (lambda s: connect(s), lambda s: bootstrap(s, [])):
+        for act in (connect, lambda s: bootstrap(s, [])):
             with pytest.raises(CatalogError, match=says) as caught:
                 act(settings)
             assert caught.value.fix

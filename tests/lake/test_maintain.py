@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import duckdb
 import pytest
 
 from ducklake_flows.lake.connect import connect
 from ducklake_flows.lake.maintenance import Step, figures, steps
-from tests.conftest import Lake
+
+if TYPE_CHECKING:
+    from tests.conftest import Lake
 
 DAYS = ("2024-01-01", "2024-01-02", "2024-01-03")
 LATER = datetime.now(UTC) + timedelta(days=3)

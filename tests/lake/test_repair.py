@@ -5,8 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pytest
@@ -16,9 +15,13 @@ from ducklake_flows.lake import statistics
 from ducklake_flows.lake.connect import connect
 from ducklake_flows.lake.fence import META, claim_snapshot
 from ducklake_flows.lake.repair import repair
-from ducklake_flows.testing.failpoints import Point
-from tests.conftest import Lake
 from tests.faults.conftest import staged
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ducklake_flows.testing.failpoints import Point
+    from tests.conftest import Lake
 
 pytestmark = pytest.mark.short("sqlite+folder", "postgres+s3")
 
@@ -115,7 +118,7 @@ def test_a_writer_at_the_same_time_does_not_bring_the_old_statistics_back(
         assert len(tried) == 2
     else:
         repairing.repair(wrong.settings)
-        with pytest.raises(duckdb.Error, match="altered it|locked"):
+        with pytest.raises(duckdb.Error, match=r"altered it|locked"):
             writer.execute("COMMIT")
     writer.close()
     assert looked_up(wrong) == ([0, 1, 1, 1000] if commits == "first" else [*VALUES])
@@ -134,9 +137,7 @@ def test_a_kill_in_a_repair_leaves_all_or_nothing_of_it(wrong: Lake, tmp_path: P
         "from ducklake_flows.lake.repair import repair; from ducklake_flows.settings import load_settings; "
         "arm(Path(sys.argv[1])); repair(load_settings())"
     )
-    killed = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", work, str(switch)], check=False
-    )
+    killed = subprocess.run([sys.executable, "-c", work, str(switch)], check=False)
     assert killed.returncode == -signal.SIGKILL
     done = point == "after COMMIT"
     assert looked_up(wrong) == ([*VALUES] if done else [VALUES[-1]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,7 +14,9 @@ from ducklake_flows.lake.restore import stage_previous
 from ducklake_flows.plan import make_plan
 from ducklake_flows.project import get_dataset, get_datasets
 from ducklake_flows.states import Mode
-from tests.conftest import Lake
+
+if TYPE_CHECKING:
+    from tests.conftest import Lake
 
 pytestmark = pytest.mark.short("sqlite+folder", "postgres+s3")
 

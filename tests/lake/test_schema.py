@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from ducklake_flows.lake.connect import connected
 from ducklake_flows.lake.schema import table_columns
-from tests.conftest import Lake
+
+if TYPE_CHECKING:
+    from tests.conftest import Lake
 
 pytestmark = pytest.mark.short("sqlite+folder", "postgres+s3")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,6 +14,9 @@ from ducklake_flows.project import all_datasets
 from ducklake_flows.settings import Settings
 from ducklake_flows.storage import check, open_storage
 from tests.conftest import Services, settings_from
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Make = Callable[..., Settings]
 

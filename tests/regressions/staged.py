@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
@@ -14,7 +14,9 @@ from ducklake_flows.lake.connect import connected
 from ducklake_flows.staging.inspect import inspect
 from ducklake_flows.staging.layout import new_attempt, staged_path
 from ducklake_flows.staging.receipt import Receipt
-from tests.cases import Case
+
+if TYPE_CHECKING:
+    from tests.cases import Case
 
 
 def staged(case: Case, day: str, query: str) -> Receipt:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from distributed import KilledWorker
@@ -17,7 +17,6 @@ from rich.console import Console
 
 from ducklake_flows.cli import show
 from ducklake_flows.cli.main import _plain, app
-from ducklake_flows.datasets.contract import Contract
 from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.datasets.partitions import Grain, Partition
 from ducklake_flows.errors import BadInput, CatalogError, LakeError, SourceError, StorageError
@@ -33,6 +32,9 @@ from ducklake_flows.states import Mode, State
 from ducklake_flows.storage import check, open_storage
 from tests.conftest import Lake, Services, settings_from
 from tests.faults.proxy import Proxy
+
+if TYPE_CHECKING:
+    from ducklake_flows.datasets.contract import Contract
 
 Define = Callable[[str, str], Path]
 
@@ -247,12 +249,12 @@ def test_a_catalog_that_is_down_is_named_by_every_command(services: Services, tm
             "plan": lambda: plan_each(settings, get_datasets(["flights", "airlines"])),
         }
         within = connected(settings, read_only=True)
-        with pytest.raises(CatalogError, match="The Postgres catalog cannot be opened"), within as con:
+        with pytest.raises(CatalogError, match="The Postgres catalog cannot be opened"), within as con:  # noqa: PT012
             postgres.__exit__()
             con.execute("FROM __ducklake_metadata_lake.ducklake_snapshot").fetchall()
         for name, command in commands.items():
             with pytest.raises(
-                CatalogError, match="The Postgres catalog cannot be opened .*Connection refused"
+                CatalogError, match=r"The Postgres catalog cannot be opened .*Connection refused"
             ) as down:
                 command()
             assert down.value.fix, name

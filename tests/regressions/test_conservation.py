@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +12,9 @@ from ducklake_flows.extract import dlt_run
 from ducklake_flows.staging.inspect import MARK
 from tests.cases import DAYS, Case, case, failure
 from tests.conftest import Lake, receipts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 ROWS = [{"v": 1, "w": "a", "n": [1]}, {"v": None, "w": "b", "n": None}, {"v": 3, "w": None}]
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
@@ -21,7 +21,9 @@ from ducklake_flows.errors import BadInput, SourceError
 from ducklake_flows.sources.files import Files
 from ducklake_flows.storage import File, Storage
 from tests.cases import DAYS, Case, case
-from tests.conftest import Lake
+
+if TYPE_CHECKING:
+    from tests.conftest import Lake
 
 CSV = {"id": "bigint", "v": "text"}
 

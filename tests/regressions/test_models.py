@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +18,10 @@ from ducklake_flows.models.signals import ready
 from ducklake_flows.project import get_dataset
 from tests.conftest import DATASETS, Lake
 from tests.projects import PUBLISHED, READINGS, Project, load, model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 
 @pytest.fixture

@@ -309,11 +309,11 @@ def test_an_attempt_that_is_published_between_schema_and_rows_is_not_replaced_by
 def test_mode_all_compares_with_the_table_however_it_is_given(gated_lake: Lake, mode: Mode | list[Mode]) -> None:
     """`lake backfill --mode all` gives a list, for which the ledger's word was taken."""
     gated_lake.land("readings/2024-01-01.jsonl", [{"id": 1, "value": 1}, {"id": 2, "value": 1}])
-    days = {"start": date(2024, 1, 1), "end": date(2024, 1, 1)}
-    assert ingest(["readings"], **days, workers=1)["published"] == 1
+    day = date(2024, 1, 1)
+    assert ingest(["readings"], day, day, workers=1)["published"] == 1
     con = connect(gated_lake.settings)
     con.execute("DELETE FROM raw.readings WHERE id = 1")
     con.close()
-    assert ingest(["readings"], **days, mode=mode, workers=1)["published"] == 1
+    assert ingest(["readings"], day, day, mode, 1)["published"] == 1
     assert gated_lake.column("SELECT count(*) FROM raw.readings") == [2]
     assert gated_lake.errors() == []

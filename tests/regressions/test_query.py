@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pytest
 
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake.query import answer, query
-from tests.conftest import Lake
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import Lake
 
 on_both = pytest.mark.short("sqlite+folder", "postgres+s3")
 

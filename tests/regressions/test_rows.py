@@ -6,13 +6,15 @@ import math
 from contextlib import closing
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
 
 from tests.cases import DAYS, case
-from tests.conftest import Lake, Services
+
+if TYPE_CHECKING:
+    from tests.conftest import Lake, Services
 
 
 def test_nan_and_infinity_are_values(lake: Lake) -> None:

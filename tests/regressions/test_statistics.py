@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -16,11 +14,15 @@ from ducklake_flows.lake.maintenance import steps
 from ducklake_flows.lake.repair import repair, settle
 from ducklake_flows.lake.verify import Finding, verify
 from tests.cases import DAYS, case
-from tests.conftest import Lake
 from tests.projects import PUBLISHED, READINGS, Project, load, model
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
     from duckdb import DuckDBPyConnection
+
+    from tests.conftest import Lake
 
 TABLE = "raw.by_hand"
 

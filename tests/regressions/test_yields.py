@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pandas as pd
@@ -14,7 +14,9 @@ import pyarrow as pa
 import pytest
 
 from tests.cases import DAYS, case
-from tests.conftest import Lake
+
+if TYPE_CHECKING:
+    from tests.conftest import Lake
 
 TABLE = pa.table({"v": [1, 2]})
 
@@ -64,7 +66,7 @@ def test_a_dlt_source_of_two_resources_is_refused(lake: Lake) -> None:
     def two() -> Any:
         return [dlt.resource([{"v": 1}], name="one"), dlt.resource([{"w": 1}], name="other")]
 
-    assert "has 2 resources: one, other" in case(lake).refused(lambda: two())
+    assert "has 2 resources: one, other" in case(lake).refused(two)
     things = case(lake, "one")
     assert things.each(lambda: two().with_resources("one")) == [""]
     assert things.values() == [1]

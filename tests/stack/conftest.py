@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -18,9 +17,13 @@ from deployments.stack import Stack
 from ducklake_flows.lake.connect import connected, rows
 from ducklake_flows.lake.verify import verify
 from ducklake_flows.orchestration.server import until
-from ducklake_flows.settings import Settings
 from ducklake_flows.storage import open_storage
 from tests.conftest import DATASETS, DEMO, settings_from, write
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from ducklake_flows.settings import Settings
 
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deployments.services import ObjectStore
 from ducklake_flows.lake.connect import connected, rows
 from ducklake_flows.lake.verify import verify
 from ducklake_flows.storage import check, open_storage
 from tests.flows.test_ingest import flights
-from tests.stack.conftest import Running
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.stack.conftest import Running
 
 
 def load(running: Running, day: int, rows: int) -> None:
@@ -30,7 +34,8 @@ def test_a_restored_lake_is_the_lake_of_its_dump(running: Running, tmp_path: Pat
     load(running, 2, 3)
 
     settings = running.settings
-    assert settings.s3_key_id and settings.s3_secret
+    assert settings.s3_key_id
+    assert settings.s3_secret
     keys = settings.s3_key_id.get_secret_value(), settings.s3_secret.get_secret_value()
     with ObjectStore(stack.folder / "restored-s3", stack.folder / "restored-logs", *keys) as store:
         restored = settings.model_copy(

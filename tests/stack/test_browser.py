@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from playwright.sync_api import Page, sync_playwright
@@ -12,6 +12,9 @@ from playwright.sync_api import Page, sync_playwright
 from ducklake_flows.orchestration.server import until
 from tests.flows.test_ingest import flights
 from tests.stack.conftest import FINAL, Running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ("no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync")
@@ -36,7 +39,7 @@ def page(running: Running) -> Iterator[Page]:
 
 
 @pytest.fixture
-def shoot(request: pytest.FixtureRequest, page: Page, tmp_path: Path) -> Iterator[object]:
+def shoot(request: pytest.FixtureRequest, page: Page, tmp_path: Path) -> Callable[[str], None]:
     """Takes a screenshot; into docs/images with --screenshots, else into the test's own folder."""
     keep = request.config.getoption("--screenshots")
     folder = Path(__file__).parents[2] / "docs" / "images" if keep else tmp_path
@@ -50,7 +53,7 @@ def shoot(request: pytest.FixtureRequest, page: Page, tmp_path: Path) -> Iterato
         folder.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=folder / f"{name}.png")
 
-    yield take
+    return take
 
 
 def test_a_run_by_a_click_with_its_form_its_graph_and_its_artifacts(running: Running, page: Page, shoot) -> None:  # type: ignore[no-untyped-def]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from tests.stack.conftest import Running
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.stack.conftest import Running
 
 
 def test_a_cancel_from_the_ui_stops_the_run_and_its_chunks(running: Running) -> None:

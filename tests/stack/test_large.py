@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
 
-from tests.stack.conftest import Running
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.stack.conftest import Running
 
 ROWS = 10_000_000
 

@@ -6,11 +6,14 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from ducklake_flows.orchestration import gate
 from ducklake_flows.orchestration.server import SERVER_SETTINGS, until
 from tests.flows.test_ingest import flights
-from tests.stack.conftest import Running
+
+if TYPE_CHECKING:
+    from tests.stack.conftest import Running
 
 HELD = """
 import sys, signal
@@ -78,7 +81,7 @@ def test_a_rollback_is_restated_down_to_gold(running: Running) -> None:
     running.lake("transform")
     gold = "SELECT sum(flights)::INT AS n FROM gold.carrier_daily WHERE flight_date = '2013-03-01'"
     assert running.sql(gold) == [{"n": 9}]
-    assert "is back at 5 rows" in running.lake("rollback", "flights", "--partition", "2013-03-01")
+    assert "is rolled back to 5 rows" in running.lake("rollback", "flights", "--partition", "2013-03-01")
     assert running.sql(gold) == [{"n": 5}]
     assert running.errors() == []
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from tests.stack.conftest import Running
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.stack.conftest import Running
 
 
 def test_a_run_that_was_killed_is_marked_as_crashed(running: Running, killed: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from tests.stack.conftest import Running
+if TYPE_CHECKING:
+    from tests.stack.conftest import Running
 
 
 def forms(secret: str) -> list[bytes]:

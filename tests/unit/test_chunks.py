@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from random import Random
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from ducklake_flows.orchestration.chunks import CHUNK, Chunk, ChunkScheduler, cut
 from ducklake_flows.plan import Planned
 from ducklake_flows.states import State
+
+if TYPE_CHECKING:
+    from random import Random
 
 
 def planned(**partitions: int) -> list[Planned]:

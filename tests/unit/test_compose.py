@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -21,6 +20,9 @@ from deployments.stack import POOL
 from ducklake_flows.orchestration.server import CLIENT_SETTINGS, SERVER_SETTINGS
 from ducklake_flows.settings import Settings
 from tests.conftest import settings_from
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = {"prefect-server", "init", "prefect-worker", "dask-scheduler", "dask-worker"}

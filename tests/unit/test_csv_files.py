@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +15,9 @@ from hypothesis import strategies as st
 from ducklake_flows.errors import SourceError
 from ducklake_flows.sources import csv_files
 from ducklake_flows.sources.csv_files import Dialect, Facts, line_of, look
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NAMES = {"a": "a", "b": "b"}
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=6) | st.sampled_from(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +13,9 @@ from ducklake_flows.datasets.contract import Contract
 from ducklake_flows.datasets.partitions import Partition
 from ducklake_flows.errors import BadInput, NoSource, SourceError
 from ducklake_flows.sources.files import Files, Format
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CONTRACT = Contract(columns={"id": "bigint", "name": "text", "at": "timestamp"}, new_columns="freeze")
 DAY = Partition("2024-01-01")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +14,9 @@ from ducklake_flows.datasets.audits import at_least, expect
 from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.datasets.partitions import Grain, Partition
 from ducklake_flows.staging.inspect import Inspection, inspect
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DATASET = Dataset(key="things", source=lambda p: [], grain=Grain.full)
 FULL = Partition("full", Grain.full)

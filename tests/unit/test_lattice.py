@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pytest
@@ -13,6 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ducklake_flows.staging.lattice import contract_line, exact, is_untyped, join
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
 OTHERS = ("FLOAT", "DOUBLE", "VARCHAR", "JSON", "BOOLEAN", "DATE", "TIME", "BLOB", "UUID", '"NULL"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ def test_partitions_of_a_range_touch_and_cover_it(start: date, length: int, grai
     found = partitions_between(grain, start, end)
     assert found[0].start.date() <= start
     assert found[-1].end.date() > end
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in pairwise(found):
         assert before.end == after.start
         assert before.key < after.key
     for partition in found:
@@ -34,7 +35,7 @@ def test_partitions_of_a_range_touch_and_cover_it(start: date, length: int, grai
 
 
 def test_a_reversed_range_is_refused() -> None:
-    with pytest.raises(BadInput, match="ends .* before it starts"):
+    with pytest.raises(BadInput, match=r"ends .* before it starts"):
         partitions_between(Grain.day, date(2024, 1, 2), date(2024, 1, 1))
 
 
@@ -146,3 +147,21 @@ def test_a_columns_name_stays_as_it_is(source: str) -> None:
     assert column_name(column) == column
     assert '"' not in column
     assert " " not in column
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"primary_key": "order_id"}, "primary_key is 'order_id'"),
+        ({"primary_key": ("Order ID",)}, "'Order ID' is not a column name"),
+        ({"primary_key": ("nope",), "contract": Contract({"id": "bigint"})}, "lacks columns of the primary key: nope"),
+        ({"partition_column": "Day"}, "'Day' is not a column name"),
+        ({"contract": Contract({"day": "text"})}, "the partition column day is declared as text"),
+        ({"contract": Contract({"day": "date"}), "grain": "hour"}, "the partition column day is declared as date"),
+    ],
+)
+def test_a_wrong_key_or_partition_column_is_an_error_where_the_dataset_is_defined(
+    given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(BadInput, match=said):
+        Dataset("a", lambda partition: [], **{"partition_column": "day", **given})

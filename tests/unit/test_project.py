@@ -94,6 +94,8 @@ def test_a_pyproject_of_something_else_is_no_project(write: Write, tmp_path: Pat
         ("[tool.ducklake-flows]\ndataset = 'x'\n", "unknown key 'dataset'"),
         ("[tool.ducklake-flows]\ns3_secret = 'hunter2'\n", "unknown key 's3_secret'"),
         ("[tool.ducklake-flows\n", "cannot be read"),
+        ("[tool.ducklake-flows]\ndatasets = 5\n", "`datasets` is a folder or a list"),
+        ("[tool.ducklake-flows]\nmodels = ['a']\n", "`models` a folder"),
     ],
 )
 def test_a_table_that_is_wrong_is_named(write: Write, tmp_path: Path, text: str, said: str) -> None:
@@ -101,6 +103,13 @@ def test_a_table_that_is_wrong_is_named(write: Write, tmp_path: Path, text: str,
     with pytest.raises(BadInput, match=said) as caught:
         load_settings()
     assert "hunter2" not in str(caught.value)
+
+
+def test_an_empty_setting_is_no_setting(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[tool.ducklake-flows]\ndatasets = ["datasets"]\nmodels = "sql"\n')
+    (tmp_path / ".env").write_text("LAKE_DATASETS=\nLAKE_MODELS=\n")
+    settings = load_settings()
+    assert (settings.datasets, settings.models) == ((tmp_path / "datasets",), tmp_path / "sql")
 
 
 def test_lake_project_that_is_no_project_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from ducklake_flows.errors import BadInput, redacted
 from ducklake_flows.settings import load_settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_the_defaults_give_the_embedded_lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ import functools
 import http.server
 import importlib
 import threading
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,6 +17,9 @@ from ducklake_flows.errors import BadInput
 from ducklake_flows.project import all_datasets, broken_datasets, get_dataset
 from ducklake_flows.settings import load_settings
 from tests.conftest import ROOT, Lake
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ORDERS = {"2024-01-01": 3, "2024-01-02": 2, "2024-01-03": 3}
 

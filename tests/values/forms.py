@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import duckdb
 import numpy as np
@@ -20,8 +19,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.values.kinds import Kind
 from tests.values.oracle import Malformed, Nano, Single, csv_rows
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.values.kinds import Kind
 
 NUMBER = "row number"
 """The column with the row number within a partition: 0, 1, 2 and so on."""
@@ -272,7 +275,7 @@ def is_json(kind: Kind) -> bool:
 
 def json_value(value: Any) -> tuple[str, Any]:
     """A value as JSON text, and the value that the text represents."""
-    if value is None or isinstance(value, bool | str | int) and not isinstance(value, Nano):
+    if value is None or (isinstance(value, bool | str | int) and not isinstance(value, Nano)):
         return json.dumps(value), value
     if isinstance(value, float):
         if value != value or value in (float("inf"), float("-inf")):

@@ -37,10 +37,6 @@ class Cell:
     decimal: str = "."
 
 
-class Kept(Exception):
-    """The expected value of a cell in the lake; raised to fail a test."""
-
-
 def column(name: str) -> str:
     """The column name for a source's name, by the documented rule."""
     name = unicodedata.normalize("NFC", name)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hypothesis import assume
 from hypothesis import strategies as st
@@ -12,6 +11,9 @@ from hypothesis import strategies as st
 from tests.values.forms import FUNCTIONS, NUMBER, Column, Form, Written, csv_cell, is_csv, is_json
 from tests.values.kinds import BY_NAME, FAMILIES, KINDS, Kind
 from tests.values.oracle import column
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 DAYS = ("2024-01-01", "2024-01-02", "2024-01-03")
 
@@ -66,7 +68,7 @@ def values_of(draw: st.DrawFn, kind: Kind, size: int) -> list[Any]:
 
 def _is_plain(kind: Kind, mode: str, forms: Sequence[Any]) -> bool:
     """Whether all values of a kind must be accepted. JSON has no NaN; pandas turns integers with nulls into doubles."""
-    if mode == "json" and "float" in kind.name or mode == "csv" and "NaN" in kind.name:
+    if (mode == "json" and "float" in kind.name) or (mode == "csv" and "NaN" in kind.name):
         return False
     in_pandas = any(getattr(form, "name", "") == "pandas frame" or form == "pandas" for form in forms)
     return kind.plain and not (in_pandas and ("list" in kind.name or kind.name in ("int64", "uint64", "struct")))

@@ -6,9 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
-
-import pytest
+from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.datasets.partitions import Partition
@@ -17,7 +15,6 @@ from ducklake_flows.extract.attempt import Attempt
 from ducklake_flows.sources.files import Files
 from ducklake_flows.staging.lattice import exact
 from tests.cases import Case
-from tests.conftest import Lake
 from tests.values import oracle
 from tests.values.forms import (
     FUNCTIONS,
@@ -35,6 +32,11 @@ from tests.values.forms import (
 )
 from tests.values.kinds import BY_NAME, KINDS, Kind
 from tests.values.world import read
+
+if TYPE_CHECKING:
+    import pytest
+
+    from tests.conftest import Lake
 
 DOCS = Path(__file__).parents[2] / "docs" / "data.md"
 BY_FORM = {form.name: form for form in FUNCTIONS}

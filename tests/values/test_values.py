@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, event, given, note, settings
@@ -14,9 +12,14 @@ from hypothesis import HealthCheck, Phase, event, given, note, settings
 from ducklake_flows.lake import verify as verification
 from ducklake_flows.lake.connect import connected
 from ducklake_flows.lake.verify import verify
-from tests.conftest import Lake
 from tests.values.stories import DAYS, Story, plain_stories, stories
 from tests.values.world import Reader, Told, compare, is_named, read, tell
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.conftest import Lake
 
 _CHECKS = (
     HealthCheck.function_scoped_fixture,

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-from duckdb import DuckDBPyConnection
 from hypothesis import reject
 
 from ducklake_flows.datasets.contract import Contract
@@ -23,7 +19,6 @@ from ducklake_flows.extract.items import items_of, tables_of
 from ducklake_flows.sources.files import Files
 from ducklake_flows.sources.values import Unfit
 from tests.cases import Case
-from tests.conftest import Lake
 from tests.values import oracle
 from tests.values.forms import (
     NUMBER,
@@ -37,6 +32,15 @@ from tests.values.forms import (
     pyarrow_parquet,
 )
 from tests.values.stories import DAYS, Story
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    import pyarrow as pa
+    from duckdb import DuckDBPyConnection
+
+    from tests.conftest import Lake
 
 _KEYS = (f"story_{number}" for number in count())
 
@@ -232,10 +236,10 @@ class Reader:
                 ]
         for what, sql, parameters, wanted in asked:
             found: Any = self._con.execute(sql, parameters).fetchall()[0][0]
+            right = sorted(wanted) if isinstance(wanted, set) else wanted
             if isinstance(wanted, set):
                 found = sorted(found or [])
-                wanted = sorted(wanted)
             elif isinstance(wanted, list):
                 found = found or []
-            if found != wanted:
-                yield f"{what} of {column} ({kind}), {parameters}: {found} instead of {wanted}"
+            if found != right:
+                yield f"{what} of {column} ({kind}), {parameters}: {found} instead of {right}"

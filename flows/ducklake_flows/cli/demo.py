@@ -9,18 +9,22 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
-from datetime import date
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ducklake_flows import storage
 from ducklake_flows.errors import BadInput, CatalogError
 from ducklake_flows.lake.query import query
 from ducklake_flows.plan import make_plan
 from ducklake_flows.project import get_datasets
-from ducklake_flows.settings import Settings
 from ducklake_flows.states import Mode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import date
+
+    from ducklake_flows.settings import Settings
 
 REFERENCE = ("airlines", "airports", "planes")
 DATASETS = ("flights", "weather", *REFERENCE)

@@ -273,7 +273,7 @@ def rollback(
 
     summary = _finish(lambda: flow(name, partition), as_json)
     if not as_json:
-        _echo(f"{name} {partition} is back at {summary['rows']:,} rows (attempt {summary['restores']}).")
+        _echo(f"{name} {partition} is rolled back to {summary['rows']:,} rows (attempt {summary['restores']}).")
         from ducklake_flows.cli import show
 
         show.transformed(summary["transform"])
@@ -393,7 +393,7 @@ def _end(errors: Iterable[LakeError]) -> None:
 def _end_of_plan(left_out: Sequence[LeftOut]) -> None:
     for left in left_out:
         if not left.is_fault:
-            typer.echo(f"left out: {left.error.message} ({left.error.fix})", err=True)
+            typer.echo(f"skipped: {left.error.message} ({left.error.fix})", err=True)
     _end(left.error for left in left_out if left.is_fault)
 
 

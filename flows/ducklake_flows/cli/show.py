@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from itertools import groupby
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -14,6 +13,9 @@ from rich.text import Text
 
 from ducklake_flows.plan import Planned, counts
 from ducklake_flows.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 console = Console(highlight=False, markup=False, emoji=False)
 

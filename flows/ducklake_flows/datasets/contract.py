@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 from zoneinfo import available_timezones
 
 from ducklake_flows.datasets.names import column_name
 from ducklake_flows.errors import BadInput
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 DECIMAL = re.compile(r"decimal\((\d{1,2}), ?(\d{1,2})\)")
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ducklake_flows.datasets.audits import Audit
 from ducklake_flows.datasets.contract import Contract, like
 from ducklake_flows.datasets.names import column_name
 from ducklake_flows.datasets.partitions import Grain, Partition, partitions_between
 from ducklake_flows.errors import BadInput
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from ducklake_flows.datasets.audits import Audit
 
 KEY = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
@@ -91,7 +94,7 @@ class Dataset:
     grain: Grain = Grain.day
     partition_column: str | None = None
     primary_key: tuple[str, ...] = ()
-    contract: Contract = Contract()
+    contract: Contract = Contract()  # noqa: RUF009 - frozen
     audits: tuple[Audit, ...] = ()
     start: date | None = None
     end: date | None = None
@@ -119,6 +122,18 @@ class Dataset:
             raise BadInput(f"{self.key}: schedule_hour must be from 0 to 23, not {self.schedule_hour}.")
         if self.partition_column and column_name(self.partition_column) != self.partition_column:
             raise BadInput(f"{self.key}: {self.partition_column!r} is not a column name.", like(self.partition_column))
+        if self.partition_column is not None and self.partition_column in self.contract.columns:
+            found = self.contract.columns[self.partition_column]
+            wanted = "timestamp_ntz" if self.grain is Grain.hour else "date"
+            if found != wanted:
+                raise BadInput(
+                    f"{self.key}: the partition column {self.partition_column} is declared as {found}.",
+                    f"declare it as {wanted}, or leave it out: the pipeline adds it",
+                )
+        if isinstance(self.primary_key, str) or not all(isinstance(name, str) for name in self.primary_key):
+            raise BadInput(f"{self.key}: primary_key is {self.primary_key!r}.", 'primary_key=("order_id",)')
+        if wrong := [name for name in self.primary_key if column_name(name) != name]:
+            raise BadInput(f"{self.key}: the primary key's {wrong[0]!r} is not a column name.", like(wrong[0]))
         declared = {*self.contract.columns, self.partition_column}
         if unknown := [name for name in self.primary_key if self.contract.columns and name not in declared]:
             raise BadInput(

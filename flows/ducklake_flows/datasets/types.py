@@ -6,11 +6,12 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.datasets.contract import DECIMAL, DataType
-from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.datasets.partitions import Grain
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from ducklake_flows.datasets.dataset import Dataset
 
 _DECLARED: dict[DataType, str] = {
     "text": "VARCHAR",

@@ -5,21 +5,25 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from ducklake_flows.datasets.contract import Contract
-from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.datasets.partitions import Grain, Partition
 from ducklake_flows.datasets.types import arrow_type, duckdb_type
 from ducklake_flows.errors import Rejected
 from ducklake_flows.sources.values import FILE, NAIVE_US, Unfit, conform
-from ducklake_flows.staging.inspect import Inspection
 from ducklake_flows.staging.lattice import contract_line, join
 from ducklake_flows.staging.layout import new_attempt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from ducklake_flows.datasets.contract import Contract
+    from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.staging.inspect import Inspection
 
 NULL = '"NULL"'
 """DuckDB's type of a column without values."""

@@ -15,12 +15,12 @@ import fcntl
 import math
 import resource
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
@@ -33,13 +33,17 @@ from ducklake_flows.extract.items import items_of, tables_of
 from ducklake_flows.extract.pace import Pace
 from ducklake_flows.extract.split import split
 from ducklake_flows.project import get_dataset
-from ducklake_flows.settings import Settings
 from ducklake_flows.sources.values import Unfit
 from ducklake_flows.staging.inspect import MARK
 from ducklake_flows.staging.layout import staged_path
 from ducklake_flows.staging.receipt import Failure, Outcome, Receipt
 from ducklake_flows.storage import Storage, open_storage
 from ducklake_flows.testing.failpoints import failpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from ducklake_flows.settings import Settings
 
 SCRATCH = "lake-extract-"
 """Prefix of the names of extraction's temporary folders."""
@@ -292,13 +296,14 @@ def _peak_rss() -> int:
     if status.exists():
         # On Linux, a process inherits `ru_maxrss` from its parent, which may have used more memory.
         return int(status.read_text().partition("VmHWM:")[2].split(maxsplit=1)[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # In bytes on macOS, in KiB elsewhere.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def warm_up() -> None:
     """Run a two-row extraction once so that imports and caches are warm."""
     sweep()
-    dataset = Dataset("warm_up", lambda partition: [pa.table({"row": [1]})], partition_column="day")
+    dataset = Dataset("warm_up", lambda _: [pa.table({"row": [1]})], partition_column="day")
     attempts = [Attempt(parse_partition(key, dataset.grain), "") for key in ("2000-01-01", "2000-01-02")]
     with _scratch() as work:
         _Run(dataset, {}, lambda: None, Pace(0, lambda: None), math.inf).all(attempts, work)

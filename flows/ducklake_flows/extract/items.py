@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from ducklake_flows.datasets.contract import Contract
 from ducklake_flows.datasets.names import clash, clash_text, columns_of
 from ducklake_flows.errors import SourceError
 from ducklake_flows.sources.rows import column_of, rows_to_table
 from ducklake_flows.sources.values import Unfit
+
+if TYPE_CHECKING:
+    from ducklake_flows.datasets.contract import Contract
 
 ROWS = 10_000
 """Python rows converted to columns at once."""
@@ -157,7 +159,7 @@ def _from_pandas(frame: Any, contract: Contract) -> pa.Table:
 def _is_missing(series: Any) -> Iterator[bool]:
     """Whether each value of an object column is missing. A list is never missing."""
     for value in series:
-        found = value is None or (isinstance(value, float) and value != value) or str(value) in ("NaT", "<NA>")
+        found = value is None or (isinstance(value, float) and value != value) or str(value) in ("NaT", "<NA>")  # noqa: PLR0124
         yield found and not isinstance(value, str)
 
 

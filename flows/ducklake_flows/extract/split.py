@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.errors import LakeError, Rejected
 from ducklake_flows.extract.attempt import ROWS, Attempt, as_arrow, with_neighbours
-from ducklake_flows.extract.dlt_run import Shape
 from ducklake_flows.sources.values import Unfit, fit
 from ducklake_flows.staging.footers import complete
 from ducklake_flows.staging.inspect import MARK, inspect
 from ducklake_flows.staging.lattice import contract_line
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.extract.dlt_run import Shape
 
 BATCH = 122_880
 """Rows per batch: one row group of DuckDB's size."""

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.datasets.partitions import Grain, parse_partition
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake import ledger
 from ducklake_flows.lake.connect import commit_message, connected
 from ducklake_flows.lake.fence import advance_fence
 from ducklake_flows.lake.schema import table_columns
-from ducklake_flows.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.errors import CatalogError, LakeError, NotInitialised
 from ducklake_flows.settings import LAKE, Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from duckdb import DuckDBPyConnection
 
 ENGINE_CONFIG = {"autoinstall_known_extensions": "false", "TimeZone": "UTC"}

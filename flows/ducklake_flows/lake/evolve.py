@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.datasets.types import declared_types, quoted
 from ducklake_flows.errors import Rejected
 from ducklake_flows.lake import ledger
 from ducklake_flows.lake.schema import create_table, is_outdated, qualified
-from ducklake_flows.settings import Settings
 from ducklake_flows.staging.inspect import fingerprint_sql, fingerprint_text
 from ducklake_flows.staging.lattice import contract_line, exact, is_untyped, join, reads_as
-from ducklake_flows.staging.receipt import Receipt
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
     from duckdb import DuckDBPyConnection
+
+    from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.settings import Settings
+    from ducklake_flows.staging.receipt import Receipt
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +144,7 @@ def _no_join(dataset: Dataset, name: str, there: str, staged: str) -> str:
             f"column {name} is {staged} in the contract, but {there} in {dataset.table}, which has rows: "
             "load the table again as described in docs/operations.md, 'A column's type'"
         )
-    nested = any("(" in t and not t.startswith("DECIMAL") or t.endswith("]") for t in (there, staged))
+    nested = any(("(" in t and not t.startswith("DECIMAL")) or t.endswith("]") for t in (there, staged))
     line = contract_line(name, "JSON" if nested else "VARCHAR" if "VARCHAR" in (there, staged) else staged)
     return (
         f"column {name} is {staged} in this partition, but {there} in {dataset.table}; declare it in the contract "

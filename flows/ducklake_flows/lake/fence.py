@@ -9,7 +9,6 @@ writes the catalog's own tables; its fence is the id of the next snapshot, a pri
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 from ducklake_flows.errors import LakeError
@@ -17,6 +16,8 @@ from ducklake_flows.lake.connect import literal
 from ducklake_flows.settings import LAKE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from duckdb import DuckDBPyConnection
 
 META = f"__ducklake_metadata_{LAKE}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from ducklake_flows.lake.connect import literal, rows
@@ -12,6 +10,9 @@ from ducklake_flows.settings import LAKE
 from ducklake_flows.states import PUBLISHED, RETYPED, State
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
     from duckdb import DuckDBPyConnection
 
     from ducklake_flows.staging.receipt import Failure, Receipt

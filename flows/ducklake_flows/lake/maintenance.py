@@ -7,7 +7,6 @@ files of expired snapshots: a reader may still use them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,8 @@ from ducklake_flows.storage import open_storage
 from ducklake_flows.testing.failpoints import failpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from duckdb import DuckDBPyConnection
 
 SMALL = 64 << 20

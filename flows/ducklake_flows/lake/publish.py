@@ -21,7 +21,6 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -35,7 +34,6 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.datasets.types import quoted
 from ducklake_flows.errors import CatalogError, CommitConflict, LakeError, PublishedInBetween, Rejected
@@ -51,7 +49,11 @@ from ducklake_flows.staging.receipt import Failure, Outcome, Receipt
 from ducklake_flows.testing.failpoints import failpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
     from duckdb import DuckDBPyConnection
+
+    from ducklake_flows.datasets.dataset import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -296,7 +298,7 @@ class Publisher:
             result.receipts.append(outcome)
             rows.append(ledger.receipt_row(receipt))
         for key, ready in changed.items():
-            self._replace(con, self._datasets[key], tables[self._datasets[key].table], ready)
+            self._replace(con, self._datasets[key], ready)
         in_gate = (time.monotonic() - self._began) / max(len(group), 1)
         for row in rows:
             row["profile"] = _json({**row["profile"], "gate": in_gate})
@@ -383,13 +385,7 @@ class Publisher:
             return True
         return there == Contents(receipt.rows, receipt.fingerprint)
 
-    def _replace(
-        self,
-        con: DuckDBPyConnection,
-        dataset: Dataset,
-        columns: Mapping[str, str],
-        ready: Sequence[tuple[Receipt, Fit]],
-    ) -> None:
+    def _replace(self, con: DuckDBPyConnection, dataset: Dataset, ready: Sequence[tuple[Receipt, Fit]]) -> None:
         """Delete the partitions' rows, then register the staged files or insert their rows."""
         column = dataset.partition_column
         if column is None:

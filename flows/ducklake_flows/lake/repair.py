@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +36,14 @@ from ducklake_flows.errors import CatalogError, CommitConflict
 from ducklake_flows.lake import statistics
 from ducklake_flows.lake.connect import connected
 from ducklake_flows.lake.fence import META, claim_snapshot
-from ducklake_flows.settings import Settings
 from ducklake_flows.testing.failpoints import failpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Set
+
     from duckdb import DuckDBPyConnection
+
+    from ducklake_flows.settings import Settings
 
 _Planned = tuple[list[tuple[str, list[Any]]], list[int], list["Change"]]
 """The statements with their values, the ids of the tables that they change, and the changes in words."""

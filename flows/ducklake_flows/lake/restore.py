@@ -9,12 +9,9 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ducklake_flows.datasets.dataset import Dataset
-from ducklake_flows.datasets.partitions import Partition
 from ducklake_flows.datasets.types import quoted
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake.connect import connected, literal, rows
@@ -27,7 +24,12 @@ from ducklake_flows.staging.receipt import Receipt
 from ducklake_flows.storage import open_storage
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from duckdb import DuckDBPyConnection
+
+    from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.datasets.partitions import Partition
 
 
 def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -> Receipt:
@@ -110,7 +112,7 @@ def _snapshot_before(con: DuckDBPyConnection, name: str, token: int) -> int:
             return before
     raise BadInput(
         f"The snapshot of the previous attempt at {name} has expired, so its rows can no longer be read.",
-        f"load it again from its source: lake backfill {name.split()[0]} --mode all",
+        f"load it again from its source: lake backfill {name.split(maxsplit=1)[0]} --mode all",
     )
 
 

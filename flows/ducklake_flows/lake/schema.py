@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.datasets.types import declared_types, partition_type, quoted
 from ducklake_flows.errors import CatalogError
 from ducklake_flows.lake.connect import commit_message, connect
@@ -13,7 +11,11 @@ from ducklake_flows.lake.fence import FENCES, create_fence
 from ducklake_flows.settings import LAKE, Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from duckdb import DuckDBPyConnection
+
+    from ducklake_flows.datasets.dataset import Dataset
 
 ORPHAN_AGE = "1 day"
 """Minimum age of a file that no snapshot names before a clean-up may delete it; longer than any run."""

@@ -10,9 +10,7 @@ deleted: ``record_count`` is the number of rows), the bounds must be equal.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.datasets.types import quoted
@@ -21,6 +19,9 @@ from ducklake_flows.lake.fence import META
 from ducklake_flows.settings import LAKE, Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence, Set
+    from datetime import datetime
+
     from duckdb import DuckDBPyConnection
 
 BYPASS = "SET disabled_optimizers = 'statistics_propagation,filter_pushdown'"

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
-from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.datasets.types import quoted
 from ducklake_flows.lake import ledger, statistics
@@ -28,7 +26,11 @@ from ducklake_flows.staging.layout import attempt_of
 from ducklake_flows.storage import open_storage
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence, Set
+
     from duckdb import DuckDBPyConnection
+
+    from ducklake_flows.datasets.dataset import Dataset
 
 
 @dataclass(frozen=True, slots=True)

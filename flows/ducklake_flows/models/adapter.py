@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlglot import exp
 from sqlmesh.core.config.connection import DuckDBAttachOptions, DuckDBConnectionConfig
@@ -24,6 +23,9 @@ from ducklake_flows.lake.fence import advance_fence
 from ducklake_flows.lake.repair import settle
 from ducklake_flows.settings import LAKE, Settings, load_settings
 from ducklake_flows.testing.failpoints import failpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
 
 _MOVES_ROWS = (exp.Insert, exp.Merge)
 _READS = (exp.Query, exp.Describe, exp.Use, exp.Set, exp.Pragma)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from sqlmesh.core.config import (
@@ -19,13 +18,17 @@ from sqlmesh.core.loader import SqlMeshLoader
 from sqlmesh.core.model import create_external_model
 from sqlmesh.utils.errors import SQLMeshError
 
-from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.datasets.types import declared_types
 from ducklake_flows.errors import LakeError, NotInitialised
 from ducklake_flows.lake.builds import Raw, read_raw
 from ducklake_flows.models.adapter import check_lake, lake_connection
 from ducklake_flows.project import all_datasets
 from ducklake_flows.settings import LAKE, Settings, find_project, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ducklake_flows.datasets.dataset import Dataset
 
 
 class LakeLoader(SqlMeshLoader):

@@ -13,10 +13,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ducklake_flows.errors import LakeError, RunFailed
-from ducklake_flows.settings import Settings
+
+if TYPE_CHECKING:
+    from ducklake_flows.settings import Settings
 
 LINGER_SECONDS = 0.2
 """Seconds to keep the gate after a model's commit. The next commit usually follows within this time."""
@@ -76,7 +78,9 @@ def run(request: dict[str, Any], settings: Settings, models: list[dict[str, Any]
     """
     failure: LakeError | None = None
     process = start(settings)
-    assert process.stdin and process.stdout and process.stderr  # noqa: S101
+    assert process.stdin is not None  # noqa: S101 - all three are pipes
+    assert process.stdout is not None  # noqa: S101
+    assert process.stderr is not None  # noqa: S101
     noise = _Tail(process.stderr)
     with _Held(gate) as held, contextlib.ExitStack() as cancelled:
         # A cancelled run kills the build at once. This is safe: each committed interval is complete.
@@ -94,15 +98,17 @@ def run(request: dict[str, Any], settings: Settings, models: list[dict[str, Any]
                     log.info("built %(model)s %(start)s..%(end)s in %(seconds)s s", event)
                     models.append({k: v for k, v in event.items() if k != "event"})
                 elif event["event"] == "warning":
-                    log.warning(event["text"])
+                    log.warning(settings.redact(event["text"]))
                 elif event["event"] == "failed":
-                    failure = RunFailed(event["message"], event["fix"])
+                    failure = RunFailed(settings.redact(event["message"]), event["fix"])
         cancelled.pop_all()
         code = process.wait()
     if failure is not None:
         raise failure
     if code != 0:
-        raise RunFailed(f"The build process ended with exit code {code}.\n{noise.text()}", "lake transform")
+        raise RunFailed(
+            f"The build process ended with exit code {code}.\n{settings.redact(noise.text())}", "lake transform"
+        )
 
 
 def _say(pipe: IO[str], line: str) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING
 
-from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.datasets.partitions import Grain, partition_at
 from ducklake_flows.lake.ledger import latest
 from ducklake_flows.project import get_dataset
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from duckdb import DuckDBPyConnection
+
+    from ducklake_flows.datasets.dataset import Dataset
 
 
 def ready(

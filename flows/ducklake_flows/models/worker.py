@@ -10,10 +10,12 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ducklake_flows.errors import LakeError, RunFailed
+from ducklake_flows.errors import LakeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def main() -> int:
@@ -49,9 +51,6 @@ def main() -> int:
             clean_up(report)
         else:
             build(request["environment"], request["changed"], request["replan"], report)
-    except RunFailed as error:
-        report({"event": "failed", "message": error.message, "fix": error.fix})
-        return 1
     except LakeError as error:
         report({"event": "failed", "message": error.message, "fix": error.fix})
         return 1

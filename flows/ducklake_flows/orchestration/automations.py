@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect.automations import AutomationCore, ChangeFlowRunState, EventTrigger, Posture, SendNotification
@@ -11,7 +11,8 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 
-from ducklake_flows.settings import Settings
+if TYPE_CHECKING:
+    from ducklake_flows.settings import Settings
 
 FAILED = "lake-failed-run"
 LOST = "lake-lost-run"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ducklake_flows import storage
-from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.lake.connect import connected
 from ducklake_flows.lake.schema import bootstrap
 from ducklake_flows.orchestration import automations, gate
-from ducklake_flows.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.settings import Settings
 
 
 def initialise(settings: Settings, datasets: Sequence[Dataset]) -> list[str]:

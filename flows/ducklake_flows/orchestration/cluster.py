@@ -6,14 +6,18 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from prefect_dask.task_runners import DaskTaskRunner
 
 from ducklake_flows.errors import LakeError
 from ducklake_flows.extract.chunk import warm_up
 from ducklake_flows.orchestration import forkserver
-from ducklake_flows.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ducklake_flows.settings import Settings
 
 
 @contextlib.contextmanager

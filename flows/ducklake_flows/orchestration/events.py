@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from prefect.events import emit_event
 
 from ducklake_flows.datasets.partitions import parse_partition
-from ducklake_flows.lake.publish import Published
 from ducklake_flows.project import get_dataset
-from ducklake_flows.staging.receipt import Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ducklake_flows.lake.publish import Published
+    from ducklake_flows.staging.receipt import Receipt
 
 PUBLISHED = "lake.partitions.published"
 ARRIVED = "lake.source.arrived"

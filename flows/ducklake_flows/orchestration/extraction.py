@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,8 @@ from ducklake_flows.states import State
 from ducklake_flows.testing.failpoints import failpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     from prefect_dask.task_runners import DaskTaskRunner
 
     from ducklake_flows.datasets.dataset import Dataset
@@ -195,7 +196,7 @@ class Extraction:
 
     def _scheduler_is_gone(self) -> LakeError:
         return LakeError(
-            f"The connection to the Dask scheduler at {self._settings.dask_address} was lost, including its running "
+            f"The connection to the Dask scheduler at {self._runner.address} was lost, including its running "
             "tasks. Published partitions stay published.",
             "start the scheduler again, then run the same command again",
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+from typing import TYPE_CHECKING
 
-from ducklake_flows.settings import Settings
+if TYPE_CHECKING:
+    from ducklake_flows.settings import Settings
 
 PRELOAD = [
     "distributed",

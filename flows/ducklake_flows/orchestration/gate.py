@@ -12,7 +12,6 @@ import functools
 import logging
 import ssl
 import threading
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies, proxy_bypass
 from uuid import UUID
@@ -37,6 +36,8 @@ from tenacity import (
 from ducklake_flows.errors import GateBusy, GateError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from prefect.client.orchestration import SyncPrefectClient
 
 log = logging.getLogger(__name__)

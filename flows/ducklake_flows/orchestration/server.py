@@ -16,14 +16,17 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from ducklake_flows.errors import CatalogError, LakeError
-from ducklake_flows.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ducklake_flows.settings import Settings
 
 START_SECONDS = 240
 """Maximum seconds until a new server answers; the first start on a machine migrates its database."""
@@ -106,7 +109,7 @@ def wait(settings: Settings, url: str) -> None:
             f"The Prefect server at {url} does not answer.",
             "start it, or unset PREFECT_API_URL to use a local server; then run the same command again",
         )
-    if ours and not until(lambda: answers(url) or not _alive(ours["pid"]), START_SECONDS) or not answers(url):
+    if (ours and not until(lambda: answers(url) or not _alive(ours["pid"]), START_SECONDS)) or not answers(url):
         raise LakeError(
             f"The local Prefect server did not start within {START_SECONDS} s, or it ended.",
             f"read its log: {_home(settings) / 'server.log'}",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,8 @@ from ducklake_flows.orchestration import server
 from ducklake_flows.settings import load_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlmesh.core.config import Config
 
 TURN_SECONDS = 6 * 3600.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,8 @@ from ducklake_flows.staging.receipt import Failure, Outcome, Receipt
 from ducklake_flows.states import State
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from ducklake_flows.datasets.dataset import Dataset
     from ducklake_flows.lake.publish import Published
     from ducklake_flows.plan import LeftOut

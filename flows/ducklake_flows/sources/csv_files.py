@@ -11,15 +11,16 @@ import contextlib
 import csv
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from ducklake_flows.errors import SourceError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence, Set
+    from pathlib import Path
+
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
@@ -74,7 +75,7 @@ def header(path: Path, dialect: Dialect) -> list[str]:
             raise SourceError(
                 f"the header cannot be parsed: {error}", "set the file's dialect in the dataset"
             ) from None
-    if any(not name.isprintable() and "\udc80" <= max(name) <= "\udcff" for name in names):
+    if any("\udc80" <= char <= "\udcff" for name in names for char in name):
         raise SourceError("the header is not UTF-8", "set the encoding in the dataset, such as encoding='latin-1'")
     if not any(names):
         raise SourceError(
@@ -197,16 +198,15 @@ def read(
             _connection().cursor().execute(f"FROM {_scan(path, dialect, len(columns), size)}").to_arrow_reader(BATCH)
         )
         names: list[str] | None = list(columns)
-        for batch in reader:
-            if names:
-                batch = _without_header(batch, names, dialect)
-                names = None
+        for found in reader:
+            batch = _without_header(found, names, dialect) if names else found
+            names = None
             _check_no_header(batch, list(columns))
             yield pa.table(batch.columns, names=list(columns.values()))
     except duckdb.Error as error:
-        raise _named(error, dialect) from None
+        raise _named(error) from None
     except pa.ArrowException as error:  # how Arrow reports an error of DuckDB in mid-stream
-        raise _named(error, dialect) from None
+        raise _named(error) from None
 
 
 def _without_header(batch: pa.RecordBatch, names: Sequence[str], dialect: Dialect) -> pa.RecordBatch:
@@ -306,7 +306,7 @@ def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _named(error: Exception, dialect: Dialect) -> SourceError:
+def _named(error: Exception) -> SourceError:
     """Convert an error of DuckDB to one for the user: the line, and what is wrong with it."""
     text = str(error)
     line = re.search(r"CSV Error on Line: (\d+)", text)
@@ -314,7 +314,7 @@ def _named(error: Exception, dialect: Dialect) -> SourceError:
     for pattern, says in _SAYS:
         if found := re.search(pattern, text):
             return SourceError(where + says.format(*found.groups()), _FIX)
-    return SourceError(where + " ".join(text.split("Possible")[0].split())[:300], _FIX)
+    return SourceError(where + " ".join(text.split("Possible", maxsplit=1)[0].split())[:300], _FIX)
 
 
 _FIX = "export the file again, or correct its dialect in the dataset"
@@ -426,7 +426,7 @@ def look(path: Path, dialect: Dialect, columns: Mapping[int, Facts], names: Sequ
             .fetchall()[0]
         )
     except duckdb.Error as error:
-        raise _named(error, dialect) from None
+        raise _named(error) from None
     width = len(KINDS) + 3
     for place, facts in enumerate(columns.values()):
         values, *kinds, left, places = found[place * width : (place + 1) * width]

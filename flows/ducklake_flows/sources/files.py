@@ -8,21 +8,22 @@ import hashlib
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ducklake_flows.datasets.contract import Contract
 from ducklake_flows.datasets.partitions import Grain, Partition, parse_partition
 from ducklake_flows.errors import BadInput, NoSource, SourceError
 from ducklake_flows.settings import load_settings
 from ducklake_flows.storage import File, Storage, open_storage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
     import pyarrow as pa
 
+    from ducklake_flows.datasets.contract import Contract
     from ducklake_flows.sources.csv_files import Dialect, Facts
 
 Format = Literal["csv", "json", "jsonl", "parquet"]
@@ -234,7 +235,7 @@ class Files:
             wanted = contract_type(contract.columns[name]) if name in contract.columns else types.get(name)
             if wanted is not None and is_number(wanted):
                 column = table.column(number)
-                if self.decimal != "." and pc.any(pc.match_substring(column, ".")).as_py():
+                if pc.any(pc.match_substring(column, ".")).as_py():
                     raise SourceError(f"column {name}: a number has a point, but the decimal mark is {self.decimal!r}")
                 table = table.set_column(number, name, pc.replace_substring(column, self.decimal, "."))
         return table

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ducklake_flows.sources.values import Unfit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 NANOSECONDS = np.uint64(1000)
 """Nanoseconds per microsecond."""

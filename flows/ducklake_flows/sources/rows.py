@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pyarrow as pa
 
-from ducklake_flows.datasets.contract import Contract
 from ducklake_flows.datasets.names import clash, clash_text, columns_of
 from ducklake_flows.sources.values import (
     JSON,
@@ -27,17 +26,19 @@ from ducklake_flows.sources.values import (
     json_text,
 )
 
+if TYPE_CHECKING:
+    from ducklake_flows.datasets.contract import Contract
+
 BIG = 1 << 53
 """Every integer up to this one is exact as a double."""
 
 
-def rows_to_table(rows: Sequence[Mapping[str, Any]], contract: Contract, number: int = 0) -> pa.Table:
+def rows_to_table(rows: Sequence[Mapping[str, Any]], contract: Contract) -> pa.Table:
     """Convert rows to a table with column names as in the lake.
 
     Args:
         rows: Mappings of text to values; a missing key is a null.
         contract: Column names, and types of columns whose values are of several kinds.
-        number: Rows of the partition before these, for errors.
 
     Returns:
         A table of natural types: integers in 64 bits, decimals with 18 or 38 digits, objects and lists as JSON.

@@ -224,7 +224,7 @@ def _conversion(
         return _to_json if not isinstance(source, pa.BaseExtensionType) else None
     if isinstance(source, pa.BaseExtensionType):
         if source.extension_name == "arrow.uuid" and types.is_string(target):
-            return _each(lambda value: str(value), target)
+            return _each(str, target)
         is_json = source.extension_name == "arrow.json" and types.is_string(target)
         return (lambda c: _storage(c).cast(target)) if is_json else None
     is_number = types.is_integer(source) or types.is_floating(source) or types.is_decimal(source)

@@ -7,12 +7,15 @@ shortened min and max instead, so such a file is rewritten with DuckDB.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
 from ducklake_flows.datasets.types import quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
 
 
 def complete(file: Path, json_columns: Iterable[str]) -> Path:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ducklake_flows.datasets.dataset import Dataset
-from ducklake_flows.datasets.partitions import Partition
 from ducklake_flows.datasets.types import declared_types, is_nested, partition_type, quoted
 from ducklake_flows.errors import Rejected
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from duckdb import DuckDBPyConnection, DuckDBPyRelation
+
+    from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.datasets.partitions import Partition
 
 MEMORY = "256MB"
 """DuckDB's memory limit for an inspection. A primary key whose check needs more memory spills to disk."""

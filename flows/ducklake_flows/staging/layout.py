@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from ducklake_flows.datasets.dataset import Dataset
-from ducklake_flows.datasets.partitions import Partition
+if TYPE_CHECKING:
+    from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.datasets.partitions import Partition
 
 _NAME = re.compile(r"/([0-9a-f]{26})-\d+\.parquet$")
 

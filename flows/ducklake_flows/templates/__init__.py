@@ -10,16 +10,19 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ducklake_flows.datasets.dataset import KEY, Dataset
 from ducklake_flows.errors import BadInput, NotInitialised
 from ducklake_flows.lake.connect import connected
 from ducklake_flows.lake.schema import table_columns
-from ducklake_flows.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from ducklake_flows.settings import Settings
 
 HERE = Path(__file__).resolve().parent
 SourceKind = Literal["files", "rest_api", "sql_database"]

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Point = Literal[
     # A Dask worker.
