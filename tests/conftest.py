@@ -54,7 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", action="store_true", help="write the screenshots into docs/images")
 
 
-FOLDERS = ("stack", "flows", "faults", "regressions", "values", "lake", "unit")
+FOLDERS = ("stack", "flows", "faults", "regressions", "values", "lake", "compat", "unit")
 """The test folders in order of their files' duration, longest first, since several processes share the files."""
 
 
@@ -64,6 +64,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
     items.sort(key=lambda item: FOLDERS.index(Path(item.path).parent.name))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """After a whole run with --write-docs: write COMPATIBILITY.md."""
+    stats = terminalreporter.stats
+    if config.getoption("--write-docs") and config.args_source.name != "ARGS" and not stats.get("failed"):
+        from tests import compatibility
+
+        passed = [report.nodeid for report in stats.get("passed", [])]
+        (ROOT / "COMPATIBILITY.md").write_text(compatibility.page(passed))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -18,6 +18,7 @@ from ducklake_flows.orchestration import events, gate
 from ducklake_flows.orchestration.bootstrap import check
 from ducklake_flows.orchestration.cluster import task_runner
 from ducklake_flows.orchestration.extraction import Extraction
+from ducklake_flows.orchestration.names import ingest_name
 from ducklake_flows.orchestration.progress import progress
 from ducklake_flows.orchestration.summary import Summary, create_artifacts, failures_text, next_step
 from ducklake_flows.plan import LeftOut, Planned, counts, plan_each
@@ -33,25 +34,7 @@ if TYPE_CHECKING:
     from ducklake_flows.staging.receipt import Outcome
 
 
-def range_name(start: date | None, end: date | None) -> str:
-    """A range of days, for the names of runs."""
-    return f"{start or 'first'}..{end or 'last'}"
-
-
-def names_of(datasets: Sequence[str] | None) -> str:
-    """Datasets, for the names of runs."""
-    return "+".join(datasets) if datasets else "all"
-
-
-def _flow_run_name() -> str:
-    parameters = flow_run.parameters
-    span = range_name(parameters["start"], parameters["end"])
-    if partitions := parameters["partitions"]:
-        span = partitions[0] if len(partitions) == 1 else f"{partitions[0]} and {len(partitions) - 1} more"
-    return f"ingest {'due' if parameters['due'] else names_of(parameters['datasets'])} {span}"
-
-
-@flow(name="ingest", flow_run_name=_flow_run_name)
+@flow(name="ingest", flow_run_name=ingest_name)
 def ingest(
     datasets: list[str] | None = None,
     start: date | None = None,

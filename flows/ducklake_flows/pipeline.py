@@ -6,22 +6,17 @@ from datetime import date
 from typing import Any
 
 from prefect import flow
-from prefect.runtime import flow_run
 
 from ducklake_flows.errors import RunFailed
-from ducklake_flows.ingest import ingest, names_of, range_name
+from ducklake_flows.ingest import ingest
 from ducklake_flows.models import runner
+from ducklake_flows.orchestration.names import pipeline_name
 from ducklake_flows.settings import load_settings
 from ducklake_flows.states import Mode
 from ducklake_flows.transform import transform
 
 
-def _flow_run_name() -> str:
-    parameters = flow_run.parameters
-    return f"pipeline {names_of(parameters['datasets'])} {range_name(parameters['start'], parameters['end'])}"
-
-
-@flow(name="pipeline", flow_run_name=_flow_run_name)
+@flow(name="pipeline", flow_run_name=pipeline_name)
 def pipeline(
     datasets: list[str] | None = None,
     start: date | None = None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ducklake_flows.extract import chunk
+from ducklake_flows.extract import scratch
 from ducklake_flows.orchestration.server import until
 from tests.conftest import DATASETS
 from tests.flows.test_cli import LAKE, Command
@@ -53,18 +53,18 @@ def test_ctrl_c_leaves_whole_partitions_and_no_process(lake: Command, temporary:
     assert run.returncode == 130, said
     assert "error: Stopped. What was published stays published." in said
     assert "Traceback" not in said
-    assert until(lambda: not list(temporary.glob(f"{chunk.SCRATCH}*")), 30), "its workers are still there"
+    assert until(lambda: not list(temporary.glob(f"{scratch.SCRATCH}*")), 30), "its workers are still there"
     assert all(finding["severity"] == "note" for finding in lake.json("verify"))
 
 
 def test_what_a_killed_worker_left_is_swept_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with chunk._scratch() as in_use:
-        left, young = (tmp_path / f"{chunk.SCRATCH}{name}" for name in ("left", "young"))
+    with scratch.scratch() as in_use:
+        left, young = (tmp_path / f"{scratch.SCRATCH}{name}" for name in ("left", "young"))
         for folder in (left, young):
             folder.mkdir()
             (folder / "lock").touch()
         for folder in (left, in_use):
             os.utime(folder / "lock", (0, 0))
-        chunk.sweep()
+        scratch.sweep()
         assert sorted(tmp_path.iterdir()) == sorted([in_use, young])

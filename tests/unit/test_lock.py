@@ -10,6 +10,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests import compatibility
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -84,3 +86,9 @@ def test_the_benchmarks_lock_adds_to_the_lock() -> None:
     assert {name: version(more[name]) for name in locked} == {name: version(entry) for name, entry in locked.items()}
     for asked in map(Requirement, EXTRAS["bench"]):
         assert version(more[canonicalize_name(asked.name)]) in asked.specifier, asked
+
+
+def test_the_compatibility_page_names_the_locked_versions() -> None:
+    locked, page = pins("requirements.lock"), (ROOT / "COMPATIBILITY.md").read_text()
+    for name in compatibility.PACKAGES:
+        assert f"| {name} | {version(locked[canonicalize_name(name)])} |" in page, "make test ARGS=--write-docs"

@@ -10,43 +10,36 @@ A chunk has a time budget. Once it is used up, no new partition starts, and part
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import math
-import resource
-import shutil
-import sys
-import tempfile
 import time
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.datasets.partitions import parse_partition
-from ducklake_flows.errors import LakeError, NoSource, Rejected, SourceError
+from ducklake_flows.errors import Rejected
 from ducklake_flows.extract import dlt_run
 from ducklake_flows.extract.attempt import Attempt, said, timed
 from ducklake_flows.extract.items import items_of, tables_of
+from ducklake_flows.extract.outcome import cause_of, outcome_of
 from ducklake_flows.extract.pace import Pace
+from ducklake_flows.extract.scratch import scratch, sweep
 from ducklake_flows.extract.split import split
+from ducklake_flows.extract.stage import put, sync
 from ducklake_flows.project import get_dataset
 from ducklake_flows.sources.values import Unfit
 from ducklake_flows.staging.inspect import MARK
-from ducklake_flows.staging.layout import staged_path
-from ducklake_flows.staging.receipt import Failure, Outcome, Receipt
-from ducklake_flows.storage import Storage, open_storage
+from ducklake_flows.storage import open_storage
 from ducklake_flows.testing.failpoints import failpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from ducklake_flows.settings import Settings
-
-SCRATCH = "lake-extract-"
-"""Prefix of the names of extraction's temporary folders."""
+    from ducklake_flows.staging.receipt import Outcome
 
 
 class Stopped(BaseException):
@@ -101,31 +94,13 @@ def extract(
             raise Stopped
 
     run = _Run(dataset, table or {}, go_on, Pace(pace, go_on), time.monotonic() + limit)
-    with _scratch() as work:
+    with scratch() as work:
         begun = run.all(attempts, work)
         for attempt in begun:
             go_on()
-            _put(dataset, attempt, stage)
-        _sync(begun, stage)
-        return [_outcome(dataset, attempt) for attempt in begun]
-
-
-@contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
-    """A temporary folder, locked while this process uses it; see `sweep`."""
-    with tempfile.TemporaryDirectory(prefix=SCRATCH) as folder, Path(folder, "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield Path(folder)
-
-
-def sweep() -> None:
-    """Remove the folders of killed workers on this machine: the kernel has released their locks."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
-        # The folder may be another user's, in use or already removed. A new one may not be locked yet.
-        with contextlib.suppress(OSError), (folder / "lock").open("r+") as lock:
-            if time.time() - Path(folder, "lock").stat().st_mtime > 60:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
+            put(dataset, attempt, stage)
+        sync(begun, stage)
+        return [outcome_of(dataset, attempt) for attempt in begun]
 
 
 class _Run:
@@ -173,7 +148,7 @@ class _Run:
         except PipelineStepFailed as error:
             if mark:
                 return None
-            attempts[0].error = attempts[0].error or _cause(error)
+            attempts[0].error = attempts[0].error or cause_of(error)
             return list(attempts)
         except Rejected as error:
             for attempt in begun:
@@ -217,107 +192,10 @@ class _Run:
             self._pace.wait()
 
 
-def _put(dataset: Dataset, attempt: Attempt, stage: Storage) -> None:
-    """Stage an attempt's files, unless it failed."""
-    try:
-        if attempt.error is None and attempt.seen is None:
-            raise SourceError("the extraction gave no result")
-        if attempt.error is None and attempt.seen and attempt.seen.broken:
-            raise Rejected("; ".join(attempt.seen.broken))
-        if attempt.error is None:
-            with timed([attempt], "stage"):
-                for number, file in enumerate(attempt.files):
-                    relative = staged_path(dataset, attempt.partition, attempt.id, number)
-                    stage.put(file, relative)
-                    attempt.paths.append(relative)
-                    failpoint("file written")
-    except Exception as error:  # noqa: BLE001 - every error goes into the ledger
-        attempt.error = error
-
-
-def _sync(attempts: Sequence[Attempt], stage: Storage) -> None:
-    """Sync all staged files to disk together, which takes a fraction of the time of one sync per file."""
-    whole = [attempt for attempt in attempts if attempt.error is None and attempt.paths]
-    if not whole:
-        return
-    try:
-        with timed(whole, "stage"):
-            stage.sync([path for attempt in whole for path in attempt.paths])
-    except OSError as error:
-        for attempt in whole:
-            attempt.error = error
-
-
-def _outcome(dataset: Dataset, attempt: Attempt) -> Outcome:
-    """The outcome of an attempt, for the publisher."""
-    seen = attempt.seen
-    if attempt.error is not None or seen is None:
-        return _failure(dataset, attempt, attempt.error or SourceError("the extraction gave no result"))
-    return Receipt(
-        dataset.key,
-        attempt.partition.key,
-        attempt.id,
-        tuple(attempt.paths),
-        seen.rows,
-        sum(f.stat().st_size for f in attempt.files),
-        seen.columns,
-        seen.fingerprint,
-        attempt.source_version,
-        attempt.seconds,
-        _peak_rss(),
-        seen.warnings,
-        profile=attempt.profile,
-        source_values=dict(attempt.given),
-        values=attempt.staged,
-    )
-
-
-def _failure(dataset: Dataset, attempt: Attempt, error: Exception) -> Failure:
-    state: Literal["failed", "rejected", "no_source"] = "failed"
-    if isinstance(error, NoSource):
-        state = "no_source"
-    elif isinstance(error, Rejected):
-        state = "rejected"
-    return Failure(
-        dataset.key,
-        attempt.partition.key,
-        attempt.id,
-        state,
-        _text(error),
-        attempt.source_version,
-        attempt.seconds,
-        attempt.profile,
-    )
-
-
-def _peak_rss() -> int:
-    """Peak memory of this process, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # On Linux, a process inherits `ru_maxrss` from its parent, which may have used more memory.
-        return int(status.read_text().partition("VmHWM:")[2].split(maxsplit=1)[0]) * 1024
-    # In bytes on macOS, in KiB elsewhere.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def warm_up() -> None:
     """Run a two-row extraction once so that imports and caches are warm."""
     sweep()
     dataset = Dataset("warm_up", lambda _: [pa.table({"row": [1]})], partition_column="day")
     attempts = [Attempt(parse_partition(key, dataset.grain), "") for key in ("2000-01-01", "2000-01-02")]
-    with _scratch() as work:
+    with scratch() as work:
         _Run(dataset, {}, lambda: None, Pace(0, lambda: None), math.inf).all(attempts, work)
-
-
-def _cause(error: BaseException) -> Exception:
-    """The cause of a failed dlt step, as an error for the user."""
-    chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
-        chain.append(cause)
-    return next((link for link in chain if isinstance(link, LakeError)), SourceError(_text(chain[-1])))
-
-
-def _text(error: BaseException) -> str:
-    """The error as one line of at most 500 characters, with its type unless it is a `LakeError`."""
-    text = " ".join((error.message if isinstance(error, LakeError) else str(error)).split())[:500]
-    return text if isinstance(error, LakeError) else f"{type(error).__name__}: {text}"

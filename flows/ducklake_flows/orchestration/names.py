@@ -1,0 +1,36 @@
+"""Names of flow runs, from their parameters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prefect.runtime import flow_run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import date
+
+
+def range_name(start: date | None, end: date | None) -> str:
+    """A range of days, for the names of runs."""
+    return f"{start or 'first'}..{end or 'last'}"
+
+
+def names_of(datasets: Sequence[str] | None) -> str:
+    """Datasets, for the names of runs."""
+    return "+".join(datasets) if datasets else "all"
+
+
+def ingest_name() -> str:
+    """The name of an ingest run: its datasets, and its range or partitions."""
+    parameters = flow_run.parameters
+    span = range_name(parameters["start"], parameters["end"])
+    if partitions := parameters["partitions"]:
+        span = partitions[0] if len(partitions) == 1 else f"{partitions[0]} and {len(partitions) - 1} more"
+    return f"ingest {'due' if parameters['due'] else names_of(parameters['datasets'])} {span}"
+
+
+def pipeline_name() -> str:
+    """The name of a pipeline run: its datasets and its range."""
+    parameters = flow_run.parameters
+    return f"pipeline {names_of(parameters['datasets'])} {range_name(parameters['start'], parameters['end'])}"
