@@ -38,10 +38,10 @@ RESULTS = {
 NEXT = """What to try next
   lake status flights                              the partition grid
   lake sql "FROM gold.carrier_daily LIMIT 5"       any query on the lake
-  lake demo                                        a second run has nothing to do
+  lake demo                                        again: nothing to do
   lake backfill flights --start 2013-01-05 --end 2013-01-05 --mode all
-  lake verify                                      check the lake's consistency
-  lake down                                        stop the Prefect server ({url})"""
+  lake verify                                      check every promise
+  lake down                                        stop Prefect, {url}"""
 _TEXT = {"origin", "time_hour"}
 
 
