@@ -1,4 +1,4 @@
-"""A dataset made on the spot: extracted, published and read back in this process, as a run does it."""
+"""A dataset defined by a test: extracted, published and read back in this process, with the code of a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DAYS = ("2024-01-01", "2024-01-02", "2024-01-03", "2024-01-04")
 
 @dataclass
 class Case:
-    """A dataset in a lake. Its source gives what `given` holds for a partition, unless it has a source of its own."""
+    """A dataset in a lake. By default its source returns `given[partition]`."""
 
     lake: Lake
     dataset: Dataset
@@ -49,7 +49,7 @@ class Case:
         return self.publish(self.extract(*keys))
 
     def each(self, *days: Any) -> list[str]:
-        """Publish what is given for one day after the other; the error of each, "" where it was published."""
+        """Publish the given items, one day each. Returns the error of each day, "" if it was published."""
         said = []
         for key, items in zip(DAYS, days, strict=False):
             self.given[key] = items
@@ -58,14 +58,14 @@ class Case:
         return said
 
     def refused(self, *days: Any) -> str:
-        """The last day's error; the days before are published."""
+        """The error of the last day. All days before it must be published."""
         *before, last = self.each(*days)
         assert not any(before), before
         assert last
         return last
 
     def damaged(self) -> list[str]:
-        """The partitions whose rows are not what the ledger says, by count and content: what `lake verify` looks for.
+        """The partitions whose row count or fingerprint differs from the ledger, as `lake verify` checks them.
 
         `verify` itself knows only datasets that have a file.
         """
@@ -80,12 +80,12 @@ class Case:
         ]
 
     def errors(self) -> list[str]:
-        """What is wrong with the lake, and with this dataset in it."""
+        """The errors of `lake verify`, and the damaged partitions of this dataset."""
         return self.lake.errors() + self.damaged()
 
     @property
     def columns(self) -> dict[str, str]:
-        """The raw table's columns and types, the partition column left out."""
+        """The columns of the raw table and their types."""
         with connected(self.lake.settings, read_only=True) as con:
             return table_columns(con).get(self.dataset.table, {})
 
@@ -104,15 +104,15 @@ def case(
     grain: Grain = Grain.day,
     **more: Any,
 ) -> Case:
-    """A dataset by day whose source gives what the test says, or another source.
+    """A daily dataset whose source returns what the test sets, or uses the given source.
 
     Args:
-        lake: Where it is published.
-        key: Its name.
-        source: A source; by default a function that gives `Case.given` of its partition, or calls it.
-        contract: The contract's columns.
-        grain: Its grain.
-        more: The contract's other arguments.
+        lake: The lake that it is published to.
+        key: The key of the dataset.
+        source: A source. By default a function that returns `Case.given[partition]`, or the result of calling it.
+        contract: The columns of the contract.
+        grain: The grain of the dataset.
+        more: The other arguments of the contract.
     """
     given: dict[str, Any] = {}
 

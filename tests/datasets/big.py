@@ -1,4 +1,4 @@
-"""One large Parquet file a day, with a primary key: what must stream through a small worker."""
+"""One large Parquet file per day, with a primary key: a worker with little memory must stream it."""
 
 from datetime import date
 

@@ -1,4 +1,4 @@
-"""Its source kills the worker that reads one of its days."""
+"""A source that kills its worker on one of its days."""
 
 import os
 import signal

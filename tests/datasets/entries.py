@@ -1,4 +1,4 @@
-"""The dataset on which the first attempt hung: entries of a JSON source, by day, no declared columns."""
+"""The dataset that the first version of the pipeline hung on: daily JSON entries without declared columns."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Counts by hour, CSV, several files an hour."""
+"""Hourly counts in CSV, several files per hour."""
 
 from ducklake_flows.datasets.contract import Contract
 from ducklake_flows.datasets.dataset import Dataset

@@ -1,4 +1,4 @@
-"""Totals by month, Parquet; a month without a file is a failure."""
+"""Monthly totals in Parquet. A month without a file is a failure."""
 
 from ducklake_flows.datasets.contract import Contract
 from ducklake_flows.datasets.dataset import Dataset

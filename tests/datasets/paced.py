@@ -1,4 +1,4 @@
-"""A source that may be asked 25 times a second, and writes down when it was."""
+"""A source limited to 25 requests per second. It records the time of each request."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Readings by day with an inferred schema that may evolve; JSON lines."""
+"""Daily readings in JSON lines. The schema is inferred and may evolve."""
 
 from datetime import date
 

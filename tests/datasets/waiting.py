@@ -1,4 +1,4 @@
-"""Its source says that it was asked, in a file, and gives rows for as long as another file is there."""
+"""A source that creates a file when it is read, and yields rows while another file exists."""
 
 import time
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from ducklake_flows.settings import load_settings
 
 def waiting(partition: Partition) -> Iterator[dict[str, Any]]:
     home = load_settings().home
-    home.mkdir(parents=True, exist_ok=True)  # the settings of S3 have no need of it
+    home.mkdir(parents=True, exist_ok=True)  # a lake in S3 does not create it
     home.joinpath(f"asked-{partition.key}").touch()
     number = 0
     yield {"n": number}

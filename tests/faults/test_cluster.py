@@ -1,4 +1,4 @@
-"""SIGKILL to whoever takes part in a run on an existing Dask cluster: the run's process, a worker, the scheduler."""
+"""SIGKILL to each process of a run on an existing Dask cluster: the run, a worker, the scheduler."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from tests.conftest import Lake
 
 GONE = 3
-"""The exit code of a run that says it has no scheduler (any more)."""
+"""The exit code of a run that reports that it found no scheduler or lost it."""
 
 DAYS = [f"2024-01-{day:02}" for day in range(1, 9)]
 
 
 @dataclass
 class Cluster:
-    """A Dask scheduler and two workers, as a supervisor keeps them: what died is started again."""
+    """A Dask scheduler and two workers under a supervisor that restarts dead processes."""
 
     folder: Path
     environment: dict[str, str]
@@ -56,7 +56,7 @@ class Cluster:
         return [self.scheduler, *self.workers]
 
     def supervise(self) -> None:
-        """Start again what is not there. Workers whose scheduler died end, once they have noticed."""
+        """Restart dead services. Workers exit once they notice that their scheduler died."""
         if not self.scheduler.is_alive:
             for service in (*self.workers, self.scheduler):
                 service.kill()
@@ -65,7 +65,7 @@ class Cluster:
                 service.start()
 
     def kill(self, who: str) -> None:
-        """Kill the scheduler, or a worker below its nanny."""
+        """Kill the scheduler, or a worker process but not its nanny."""
         if who == "scheduler":
             self.scheduler.kill()
             return
@@ -84,7 +84,7 @@ def cluster(gated_lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def backfill(lake: Lake, url: str, home: str) -> None:
-    """A run, in a process of its own."""
+    """A run in a separate process."""
     with temporary_settings({PREFECT_API_URL: url, PREFECT_HOME: Path(home)}):
         try:
             ingest(["readings"], date.fromisoformat(DAYS[0]), date.fromisoformat(DAYS[-1]), Mode.all)
@@ -93,11 +93,11 @@ def backfill(lake: Lake, url: str, home: str) -> None:
 
 
 @pytest.mark.short("sqlite+folder")
-def test_a_scheduler_that_goes_away_ends_the_run_and_the_next_finishes(
+def test_a_lost_scheduler_ends_the_run_and_the_next_run_finishes(
     gated_lake: Lake, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = gated_lake.settings.home
-    home.mkdir(exist_ok=True)  # the settings of S3 have no need of it
+    home.mkdir(exist_ok=True)  # the S3 settings do not create it
     (home / "wait").touch()
 
     def kill_it_when_asked() -> None:
@@ -117,7 +117,7 @@ def test_a_scheduler_that_goes_away_ends_the_run_and_the_next_finishes(
 
 
 @pytest.mark.soak
-def test_a_kill_at_any_moment_of_a_run_a_worker_or_the_scheduler(
+def test_a_kill_of_a_run_a_worker_or_the_scheduler_leaves_whole_partitions_and_the_next_run_finishes(
     gated_lake: Lake,
     cluster: Cluster,
     kill: Killer,

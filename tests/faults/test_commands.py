@@ -1,4 +1,4 @@
-"""SIGKILL in the middle of a whole command, at the points that only a run reaches; then the same command again."""
+"""SIGKILL during a whole command, at the points that only a run reaches; then the same command again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 LAKE = str(Path(sys.executable).with_name("lake"))
 ARMED = Path(__file__).parent / "armed"
-"""On PYTHONPATH, its `sitecustomize` arms every process of a command."""
+"""With this folder on PYTHONPATH, its `sitecustomize` arms every process of a command."""
 RECEIPTED, BUILD = POINTS[3:5] + POINTS[12:14], POINTS[14:17]
 in_short_on_sqlite = pytest.mark.short("sqlite+folder")
 IN_THE_GATE = {"gate held", "before the slot is freed", "before the build is recorded"}
@@ -53,7 +53,7 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> None:
 
 
 def kill_at(switch: Path, point: Point, *arguments: str) -> None:
-    """Run a command whose process, or whose build's, is killed at a point."""
+    """Run a command whose process, or whose build process, is killed at a point."""
     switch.write_text(point)
     armed = {"PYTHONPATH": str(ARMED), "TESTS_KILL_AT": str(switch)}
     finish(command(*arguments, **armed), 1 if point in ("mid interval", "interval committed") else -9)
@@ -61,7 +61,7 @@ def kill_at(switch: Path, point: Point, *arguments: str) -> None:
 
 
 @in_short_on_sqlite
-def test_a_kill_in_a_backfill_loses_doubles_and_halves_nothing(
+def test_a_kill_in_a_backfill_leaves_no_row_lost_duplicated_or_partially_published(
     gated_lake: Lake, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     days = ("2024-01-01", "2024-01-02", "2024-01-03")
@@ -73,7 +73,7 @@ def test_a_kill_in_a_backfill_loses_doubles_and_halves_nothing(
         kill_at(tmp_path / "kill-at", point, *backfill)
         here = found(gated_lake) if before or "raw.readings" in tables(gated_lake) else {}
         committed = point in ("before the slot is freed", "before the event")
-        # Chunks are published as they come: some are in the lake, others are not, none is half in.
+        # Chunks are published as they finish: the lake holds some of them, each one completely.
         assert all(here[day] in (wanted[day], before.get(day)) for day in here), f"{point}: {here}"
         assert any(content in wanted.values() for content in here.values()) == committed, point
         assert gated_lake.errors() == [], point
@@ -100,7 +100,7 @@ def land_flights(lake: Lake, rows: int) -> None:
 
 
 @in_short_on_sqlite
-def test_a_kill_in_a_transform_is_made_good_by_the_next(
+def test_the_next_transform_completes_a_killed_transform(
     gated_lake: Lake, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     land_flights(gated_lake, 1)
@@ -109,7 +109,7 @@ def test_a_kill_in_a_transform_is_made_good_by_the_next(
         land_flights(gated_lake, number)
         kill_at(tmp_path / "kill-at", point, "transform")
         assert gated_lake.errors() == [], point
-        free_the_gate()  # a killed transform leaves its own limit, too
+        free_the_gate()  # a killed transform also leaves its own limit occupied
         transform()
         assert gated_lake.sql(GOLD) == gated_lake.sql(RECOMPUTED), point
         assert gated_lake.errors() == [], point
@@ -119,7 +119,7 @@ def test_a_kill_in_a_transform_is_made_good_by_the_next(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("lake", ["postgres+s3"], indirect=True)
-def test_a_commit_of_a_model_that_is_cut_off_is_made_good_by_the_next(
+def test_the_next_transform_completes_a_model_whose_commit_was_cut_off(
     lake: Lake, prefect_server: str, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ducklake_flows.errors import LakeError
@@ -131,7 +131,7 @@ def test_a_commit_of_a_model_that_is_cut_off_is_made_good_by_the_next(
         direct = lake.settings.catalog
         through.setenv("LAKE_CATALOG", direct.replace(f"port={services.postgres.port}", f"port={proxy.port}"))
         commits = itertools.count()
-        # The first commits are of views and schemas; a later one is an interval's.
+        # The first commits are for views and schemas; a later one is for an interval.
         proxy.fault = lambda data: (
             "cut after" if data.startswith(b"Q") and b"COMMIT" in data and next(commits) == 6 else "pass"
         )
@@ -146,7 +146,7 @@ def test_a_commit_of_a_model_that_is_cut_off_is_made_good_by_the_next(
 
 
 def processes_of(pid: int) -> Mapping[str, list[psutil.Process]]:
-    """A run's own process, and its Dask workers; those that end meanwhile are left out."""
+    """The process of a run and its Dask workers, without those that end meanwhile."""
     workers = []
     with contextlib.suppress(psutil.NoSuchProcess):
         run = psutil.Process(pid)
@@ -159,7 +159,7 @@ def processes_of(pid: int) -> Mapping[str, list[psutil.Process]]:
 
 
 def kill_somewhere(process: subprocess.Popen[str], seed: random.Random) -> None:
-    """Kill a run or one of its workers at a moment after they are up; the seed's."""
+    """Kill a run or one of its workers after they have started; the seed selects the moment."""
     victim = seed.choice(["run", "worker"])
 
     def is_over() -> bool:
@@ -174,10 +174,10 @@ def kill_somewhere(process: subprocess.Popen[str], seed: random.Random) -> None:
 
 
 @pytest.mark.soak
-def test_a_kill_at_any_moment_of_a_run_or_its_worker(
+def test_after_a_kill_of_a_run_or_its_worker_at_any_moment_the_next_run_finishes(
     gated_lake: Lake, seeds: Callable[[int, int], list[int]], record_property: Callable[[str, object], None]
 ) -> None:
-    """The Dask scheduler of a local cluster lives in the run's own process."""
+    """The Dask scheduler of a local cluster is part of the run's process."""
     days = [f"2024-01-{day:02}" for day in range(1, 9)]
     backfill = ("backfill", "readings", "--start", days[0], "--end", days[-1], "--mode", "all", "--workers", "2")
     chosen = seeds(40, 40)

@@ -1,4 +1,4 @@
-"""Two coordinators publish at once and no gate keeps them apart: the limit was deleted, or a lease ran out."""
+"""Two coordinators publish concurrently without a gate: the limit was deleted, or a lease expired."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DAYS = [f"2024-01-{day:02}" for day in range(1, 9)]
 
 
 def groups(receipts: Sequence[Receipt], seed: random.Random) -> list[list[Receipt]]:
-    """Cut into groups of one to all."""
+    """Split the receipts into groups of random size, from one to all."""
     cut: list[list[Receipt]] = []
     left = list(receipts)
     while left:
@@ -35,7 +35,7 @@ def groups(receipts: Sequence[Receipt], seed: random.Random) -> list[list[Receip
 
 
 def coordinate(lake: Lake, inbox: object, outbox: object) -> None:
-    """A coordinator in a process of its own: publishes the groups it is sent, and says how it went."""
+    """A coordinator in a separate process: publishes the groups it receives and reports the outcome."""
     publisher = lake.publisher()
     patch = pytest.MonkeyPatch()
     while (work := inbox.get()) is not None:  # type: ignore[attr-defined]
@@ -48,7 +48,7 @@ def coordinate(lake: Lake, inbox: object, outbox: object) -> None:
         except CommitConflict:
             publisher.close()
             outbox.put("lost")  # type: ignore[attr-defined]
-        except Exception as error:  # noqa: BLE001 - told to the test, which fails on it
+        except Exception as error:  # noqa: BLE001 - reported to the test, which fails on it
             outbox.put(f"{type(error).__name__}: {error}")  # type: ignore[attr-defined]
     publisher.close()
 
@@ -61,7 +61,7 @@ def days_of(kind: str, who: int) -> list[str]:
 
 @contextlib.contextmanager
 def two(lake: Lake, kill: Killer) -> Iterator[Callable[..., list[str]]]:
-    """Two coordinators, and a way to have both publish at the same moment."""
+    """Two coordinators, and a function that makes both publish at the same moment."""
     pipes = [(PROCESSES.Queue(), PROCESSES.Queue()) for _ in range(2)]
     processes = [kill.start(coordinate, inbox, outbox) for inbox, outbox in pipes]
 
@@ -79,14 +79,17 @@ def two(lake: Lake, kill: Killer) -> Iterator[Callable[..., list[str]]]:
 
 
 def empty(lake: Lake) -> None:
-    """Every day published with no rows: there is nothing to delete, so only the fence can tell two writers apart."""
+    """Publish every day with no rows: nothing is deleted, so only the fence makes two writers conflict."""
     lake.publish([Receipt("readings", day, new_attempt(), (), 0, 0, {}, "empty", "", 0.0, 0) for day in DAYS])
 
 
 def test_two_coordinators_without_a_gate_leave_each_day_as_one_of_them_wrote_it(
     lake: Lake, kill: Killer, seeds: Callable[[int, int], list[int]], record_property: Callable[[str, object], None]
 ) -> None:
-    """Of an empty range, a full one or overlapping ones, by seed: a day's rows are one attempt's, the ledger's."""
+    """The seed selects an empty, a full or overlapping ranges.
+
+    The rows of a day are those of one attempt, and the ledger names that attempt.
+    """
     chosen = seeds(4, 500)
     record_property("cases", len(chosen))
     with two(lake, kill) as at_once:
@@ -114,7 +117,7 @@ def test_two_coordinators_without_a_gate_leave_each_day_as_one_of_them_wrote_it(
 
 @pytest.mark.parametrize("lake", ["postgres+s3"], indirect=True)
 def test_without_the_fence_the_test_above_fails(lake: Lake, kill: Killer) -> None:
-    """On Postgres, that is; SQLite has one writer, fence or not (tests/lake/test_publish.py)."""
+    """Only on Postgres: SQLite has one writer with or without the fence (tests/lake/test_publish.py)."""
     empty(lake)
 
     def is_doubled(number: int) -> bool:

@@ -1,4 +1,7 @@
-"""SIGKILL at every named point of extract, publish and maintenance: nothing lost, doubled, half seen or stuck."""
+"""SIGKILL at every named point of extract, publish and maintenance.
+
+No row is lost, duplicated or partially visible, and the next command finishes.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ AGED = timedelta(days=3)
 
 
 @pytest.mark.parametrize("point", [*EXTRACT, *PUBLISH])
-def test_a_kill_in_extract_or_publish_loses_doubles_and_halves_nothing(lake: Lake, kill: Killer, point: Point) -> None:
+def test_a_kill_in_extract_or_publish_leaves_no_row_lost_duplicated_or_partially_published(
+    lake: Lake, kill: Killer, point: Point
+) -> None:
     land(lake, OLD)
     lake.load("readings", *OLD)
     land(lake, NEW)
@@ -42,7 +47,7 @@ def test_a_kill_in_extract_or_publish_loses_doubles_and_halves_nothing(lake: Lak
 
 
 def widen(lake: Lake) -> None:
-    """A day whose values are no longer integers, and that has a new column."""
+    """Publish a day whose values are no longer integers and that has a new column."""
     rows = pa.table({"id": range(3), "value": [2.0] * 3, "unit": ["new"] * 3})
     receipt = staged_as(lake, "2024-01-03", rows)
     assert len(lake.publish([receipt]).receipts) == 1

@@ -1,4 +1,4 @@
-"""Hostile names and contents: nothing is executed, nothing leaves its folder, what is published is what was there."""
+"""Hostile names and contents: none is executed, none writes outside its folder, and values are published unchanged."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def test_hostile_contents_become_rows_or_one_failure(lake: Lake, tmp_path: Path)
 
 
 @only_once
-def test_hostile_values_are_kept_as_they_are(lake: Lake) -> None:
-    """All but a NUL: DuckLake itself cuts a text there, so it is refused by name."""
+def test_hostile_values_are_stored_unchanged(lake: Lake) -> None:
+    """Except a NUL: DuckLake truncates a text there, so the text is refused with its column."""
     lake.land(f"readings/{DAY}.jsonl", [{"n": n, "text": value} for n, value in enumerate(HOSTILE)])
     assert "column text: text with a NUL character" in lake.load("readings", DAY).failures[0].error
     kept = [value for value in HOSTILE if "\0" not in value]
@@ -89,7 +89,7 @@ def test_hostile_values_are_kept_as_they_are(lake: Lake) -> None:
 
 
 @only_once
-def test_hostile_file_names_are_no_partition(lake: Lake) -> None:
+def test_hostile_file_names_match_no_partition(lake: Lake) -> None:
     lake.land(f"readings/{DAY}.jsonl", [{"n": 1}])
     folder = Path(lake.settings.landing, "readings")
     for name in (f"{DAY}'; DROP TABLE ops.ledger; --", f"{DAY}\n", f"..{DAY}", "🦆" * 40, f"{DAY}.jsonl.partial"):

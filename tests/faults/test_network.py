@@ -1,4 +1,4 @@
-"""What networks, servers and disks do: cut and silent connections, storms of errors, a killed server, a full disk."""
+"""Faults of networks, servers and disks: cut and silent connections, error bursts, a killed server, a full disk."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ on_postgres_and_s3 = pytest.mark.parametrize("lake", ["postgres+s3"], indirect=T
 
 @pytest.fixture
 def catalog(lake: Lake, services: Services, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A proxy before PostgreSQL; the settings that are loaded from here on go through it."""
+    """A proxy in front of PostgreSQL; settings loaded from now on use it."""
     with Proxy(services.postgres.port) as proxy:
         through = lake.settings.catalog.replace(f"port={services.postgres.port}", f"port={proxy.port}")
         monkeypatch.setenv("LAKE_CATALOG", through)
@@ -41,14 +41,14 @@ def catalog(lake: Lake, services: Services, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def store(lake: Lake, services: Services, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A proxy before S3; likewise."""
+    """A proxy in front of S3; settings loaded from now on use it."""
     with Proxy(services.store.port) as proxy:
         monkeypatch.setenv("LAKE_S3_ENDPOINT", f"127.0.0.1:{proxy.port}")
         yield proxy
 
 
 def once(proxy: Proxy, word: bytes, verdict: str, times: int = 1) -> None:
-    """Strike the first so many times that a client sends this word."""
+    """Apply the verdict the first ``times`` times that a client sends this word."""
     before = proxy.count
     proxy.fault = lambda data: verdict if word in data and proxy.count < before + times else "pass"
 
@@ -56,7 +56,7 @@ def once(proxy: Proxy, word: bytes, verdict: str, times: int = 1) -> None:
 @on_postgres_and_s3
 @pytest.mark.parametrize("moment", ["cut", "cut after"])
 def test_a_publish_whose_commit_is_cut_off_is_published_once(lake: Lake, catalog: Proxy, moment: str) -> None:
-    """The connection is cut right before COMMIT reaches PostgreSQL, and right after."""
+    """The connection is cut right before or right after COMMIT reaches PostgreSQL."""
     land(lake, OLD)
     lake.load("readings", *OLD)
     land(lake, NEW)
@@ -75,8 +75,8 @@ def test_a_publish_whose_commit_is_cut_off_is_published_once(lake: Lake, catalog
 
 @on_postgres_and_s3
 @pytest.mark.parametrize("verdict", ["503", "cut", "cut after", "slow"])
-def test_a_storm_at_the_store_is_sat_out(lake: Lake, store: Proxy, verdict: str) -> None:
-    """Three requests in a row fail, or take their time, while files are staged and again while they are registered."""
+def test_transient_errors_of_the_object_store_are_retried(lake: Lake, store: Proxy, verdict: str) -> None:
+    """Three requests in a row fail or are slow, while files are staged and again while they are registered."""
     land(lake, OLD)
     through = Lake(load_settings())
     once(store, b"PUT ", verdict, times=3)
@@ -96,7 +96,7 @@ def test_a_storm_at_the_store_is_sat_out(lake: Lake, store: Proxy, verdict: str)
 
 @on_postgres_and_s3
 @pytest.mark.parametrize("verdict", ["503", "cut", "hold"])
-def test_a_store_that_stays_away_fails_cleanly_and_the_next_run_finishes(
+def test_an_unavailable_object_store_fails_cleanly_and_the_next_run_finishes(
     lake: Lake, store: Proxy, monkeypatch: pytest.MonkeyPatch, verdict: str
 ) -> None:
     monkeypatch.setattr(storage, "READ_SECONDS", 0.5)
@@ -118,8 +118,8 @@ def test_a_store_that_stays_away_fails_cleanly_and_the_next_run_finishes(
 
 
 @on_postgres_and_s3
-def test_a_network_that_swallows_packets_would_be_noticed(lake: Lake, services: Services) -> None:
-    """No packet can be swallowed here; but the kernel watches each connection: it has a timer for it."""
+def test_tcp_keepalive_is_on_so_that_dropped_packets_are_noticed(lake: Lake, services: Services) -> None:
+    """The test cannot drop packets. It checks that the kernel has a keepalive timer for each connection."""
     con = connect(lake.settings)
     con.execute("SELECT count(*) FROM ops.ledger").fetchall()
     to = f":{services.postgres.port:04X}"
@@ -132,7 +132,7 @@ def test_a_network_that_swallows_packets_would_be_noticed(lake: Lake, services: 
 
 
 def load_each(lake: Lake, contents: Contents) -> None:
-    """Publish days one by one, over one connection."""
+    """Publish the days one at a time over one connection."""
     publisher = lake.publisher()
     for day, (rows, value) in contents.items():
         publisher.publish([staged(lake, day, rows, value)])
@@ -140,9 +140,7 @@ def load_each(lake: Lake, contents: Contents) -> None:
 
 
 @on_postgres_and_s3
-def test_a_postgres_that_is_killed_and_restarted_under_load_stops_no_run(
-    lake: Lake, kill: Killer, services: Services
-) -> None:
+def test_a_postgres_killed_and_restarted_under_load_fails_no_run(lake: Lake, kill: Killer, services: Services) -> None:
     days: Contents = {f"2024-01-{day:02}": (day, day) for day in range(1, 13)}
     process = kill.start(load_each, days)
     con = connect(lake.settings, read_only=True)
@@ -150,7 +148,7 @@ def test_a_postgres_that_is_killed_and_restarted_under_load_stops_no_run(
         assert process.is_alive()
     con.close()
     services.postgres.service.kill()
-    # As an init system does it: it starts when the last of the old one's processes has seen that it is gone.
+    # Like an init system: the start succeeds once the last process of the old server has exited.
     Retrying(retry=retry_if_exception_type(RuntimeError), stop=stop_after_delay(60), reraise=True)(
         services.postgres.service.start
     )
@@ -163,7 +161,7 @@ def test_a_postgres_that_is_killed_and_restarted_under_load_stops_no_run(
 
 
 def publish_on_a_full_disk(lake: Lake, receipts: list[Receipt]) -> None:
-    """The disk is full for this process: no file may grow past a size, which the kernel keeps."""
+    """Publish with a simulated full disk: the kernel limits the file size of this process."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
     protocol.LOST_SECONDS = 1
@@ -172,7 +170,7 @@ def publish_on_a_full_disk(lake: Lake, receipts: list[Receipt]) -> None:
 
 
 @pytest.mark.parametrize("lake", ["sqlite+folder"], indirect=True)
-def test_a_catalog_on_a_full_disk_keeps_what_it_has(lake: Lake, kill: Killer) -> None:
+def test_a_catalog_on_a_full_disk_keeps_its_contents(lake: Lake, kill: Killer) -> None:
     lake.publish([staged(lake, day, *content) for day, content in OLD.items()])
     receipts = [staged(lake, day, *content) for day, content in NEW.items()]
     process = kill.start(publish_on_a_full_disk, receipts)

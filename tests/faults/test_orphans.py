@@ -1,4 +1,4 @@
-"""Maintenance in a loop beside writers takes nothing in flight, and in the end every orphan."""
+"""Maintenance in a loop next to writers deletes no file in flight, and finally deletes every orphan."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ ROUNDS = 12
 
 
 def publish_late(lake: Lake, gate: Any, looped: Any) -> None:
-    """Stage a round ahead of what is published, so that there is always something in flight.
+    """Stage one round ahead of the published one, so that files are always in flight.
 
-    The last round waits until maintenance has gone round more than once.
+    The last round waits until maintenance has run more than once.
     """
     publisher = lake.publisher()
     waiting = [staged(lake, day, 5, 0) for day in DAYS]
@@ -40,8 +40,8 @@ def maintain(lake: Lake, gate: Any, now: datetime | None = None) -> None:
                 step.run()
 
 
-def test_maintenance_in_a_loop_takes_nothing_in_flight_and_at_last_all_orphans(lake: Lake, kill: Killer) -> None:
-    gate = PROCESSES.Lock()  # as Prefect's limit does
+def test_maintenance_in_a_loop_deletes_no_file_in_flight_and_finally_every_orphan(lake: Lake, kill: Killer) -> None:
+    gate = PROCESSES.Lock()  # stands in for Prefect's limit
     looped = PROCESSES.Event()
     process = kill.start(publish_late, gate, looped)
     loops = 0
@@ -55,7 +55,7 @@ def test_maintenance_in_a_loop_takes_nothing_in_flight_and_at_last_all_orphans(l
     assert loops > 1
     assert found(lake) == dict.fromkeys(DAYS, (5 + ROUNDS - 1, ROUNDS - 1))
     assert lake.errors() == []
-    # The last round was never published: its files are orphans, too young to be taken until a day has passed.
+    # The last round was never published: its files are orphans, and are kept until they are a day old.
     assert figures(lake.settings)["orphans"] == len(DAYS)
     maintain(lake, gate, datetime.now(UTC) + timedelta(days=2))
     left = [info.path for info in lake.data.list("raw") if attempt_of(info.path)]

@@ -1,4 +1,4 @@
-"""SIGKILL at any moment, by seed; ``--seed N`` replays one."""
+"""SIGKILL at a moment that the seed selects; ``--seed N`` replays one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DAYS = [f"2024-01-{day:02}" for day in range(1, 6)]
 
 
 def publish_for_ever(lake: Lake, first: int) -> None:
-    """Replace all days, in groups of any size, over and over."""
+    """Replace all days repeatedly, in groups of any size."""
     publisher = lake.publisher()
     for number in itertools.count(first):
         seed = random.Random(number)
@@ -40,7 +40,7 @@ def test_a_kill_at_any_moment_leaves_whole_partitions_and_the_next_run_works(
         before = told(lake)
         while told(lake) == before:
             assert process.is_alive()
-        # It publishes now; the moment is the seed's.
+        # The process publishes now; the seed selects the moment of the kill.
         process.join(random.Random(number).uniform(0, 0.3))
         os.kill(process.pid, signal.SIGKILL)
         process.join()

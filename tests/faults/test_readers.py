@@ -1,4 +1,4 @@
-"""Readers see a partition wholly before or wholly after, in raw tables and in models, however often it is replaced."""
+"""Readers see a partition completely before or completely after a replace, in raw tables and in models."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ DAY = "2024-01-01"
 TABLES = ("raw.readings", "silver.by_interval", "gold.whole")
 ROWS = (70, 100)
 MOST = 300
-"""The replaces after which a reader that has not seen what it waits for never will."""
+"""Maximum number of replaces while the reader waits for the expected counts."""
 
 
 def replace(lake: Lake, times: int, stock: bool, seen: Any) -> None:
-    """Replace a day of a raw table, an interval of an incremental model and a whole table, again and again.
+    """Replace a day of a raw table, an interval of an incremental model and a whole table, repeatedly.
 
-    So many times, and on until the reader has seen what it waits for: it may have started late.
+    At least ``times`` times, and until the reader has seen what it waits for: it may have started late.
     """
     from sqlglot import exp, parse_one
     from sqlmesh.core.engine_adapter.duckdb import DuckDBEngineAdapter
@@ -59,7 +59,7 @@ def replace(lake: Lake, times: int, stock: bool, seen: Any) -> None:
 
 
 def watch(lake: Lake, kill: Killer, times: int, stock: bool, until: Mapping[str, set[int]]) -> dict[str, set[int]]:
-    """Every number of rows that a reader saw while a process replaced them, as often as said and until it saw these."""
+    """Every row count that a reader saw during at least ``times`` replaces; they go on until it has seen ``until``."""
     seen: dict[str, set[int]] = {table: set() for table in TABLES}
     told = PROCESSES.Event()
     process = kill.start(replace, times, stock, told)
@@ -75,7 +75,7 @@ def watch(lake: Lake, kill: Killer, times: int, stock: bool, until: Mapping[str,
 
 
 def prepare(lake: Lake) -> None:
-    """The tables, each with its first rows."""
+    """Create the tables, each with its first rows."""
     lake.publish([staged(lake, DAY, ROWS[1], 0)])
     with connected(lake.settings) as con:
         for table in TABLES[1:]:
@@ -98,7 +98,7 @@ def test_a_reader_sees_only_whole_partitions(
 
 @pytest.mark.parametrize("lake", ["postgres+s3"], indirect=True)
 def test_with_the_stock_adapter_the_test_above_fails(lake: Lake, kill: Killer) -> None:
-    """SQLMesh's own DuckDB adapter replaces an interval in two commits: a reader between them sees it empty."""
+    """SQLMesh's DuckDB adapter replaces an interval in two commits: a reader between them sees it empty."""
     prepare(lake)
     empty = {"silver.by_interval": {0}}
     assert 0 in watch(lake, kill, 12, True, empty)["silver.by_interval"]

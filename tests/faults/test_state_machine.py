@@ -1,4 +1,4 @@
-"""All operations in any order against a dict: what the lake and its ledger say after each is what the dict says."""
+"""All operations in any order: after each, the lake and its ledger agree with a reference dict."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ starts = st.integers(-1000, 1000)
 
 Row = dict[str, Any]
 Rows = tuple[Row, ...]
-"""What a day holds, by column; a column that a row lacks is null."""
+"""The rows of a day, by column; a column that a row lacks is null."""
 
 
 class Shape(Enum):
-    """How a source's file looks: the types of its columns, their order and spelling, and one that others lack."""
+    """The shape of a source file: the types of its columns, their order and case, and an extra column."""
 
     narrow = (pa.int32(), pa.float32(), False, False, "")
     wide = (pa.int64(), pa.float64(), False, False, "")
@@ -59,10 +59,10 @@ class Shape(Enum):
     much_more = (pa.int64(), pa.float64(), True, False, "much_more")
 
     def rows(self, count: int, start: int, number: int) -> Rows:
-        """Rows that any other day's rows precede and follow; ``value`` tells the attempt.
+        """Rows whose values overlap with those of other days; ``value`` identifies the attempt.
 
-        A wide column holds what does not fit into a narrow one. Ratios are eighths, since DuckLake keeps a float's
-        bound as text and reads it as a double: 0.2 would be a smaller number than the value is.
+        A wide column holds values that do not fit into a narrow one. Ratios are eighths, because DuckLake stores the
+        bound of a float as text and reads it as a double: 0.2 would be smaller than the value.
         """
         ids, _, _, _, extra = self.value
         step = 2**33 if ids == pa.int64() else 1
@@ -95,9 +95,9 @@ def publish(lake: Lake, receipts: list[Receipt]) -> None:
 
 
 def answers(con: DuckDBPyConnection, model: Mapping[str, Rows]) -> Iterator[tuple[str, Any, Any]]:
-    """What each operator says of `raw.readings`, and what it should: the query, the one, the other.
+    """For each operator: the query on `raw.readings`, its answer and the expected answer.
 
-    Values are looked up that are the smallest or the largest of a day: statistics of a file end there.
+    Looked-up values are the smallest and the largest of a day, which are the bounds of the file statistics.
     """
     rows = [row for day in model.values() for row in day]
 
@@ -140,7 +140,7 @@ WHERE day BETWEEN @start_date AND @end_date
 
 
 def by_day(con: DuckDBPyConnection, schema: str) -> dict[str, list[tuple[int, int]]]:
-    """Each day's ids and values in a table of readings, in order."""
+    """The ids and values of each day in a table of readings, in order."""
     found = con.execute(
         f"SELECT day::VARCHAR, list((id, value) ORDER BY id) FROM {LAKE}.{schema}.readings GROUP BY ALL"
     ).fetchall()
@@ -148,12 +148,12 @@ def by_day(con: DuckDBPyConnection, schema: str) -> dict[str, list[tuple[int, in
 
 
 def ids(rows: Rows) -> list[tuple[int, int]]:
-    """The same of a day's rows."""
+    """The ids and values of the rows of one day, in order."""
     return sorted((row["id"], row["value"]) for row in rows)
 
 
 def transform(lake: Lake, project: Path) -> None:
-    """What a transform does between its gates, on a project with one model."""
+    """Run the steps of a transform without the gate, on a project with one model."""
     from ducklake_flows.lake.builds import plan_transform, record
     from ducklake_flows.models import build
     from ducklake_flows.models.adapter import LakeAdapter
@@ -177,13 +177,13 @@ def machine(fresh: Callable[[], Lake], kill: Killer, project: Path) -> type[Rule
             super().__init__()
             self.lake = fresh()
             self.reader = connect(self.lake.settings, read_only=True)
-            """Stays open: what it has kept of statistics must not outlive them."""
+            """Stays open: it must not answer from outdated statistics in its cache."""
             self.model: dict[str, Rows] = {}
-            """The days' rows."""
+            """The rows of each day."""
             self.history: dict[str, list[Rows]] = {day: [] for day in DAYS}
-            """What each day held, in order, as far as its snapshots are there."""
+            """The earlier contents of each day, in order, as far as their snapshots exist."""
             self.built: dict[str, Rows] = {}
-            """What the model holds: the days as they were at the last transform."""
+            """The contents of the model: the days as of the last transform."""
             self.number = 0
             self.last: list[Receipt] = []
 
@@ -199,7 +199,7 @@ def machine(fresh: Callable[[], Lake], kill: Killer, project: Path) -> type[Rule
 
         @rule(chosen=days, shape=shapes, count=counts, start=starts)
         def publish(self, chosen: list[str], shape: Shape, count: int, start: int) -> None:
-            """A first time, or in place of what is there."""
+            """Publish for the first time, or replace."""
             self.last, rows = self.stage(chosen, shape, count, start)
             result = self.lake.publish(self.last)
             assert len(result.receipts) == len(chosen), result.failures
@@ -207,20 +207,20 @@ def machine(fresh: Callable[[], Lake], kill: Killer, project: Path) -> type[Rule
 
         @rule(order=st.permutations(list(Shape)), count=counts, start=starts)
         def drift(self, order: list[Shape], count: int, start: int) -> None:
-            """A source whose files change from day to day: columns wider and narrower, more, in another order."""
+            """A source whose files change from day to day: wider, narrower, extra or reordered columns."""
             for number, (day, shape) in enumerate(zip(DAYS, order, strict=False)):
                 self.publish([day], shape, count, start + 100 * number)
 
         @rule()
         def publish_the_last_group_again(self) -> None:
-            """An answer was lost: the ledger knows the attempts."""
+            """Publish again after a lost answer: the ledger has the attempts already."""
             again = self.lake.publish(self.last)
             assert again.snapshot_id is None
             assert not again.failures
 
         @rule(chosen=days, shape=shapes, count=counts, start=starts)
         def stage_and_stop(self, chosen: list[str], shape: Shape, count: int, start: int) -> None:
-            """A run that was cancelled before it published."""
+            """A run that is cancelled before it publishes."""
             self.stage(chosen, shape, count, start)
 
         @rule(chosen=days)
@@ -239,7 +239,7 @@ def machine(fresh: Callable[[], Lake], kill: Killer, project: Path) -> type[Rule
         def crash(self, chosen: list[str], shape: Shape, count: int, start: int, point: Point) -> None:
             receipts, rows = self.stage(chosen, shape, count, start)
             if not self.model and point == "after DELETE":
-                return  # reached, too, but an empty lake has no table yet
+                return  # also reached, but an empty lake has no table yet
             kill.at(point, publish, receipts)
             if point == "after COMMIT":
                 self.published(chosen, rows)
@@ -256,7 +256,7 @@ def machine(fresh: Callable[[], Lake], kill: Killer, project: Path) -> type[Rule
             self.model[day] = self.history[day][-2]
             self.history[day].pop()
 
-        @precondition(lambda self: bool(self.model))  # what is inferred has no raw table before
+        @precondition(lambda self: bool(self.model))  # an inferred dataset has no raw table before its first publish
         @rule()
         def transform(self) -> None:
             process = kill.start(transform, project)
@@ -266,14 +266,14 @@ def machine(fresh: Callable[[], Lake], kill: Killer, project: Path) -> type[Rule
 
         @rule(chosen=days, count=counts, start=starts, point=st.sampled_from(POINTS[14:16]))
         def crash_in_a_transform(self, chosen: list[str], count: int, start: int, point: Point) -> None:
-            """What it was at is in the model, whole, or not at all; the next transform makes it good."""
+            """The interval in progress is completely in the model or not at all; the next transform completes it."""
             self.publish(chosen, Shape.wide, count, start)
             kill.at(point, transform, project)
             self.transform()
 
         @rule()
         def maintain(self) -> None:
-            """Compact, expire all that is not the present, clean up, and take every orphan."""
+            """Compact, expire all snapshots but the current, clean up, and delete every orphan."""
             maintain(self.lake)
             self.history = {day: kept[-1:] for day, kept in self.history.items()}
             self.last = []
@@ -300,7 +300,7 @@ def machine(fresh: Callable[[], Lake], kill: Killer, project: Path) -> type[Rule
 
 
 @pytest.mark.short("sqlite+folder")
-def test_any_order_of_operations_leaves_what_a_dict_would_hold(
+def test_operations_in_any_order_leave_the_contents_of_a_reference_dict(
     lake: Lake,
     services: Services,
     kill: Killer,

@@ -1,4 +1,4 @@
-"""Ctrl-C in the terminal: the command ends soon, says so, and leaves nothing behind."""
+"""Ctrl-C in the terminal: the command ends soon, reports it, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """The command's temporary folder: a short one, for the sockets in it may not have long names."""
+    """The temporary folder of the command. Its path is short because socket paths are limited in length."""
     with tempfile.TemporaryDirectory(prefix="lake-") as folder:
         yield Path(folder)
 
@@ -34,7 +34,7 @@ def lake(tmp_path: Path, temporary: Path, prefect_server: str) -> Command:
     return command
 
 
-def test_ctrl_c_leaves_whole_partitions_and_no_process(lake: Command, temporary: Path) -> None:
+def test_ctrl_c_leaves_complete_partitions_and_no_process(lake: Command, temporary: Path) -> None:
     lake("init")
     home = lake.folder / ".lake"
     (home / "wait").touch()
@@ -48,7 +48,7 @@ def test_ctrl_c_leaves_whole_partitions_and_no_process(lake: Command, temporary:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - no thread is started before
     )
     assert until(lambda: list(home.glob("asked-*")) or run.poll() is not None, 120)
-    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the command, and to all that it started
+    os.killpg(run.pid, signal.SIGINT)  # like a terminal: to the command and all its child processes
     said = run.communicate(timeout=60)[1]
     assert run.returncode == 130, said
     assert "error: Stopped. What was published stays published." in said
@@ -57,7 +57,7 @@ def test_ctrl_c_leaves_whole_partitions_and_no_process(lake: Command, temporary:
     assert all(finding["severity"] == "note" for finding in lake.json("verify"))
 
 
-def test_what_a_killed_worker_left_is_swept_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scratch_folders_of_a_killed_worker_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with scratch.scratch() as in_use:
         left, young = (tmp_path / f"{scratch.SCRATCH}{name}" for name in ("left", "young"))

@@ -1,4 +1,4 @@
-"""The `lake` command as a user runs it: the demo's whole year, its output, and what it says when something is wrong."""
+"""The `lake` command as a user runs it: the whole year of the demo, its output, and its error messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOT_THE_TESTS = ("LAKE_", "PREFECT_")
 
 
 class Command:
-    """Runs `lake` in a folder of its own."""
+    """Runs `lake` in a separate folder."""
 
     def __init__(self, folder: Path, api: str, *datasets: Path) -> None:
         self.folder = make_project(folder, *(datasets or (DEMO,)))
@@ -55,7 +55,7 @@ class Command:
 
 @pytest.fixture(scope="module")
 def year(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> tuple[Command, str]:
-    """The demo's whole year, and what it printed."""
+    """The whole year of the demo, and its output."""
     lake = Command(tmp_path_factory.mktemp("year"), prefect_server)
     return lake, lake("demo")
 
@@ -66,13 +66,13 @@ def lake(tmp_path: Path, prefect_server: str) -> Command:
 
 
 def oracle(path: str, columns: Sequence[str], day: str) -> str:
-    """Rows and a checksum a day, of columns of a table or file, as a query."""
+    """A query for the row count and a checksum per day over columns of a table or file."""
     hashed = ", ".join(columns)
     checksum = f"sum(hash({hashed})::HUGEINT)::VARCHAR AS checksum"
     return f"SELECT {day}::VARCHAR AS day, count(*) AS n, {checksum} FROM {path} GROUP BY ALL ORDER BY day"
 
 
-def test_the_demo_prints_a_result_worth_reading(year: tuple[Command, str]) -> None:
+def test_the_demo_prints_its_results_and_next_steps(year: tuple[Command, str]) -> None:
     printed = year[1]
     for words in ("Hawaiian Airlines Inc.", "heavy rain", "2013-12", "transform: total", "What to try next"):
         assert words in printed
@@ -80,7 +80,7 @@ def test_the_demo_prints_a_result_worth_reading(year: tuple[Command, str]) -> No
     assert "No source (yet): weather 2013-12-31." in printed
 
 
-def test_the_demo_run_again_finds_nothing_to_do(year: tuple[Command, str]) -> None:
+def test_a_second_demo_run_finds_nothing_to_do(year: tuple[Command, str]) -> None:
     printed = year[0]("demo")
     assert "Nothing to do: every partition with a source is published." in printed
     assert "Nothing to do: the models are up to date." in printed
@@ -176,7 +176,7 @@ def test_silver_has_exactly_the_sources_rows(year: tuple[Command, str], packaged
     assert year[0].json("sql", oracle("silver.weather", names, "weather_date")) == wanted
 
 
-def test_types_are_right(year: tuple[Command, str]) -> None:
+def test_raw_columns_have_the_expected_types(year: tuple[Command, str]) -> None:
     found = {c["column_name"]: c["column_type"] for c in year[0].json("sql", "DESCRIBE raw.flights")}
     assert found["dep_delay"] == "BIGINT"
     assert found["time_hour"] == "TIMESTAMP WITH TIME ZONE"
@@ -186,7 +186,7 @@ def test_types_are_right(year: tuple[Command, str]) -> None:
     assert nulls == [{"n": 0}]
 
 
-def test_plan_status_and_verify_speak_json(year: tuple[Command, str]) -> None:
+def test_plan_status_and_verify_print_json(year: tuple[Command, str]) -> None:
     planned = year[0].json("plan", "weather", "--start", "2013-12-30", "--end", "2013-12-31")
     assert [(p["partition"], p["state"], p["runs"]) for p in planned] == [
         ("2013-12-30", "published", False),
@@ -199,7 +199,7 @@ def test_plan_status_and_verify_speak_json(year: tuple[Command, str]) -> None:
 
 
 @pytest.mark.parametrize("command", ["plan", "status"])
-def test_what_only_looks_imports_nothing_heavy(year: tuple[Command, str], command: str) -> None:
+def test_plan_and_status_import_no_heavy_package(year: tuple[Command, str], command: str) -> None:
     lake, _ = year
     heavy = {"dlt", "numpy", "pandas", "prefect", "pyarrow", "sqlmesh"}
     run = f"main.app(['{command}'], standalone_mode=False)"
@@ -210,8 +210,8 @@ def test_what_only_looks_imports_nothing_heavy(year: tuple[Command, str], comman
     assert heavy & set(done.stdout.splitlines()[-1].split()) == set()
 
 
-def test_an_old_day_published_again_is_all_that_a_transform_builds(year: tuple[Command, str]) -> None:
-    """The last that the year's lake is used for: it is not the source's any more."""
+def test_a_transform_builds_only_the_old_day_that_was_published_again(year: tuple[Command, str]) -> None:
+    """Must be the last test on the lake of the year: afterwards the lake differs from the packaged source."""
     lake = year[0]
     file = lake.folder / ".lake/landing/flights/2013-03-05.csv"
     lines = file.read_text().splitlines(keepends=True)
@@ -256,7 +256,7 @@ def test_a_home_that_cannot_be_written_is_one_error(lake: Command) -> None:
 
 
 def test_a_full_disk_is_one_error_and_loses_nothing(lake: Command) -> None:
-    """The disk is full for the run: no file may grow past a few KiB (a limit the kernel keeps)."""
+    """Simulates a full disk: the kernel limits each file to 64 KiB."""
     lake("init")
     landing = lake.folder / ".lake/landing"
     landing.mkdir(parents=True, exist_ok=True)
@@ -305,8 +305,8 @@ DATASET = Dataset("loud", Source(), partition_column="day", start=date(2024, 1, 
 ABSENT = "import multiprocessing\nif multiprocessing.parent_process():\n    raise ImportError('only here')\n"
 
 
-def test_a_run_names_each_cause_once_and_leaves_stdout_to_its_json(lake: Command, tmp_path: Path) -> None:
-    """Issue 17, D9 to D12 and P6: files that print, that only workers cannot load, that nobody can; a secret."""
+def test_a_run_reports_each_cause_once_and_prints_only_json_to_stdout(lake: Command, tmp_path: Path) -> None:
+    """Issue 17, D9 to D12 and P6: dataset files that print, that only workers or no process can load; a secret."""
     folder = tmp_path / "datasets"
     folder.mkdir()
     (folder / "loud.py").write_text(LOUD)
@@ -336,7 +336,7 @@ def test_a_run_names_each_cause_once_and_leaves_stdout_to_its_json(lake: Command
     assert "READ" in done.stderr
     assert "hunter2" not in done.stdout + done.stderr
     assert loud in lake("status", "loud")
-    # Nor in the ledger or any other file, in an artifact or in Prefect's log.
+    # The secret is also not in the ledger or any other file, in an artifact or in Prefect's log.
     told = [path for path in lake.folder.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
     assert {path for path in told if folder not in path.parents} == set()
     with get_client(sync_client=True) as client:

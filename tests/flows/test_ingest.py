@@ -16,9 +16,8 @@ from ducklake_flows.errors import GateError, RunFailed
 from ducklake_flows.ingest import ingest
 from ducklake_flows.lake.connect import connected
 from ducklake_flows.orchestration import extraction, gate
-from ducklake_flows.orchestration.chunks import cut
-from ducklake_flows.plan import Planned, make_plan
-from ducklake_flows.states import Mode, State
+from ducklake_flows.plan import make_plan
+from ducklake_flows.states import Mode
 from tests.faults.conftest import held
 from tests.faults.proxy import Proxy
 
@@ -56,8 +55,8 @@ def states(lake: Lake, dataset: str, start: str, end: str) -> dict[str, str]:
     return {p.partition[-2:]: p.state.value for p in planned}
 
 
-def test_the_three_partitions_that_once_hung_are_published_at_once(gated_lake: Lake) -> None:
-    """2024-10-13, -14 and -15 into raw.entries: loaded at once they hung the first attempt for ever."""
+def test_the_three_partitions_that_once_hung_are_published_together(gated_lake: Lake) -> None:
+    """2024-10-13, -14 and -15 of raw.entries: loaded concurrently, they hung the first version of the pipeline."""
     days = {"2024-10-13": 40, "2024-10-14": 50, "2024-10-15": 60}
     for day, count in days.items():
         gated_lake.land(f"entries/{day}.json", [{"id": f"{day}/{n}", "amount": n / 4} for n in range(count)])
@@ -70,7 +69,7 @@ def test_the_three_partitions_that_once_hung_are_published_at_once(gated_lake: L
     assert gated_lake.errors() == []
 
 
-def test_one_failing_partition_stops_no_other_and_is_all_the_next_run_does(gated_lake: Lake) -> None:
+def test_a_failing_partition_stops_no_other_and_only_it_runs_again(gated_lake: Lake) -> None:
     land(gated_lake, 1, 2, 3, 4)
     gated_lake.land("flights/2013-01-02.csv", flights(2) + "2013,1,2,x\n")
     with pytest.raises(RunFailed, match="1 partition failed") as caught:
@@ -95,7 +94,7 @@ def test_one_failing_partition_stops_no_other_and_is_all_the_next_run_does(gated
     assert gated_lake.column("SELECT count(*) FROM raw.flights") == [12]
 
 
-def test_every_way_a_landing_file_can_be_bad_is_told_apart_and_leaves_the_lake_right(gated_lake: Lake) -> None:
+def test_each_kind_of_bad_landing_file_has_its_own_error_and_leaves_the_lake_correct(gated_lake: Lake) -> None:
     land(gated_lake, *range(1, 10))
     gated_lake.land("flights/2013-01-01.csv", "")
     gated_lake.land("flights/2013-01-02.csv", flights(2)[:-9])
@@ -123,7 +122,7 @@ def test_every_way_a_landing_file_can_be_bad_is_told_apart_and_leaves_the_lake_r
     assert gated_lake.errors() == []
 
 
-def test_modes_choose_their_partitions(gated_lake: Lake) -> None:
+def test_each_mode_selects_its_partitions(gated_lake: Lake) -> None:
     land(gated_lake, 1, 2)
     run("flights", "2013-01-01", "2013-01-02")
     gated_lake.land("flights/2013-01-03.csv", "")
@@ -149,7 +148,7 @@ def test_modes_choose_their_partitions(gated_lake: Lake) -> None:
     summary = run("flights", "2013-01-01", "2013-01-02", mode=Mode.all)
     assert (summary["published"], summary["unchanged"], summary["commits"]) == (0, 2, 0)
 
-    # Rows that are gone are published again: the table is looked at, and not only the ledger.
+    # Deleted rows are published again: the plan checks the table, not only the ledger.
     with connected(gated_lake.settings) as con:
         con.execute("DELETE FROM raw.flights WHERE flight_date = '2013-01-02'")
     summary = run("flights", "2013-01-01", "2013-01-02", mode=Mode.all)
@@ -192,7 +191,7 @@ def test_without_the_gate_nothing_starts(gated_lake: Lake) -> None:
 
 
 async def _seen(name: str) -> dict[str, Any]:
-    """What the Prefect UI shows of the latest run of this name."""
+    """What the Prefect UI shows of the latest run with this name."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, TaskRunFilter
     from prefect.client.schemas.sorting import FlowRunSort
@@ -204,7 +203,7 @@ async def _seen(name: str) -> dict[str, Any]:
         )
         run_id: UUID = found[0].id
         tasks: list[Any] = []
-        # Task runs are recorded from events, a moment after they end.
+        # Prefect records task runs from events, shortly after they end.
         while not tasks or not all(t.state and t.state.is_final() for t in tasks):
             tasks = await client.read_task_runs(
                 task_run_filter=TaskRunFilter.model_validate({"flow_run_id": {"any_": [str(run_id)]}})
@@ -219,7 +218,7 @@ async def _seen(name: str) -> dict[str, Any]:
     }
 
 
-def test_what_the_prefect_ui_shows_of_a_run(gated_lake: Lake) -> None:
+def test_the_prefect_ui_shows_a_runs_tasks_progress_and_partitions(gated_lake: Lake) -> None:
     land(gated_lake, 1, 2, 3, 4)
     gated_lake.land("flights/2013-01-04.csv", "")
     with pytest.raises(RunFailed):
@@ -241,7 +240,7 @@ def test_what_the_prefect_ui_shows_of_a_run(gated_lake: Lake) -> None:
     assert "| extract and publish |" in seen["artifacts"]["ingest-summary"].data
 
 
-def test_where_the_time_went_is_in_the_summary_and_in_the_ledger(gated_lake: Lake) -> None:
+def test_timings_are_in_the_summary_and_in_the_ledger(gated_lake: Lake) -> None:
     land(gated_lake, 1, 2, 3)
     summary = run("flights", "2013-01-01", "2013-01-03", workers=1)
     way = {"dask", "prefect", "extract", "normalize", "inspect", "stage", "receipt"}
@@ -256,19 +255,19 @@ def test_where_the_time_went_is_in_the_summary_and_in_the_ledger(gated_lake: Lak
         assert row["seconds"] == pytest.approx(worked, abs=0.001)
 
 
-def test_a_source_is_asked_no_faster_than_its_rate(gated_lake: Lake) -> None:
+def test_a_source_is_called_no_faster_than_its_rate(gated_lake: Lake) -> None:
     assert ingest(["paced"], workers=2)["published"] == 20
     files = list(gated_lake.settings.home.glob("asked-*"))
     asked = sorted(float(line) for file in files for line in file.read_text().splitlines())
     assert len(asked) == 40
     assert len(files) == 2, "both workers asked"
-    # In any window of asks: two workers may ask at its first moment, and then no faster than 25 a second.
+    # In every window of requests: two workers may start together, then at most 25 requests per second.
     for first in range(40):
         for last in range(first + 2, 40):
             assert asked[last] - asked[first] >= (last - first - 1) / 25 - 0.01
 
 
-def test_the_flows_forms_are_typed() -> None:
+def test_the_flow_parameters_are_typed() -> None:
     from ducklake_flows.pipeline import pipeline
 
     properties = pipeline.parameters.properties
@@ -280,17 +279,7 @@ def test_the_flows_forms_are_typed() -> None:
     assert all("description" in p or "title" in p for p in properties.values())
 
 
-@pytest.mark.parametrize(
-    ("partitions", "workers", "sizes"), [(365, 2, {92, 89}), (4, 2, {2}), (1, 4, {1}), (900, 4, {75})]
-)
-def test_chunks_hold_every_partition_once_and_are_bounded(partitions: int, workers: int, sizes: set[int]) -> None:
-    todo = [Planned("a", f"{n:04}", State.missing, True, "", None) for n in range(partitions)]
-    chunks = cut(todo, workers)
-    assert [key for chunk in chunks for key in chunk.versions] == [p.partition for p in todo]
-    assert {len(chunk.versions) for chunk in chunks} == sizes
-
-
-def test_a_chunk_whose_time_is_over_hands_back_what_it_has_not_begun(
+def test_a_chunk_returns_unstarted_partitions_when_its_time_budget_ends(
     gated_lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extraction, "CHUNK_SECONDS", 0.0)
@@ -301,8 +290,8 @@ def test_a_chunk_whose_time_is_over_hands_back_what_it_has_not_begun(
     assert gated_lake.errors() == []
 
 
-def test_a_busy_prefect_server_is_asked_again(gated_lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its SQLite is locked for a moment: more often in a row than Prefect's own client would ask."""
+def test_a_busy_prefect_server_is_retried(gated_lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server answers 503, as with a locked SQLite, more often in a row than Prefect's own client retries."""
     port = urlsplit(PREFECT_API_URL.value()).port
     assert port
     with Proxy(port) as proxy:
@@ -314,8 +303,8 @@ def test_a_busy_prefect_server_is_asked_again(gated_lake: Lake, monkeypatch: pyt
     assert held() == 0
 
 
-def test_a_run_that_enters_the_gate_often_does_not_wrap_its_client_deeper_each_time(gated_lake: Lake) -> None:
-    """Within a flow Prefect hands out one client: a run of many groups once ended in a RecursionError."""
+def test_entering_the_gate_repeatedly_does_not_wrap_the_client_again(gated_lake: Lake) -> None:
+    """Prefect returns the same client within a flow: a run of many groups once ended in a RecursionError."""
 
     @flow
     def often() -> None:

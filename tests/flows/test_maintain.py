@@ -1,4 +1,4 @@
-"""The maintain flow beside what else runs: it does what it can, and says what it left."""
+"""The maintain flow next to other runs: it runs the steps that it can and reports those that it postponed."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def by_step(summary: dict[str, Any]) -> dict[str, int]:
     return {s["step"]: s["done"] for s in summary["steps"] if s["found"]}
 
 
-def test_what_a_running_transform_stands_in_the_way_of_is_left_and_said(
+def test_a_step_blocked_by_a_running_transform_is_postponed_and_reported(
     gated_lake: Lake, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It waited for the transforms' limit for 15 minutes and then did nothing at all."""
+    """Regression: it waited 15 minutes for the limit of the transforms and then ran no step."""
     load(gated_lake, "2024-01-01")
     with gate.hold(gate.TRANSFORM):
         summary = maintain()
@@ -39,10 +39,10 @@ def test_what_a_running_transform_stands_in_the_way_of_is_left_and_said(
     assert "Postponed to the next run: SQLMesh's janitor" in capsys.readouterr().out
 
 
-def test_a_step_that_conflicts_or_a_janitor_that_fails_does_not_end_the_others(
+def test_a_conflicting_step_or_a_failed_janitor_does_not_stop_the_other_steps(
     gated_lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both tables are to be merged, and another writer changes one of them meanwhile, without the gate."""
+    """Both tables need a merge. Another writer changes one of them meanwhile, without the gate."""
     lake = gated_lake
     con = connect(lake.settings)
     con.execute("CREATE SCHEMA bronze")
@@ -89,6 +89,6 @@ def test_a_commit_that_ducklake_refuses_is_a_conflict(lake: Lake) -> None:
 
 
 def test_a_negative_retention_is_refused(gated_lake: Lake) -> None:
-    """O10: all history would have been forgotten."""
+    """O10: it would have expired all history."""
     with pytest.raises(BadInput, match="-1 days"):
         maintain(retention_days=-1)

@@ -1,4 +1,4 @@
-"""The transform flow: exactly the intervals whose input changed, each in one snapshot, through the native gateway."""
+"""The transform flow builds exactly the intervals with changed input, each in one snapshot, on the native gateway."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def built(summary: dict[str, Any], layer: str) -> set[tuple[str, str]]:
     return {(m["start"], m["end"]) for m in summary["models"] if m["model"] == layer}
 
 
-def test_only_what_changed_is_built_and_gold_equals_a_full_recompute(gated_lake: Lake) -> None:
+def test_only_changed_intervals_are_built_and_gold_equals_a_full_recompute(gated_lake: Lake) -> None:
     lake = gated_lake
     load(lake, *DAYS, rows=3)
     first = transform()
@@ -60,7 +60,7 @@ def test_only_what_changed_is_built_and_gold_equals_a_full_recompute(gated_lake:
     assert all(len(found) == 2 for found in before.values())
     assert transform()["models"] == [], "nothing changed, nothing is built"
 
-    # One old day with other rows, and a new one.
+    # One old day with other rows, and one new day.
     load(lake, 2, rows=7)
     load(lake, 5, rows=2)
     oldest = lake.column("SELECT max(snapshot_id) FROM lake.snapshots()")[0]
@@ -74,7 +74,7 @@ def test_only_what_changed_is_built_and_gold_equals_a_full_recompute(gated_lake:
         assert found <= now, "the files of other days are the same files"
         assert all("2013-01-05" in path for path in now - found)
 
-    # Each interval was replaced in one snapshot: what deletes the old day inserts the new one.
+    # Each interval was replaced in one snapshot, which deletes the old rows and inserts the new ones.
     changes = lake.sql(f"SELECT changes FROM lake.snapshots() WHERE snapshot_id > {oldest}")
     deleting = [c["changes"] for c in changes if "tables_deleted_from" in c["changes"]]
     assert len(deleting) == 3
@@ -92,14 +92,14 @@ def test_an_interval_whose_partition_has_not_landed_is_never_recorded_as_done(ga
     assert lake.column("SELECT DISTINCT day(flight_date) FROM silver.flights ORDER BY 1") == [1, 2, 3]
 
 
-def test_a_failed_audit_fails_the_run_and_the_next_one_builds_it_again(
+def test_a_failed_audit_fails_the_run_and_the_next_run_builds_it_again(
     gated_lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lake = gated_lake
     load(lake, 1, rows=2)
     transform()
     load(lake, 1, rows=3)
-    # The lake loses a row between bronze and silver: made by hand, since no model of ours does it.
+    # Deletes a row between bronze and silver by hand, since none of our models loses one.
     from ducklake_flows.lake.connect import connect
 
     con = connect(lake.settings)
@@ -115,7 +115,7 @@ def test_a_failed_audit_fails_the_run_and_the_next_one_builds_it_again(
     assert lake.sql(GOLD) == lake.sql(RECOMPUTED)
 
 
-def test_a_lost_state_is_built_anew(gated_lake: Lake) -> None:
+def test_a_lost_state_is_rebuilt(gated_lake: Lake) -> None:
     lake = gated_lake
     load(lake, 1, 2, rows=3)
     transform()
@@ -126,9 +126,7 @@ def test_a_lost_state_is_built_anew(gated_lake: Lake) -> None:
     assert transform()["models"] == []
 
 
-def test_a_build_that_is_killed_frees_the_gate_and_is_done_again(
-    gated_lake: Lake, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_build_releases_the_gate_and_is_repeated(gated_lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     lake = gated_lake
     load(lake, 1, rows=2)
     real = room._Held.enter
@@ -154,7 +152,7 @@ def test_a_build_that_is_killed_frees_the_gate_and_is_done_again(
 
 
 def lake_env(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Undoing a patch undoes the fixture's environment, too: set it again."""
+    """Set the environment of the fixture again: undoing a patch undoes it too."""
     for name, value in lake.settings.environment().items():
         monkeypatch.setenv(name, value)
 

@@ -1,4 +1,4 @@
-"""The product as it is installed: the wheel in an empty environment, and a project outside of the clone."""
+"""The installed product: the wheel in an empty environment, and a project outside the clone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Run = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> tuple[Path, dict[str, str]]:
-    """An environment with the wheel and the locked versions of what it needs; and the variables to use it."""
+    """An environment with the wheel and the locked versions of its dependencies, and the variables to use it."""
     folder = tmp_path_factory.mktemp("installed")
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("LAKE_", "PREFECT_", "PYTHON", "VIRTUAL_ENV"))}
 
@@ -39,7 +39,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> 
 
 @pytest.fixture
 def run(installed: tuple[Path, dict[str, str]]) -> Run:
-    """Runs a command of the environment in a folder."""
+    """A function that runs a command of the environment in a folder."""
 
     def command(folder: Path, *arguments: str) -> str:
         done = subprocess.run(
@@ -51,7 +51,7 @@ def run(installed: tuple[Path, dict[str, str]]) -> Run:
     return command
 
 
-def test_a_new_project_goes_from_the_wheel_to_gold_and_passes_its_own_tests(
+def test_a_new_project_from_the_wheel_builds_gold_and_passes_its_tests(
     installed: tuple[Path, dict[str, str]], run: Run
 ) -> None:
     folder = installed[0]
@@ -69,7 +69,7 @@ def test_a_new_project_goes_from_the_wheel_to_gold_and_passes_its_own_tests(
     assert "2 passed" in run(project, "python", "-m", "pytest", "-q")
 
 
-def test_the_demo_makes_its_project_in_an_empty_folder(installed: tuple[Path, dict[str, str]], run: Run) -> None:
+def test_the_demo_creates_its_project_in_an_empty_folder(installed: tuple[Path, dict[str, str]], run: Run) -> None:
     folder = installed[0] / "demo"
     folder.mkdir()
     printed = run(folder, "lake", "demo", "--start", "2013-01-01", "--end", "2013-01-01")

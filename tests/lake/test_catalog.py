@@ -1,4 +1,4 @@
-"""Bootstrap, and every way a catalog can be wrong."""
+"""Bootstrap, and invalid catalogs."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def test_a_query_cannot_change_the_lake(lake: Lake) -> None:
         query(lake.settings, "FROM raw.nothing")
 
 
-def test_readers_need_no_lake_folder_to_tell_that_there_is_none(tmp_path: Path) -> None:
+def test_a_reader_reports_a_missing_lake_and_creates_no_folder(tmp_path: Path) -> None:
     with pytest.raises(NotInitialised, match="no lake yet") as caught:
         connect(Settings(home=tmp_path / "none"))
     assert caught.value.fix == "lake init"
     assert not (tmp_path / "none").exists()
 
 
-def test_a_catalog_that_is_none_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_catalog_is_left_unchanged(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("just some notes, long enough to be taken for a file of its own")
     other = tmp_path / "other.sqlite"
@@ -61,13 +61,13 @@ def test_a_catalog_that_is_none_is_left_as_it_is(tmp_path: Path) -> None:
             assert path.read_bytes() == before
 
 
-def test_a_home_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_created_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CatalogError, match="folder cannot be created"):
         bootstrap(Settings(home=tmp_path / "file" / "lake"), [])
 
 
-def test_another_data_path_than_the_catalogs_is_refused(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_path_that_differs_from_the_catalogs_is_refused(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAKE_DATA_PATH", lake.settings.data_path + "elsewhere/")
     with pytest.raises(CatalogError, match="LAKE_DATA_PATH"):
         connect(load_settings())

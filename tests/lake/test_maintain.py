@@ -1,4 +1,4 @@
-"""Maintenance makes the lake smaller, changes no row, and touches nothing in flight."""
+"""Maintenance makes the lake smaller, changes no row, and leaves files in flight alone."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 DAYS = ("2024-01-01", "2024-01-02", "2024-01-03")
 LATER = datetime.now(UTC) + timedelta(days=3)
-"""A moment at which everything that these tests write is older than every guard."""
+"""A time at which all files of these tests are older than every age guard."""
 
 
 def run(lake: Lake, retention: timedelta = timedelta(days=30), now: datetime | None = None) -> dict[str, int]:
-    """Do all steps; what each kind did."""
+    """Run all steps. Returns the work done per kind of step."""
     done: dict[str, int] = {}
     for step in steps(lake.settings, retention, now):
         if step.todo:
@@ -33,7 +33,7 @@ def load(lake: Lake, day: str, rows: int) -> None:
     lake.load("readings", day)
 
 
-def test_inlined_rows_are_flushed_and_the_fences_stay_where_they_are(lake: Lake) -> None:
+def test_inlined_rows_are_flushed_and_the_fence_stays_inlined(lake: Lake) -> None:
     load(lake, DAYS[0], 10)
     before = lake.sql("SELECT * FROM ops.ledger")
     assert figures(lake.settings)["rows in the catalog"] == 1
@@ -65,7 +65,7 @@ def test_small_files_of_a_partition_are_merged_and_time_travel_is_kept(lake: Lak
     assert lake.sql(f"SELECT * FROM bronze.small AT (VERSION => {version}) ORDER BY ALL") == before
 
 
-def test_files_with_many_deleted_rows_are_written_anew(lake: Lake) -> None:
+def test_files_with_many_deleted_rows_are_rewritten(lake: Lake) -> None:
     load(lake, DAYS[0], 100)
     con = connect(lake.settings)
     con.execute("CREATE TABLE raw.other AS SELECT range AS n FROM range(1000)")
@@ -77,7 +77,7 @@ def test_files_with_many_deleted_rows_are_written_anew(lake: Lake) -> None:
     assert lake.column("SELECT count(*) FROM raw.other") == [500]
 
 
-def test_expired_snapshots_let_their_files_go_but_only_after_the_guard(lake: Lake) -> None:
+def test_files_of_expired_snapshots_are_deleted_only_after_the_age_guard(lake: Lake) -> None:
     for rows in (10, 20, 30):
         load(lake, DAYS[0], rows)
     held = figures(lake.settings)
@@ -86,7 +86,7 @@ def test_expired_snapshots_let_their_files_go_but_only_after_the_guard(lake: Lak
     assert run(lake, timedelta(0), now)["expire"] > 0
     after = figures(lake.settings)
     assert after["snapshots"] == 1
-    # A reader may still be on what was just let go of.
+    # A reader may still use the files that were just released.
     assert (after["files to clean up"], after["stored files"]) == (2, held["stored files"] + 1)
     assert run(lake, timedelta(days=30), LATER)["clean up"] == 2
     assert figures(lake.settings)["files to clean up"] == 0
@@ -110,8 +110,8 @@ def test_orphans_are_reclaimed_when_they_are_old_and_never_while_in_flight(lake:
 
 
 @pytest.mark.parametrize("merge_first", [True, False])
-def test_a_merge_and_a_replace_at_once_cannot_both_commit(lake: Lake, merge_first: bool) -> None:
-    """Each has begun before the other commits; the gate is not asked. Else deleted rows could come back."""
+def test_a_concurrent_merge_and_replace_cannot_both_commit(lake: Lake, merge_first: bool) -> None:
+    """Both transactions begin before either commits, without the gate. Two commits could bring back deleted rows."""
     con, other = connect(lake.settings), connect(lake.settings)
     con.execute("CREATE SCHEMA bronze")
     con.execute("CREATE TABLE bronze.small (n BIGINT)")
@@ -135,7 +135,7 @@ def test_a_merge_and_a_replace_at_once_cannot_both_commit(lake: Lake, merge_firs
     assert lake.column("SELECT n FROM bronze.small ORDER BY n") == replaced
 
 
-def test_a_flush_and_a_publish_at_once_cannot_both_commit(lake: Lake) -> None:
+def test_a_concurrent_flush_and_publish_cannot_both_commit(lake: Lake) -> None:
     load(lake, DAYS[0], 10)
     lake.land(f"readings/{DAYS[0]}.jsonl", [{"id": 1, "value": 1}])
     outcomes = lake.extract("readings", DAYS[0])
@@ -153,7 +153,7 @@ def test_a_flush_and_a_publish_at_once_cannot_both_commit(lake: Lake) -> None:
     assert lake.errors() == []
 
 
-def test_nothing_to_do_is_nothing_done(lake: Lake) -> None:
+def test_maintenance_without_work_commits_nothing(lake: Lake) -> None:
     run(lake)
     snapshots = lake.column("SELECT max(snapshot_id) FROM lake.snapshots()")
     found: list[Step] = list(steps(lake.settings, timedelta(days=30)))

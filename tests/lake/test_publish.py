@@ -57,7 +57,7 @@ def test_a_group_is_one_snapshot_with_its_ledger_rows(lake: Lake) -> None:
     assert lake.errors() == []
 
 
-def test_a_replaced_partition_is_seen_wholly_before_or_wholly_after(lake: Lake) -> None:
+def test_readers_see_a_replaced_partition_entirely_before_or_entirely_after(lake: Lake) -> None:
     land(lake, DAYS[0], 100)
     land(lake, DAYS[1], 5)
     lake.load("readings", *DAYS[:2])
@@ -97,7 +97,7 @@ def test_a_replace_deletes_whole_files_and_writes_none(lake: Lake) -> None:
     assert files == [{"delete_file": None}]
 
 
-def test_unchanged_content_is_published_as_nothing(lake: Lake) -> None:
+def test_unchanged_content_changes_no_rows_and_no_files(lake: Lake) -> None:
     land(lake, DAYS[0], 10)
     first = lake.load("readings", DAYS[0])
     snapshots = lake.column("SELECT count(*) FROM lake.snapshots()")
@@ -105,7 +105,7 @@ def test_unchanged_content_is_published_as_nothing(lake: Lake) -> None:
     assert (again.snapshot_id, len(again.receipts), len(again.unchanged)) == (None, 0, 1)
     assert lake.column("SELECT count(*) FROM lake.snapshots()") == snapshots
 
-    # The source wrote the same rows again: the ledger takes up its new version, the rows stay as they are.
+    # The source wrote the same rows again: the ledger records its new version, and the rows do not change.
     land(lake, DAYS[0], 10)
     files = lake.sql("SELECT data_file FROM ducklake_list_files('lake', 'readings', schema => 'raw')")
     touched = lake.load("readings", DAYS[0])
@@ -114,7 +114,7 @@ def test_unchanged_content_is_published_as_nothing(lake: Lake) -> None:
     assert lake.column("SELECT DISTINCT attempt_id FROM ops.ledger") == [first.receipts[0].attempt_id]
 
 
-def test_a_receipt_is_published_once_however_often_it_is_handed_in(lake: Lake) -> None:
+def test_a_receipt_is_published_once_however_often_it_is_submitted(lake: Lake) -> None:
     land(lake, DAYS[0], 10)
     outcomes = lake.extract("readings", DAYS[0])
     lake.publish(outcomes)
@@ -131,7 +131,7 @@ def test_a_receipt_is_published_once_however_often_it_is_handed_in(lake: Lake) -
 def test_two_publishers_of_an_empty_partition_cannot_both_commit(
     lake: Lake, monkeypatch: pytest.MonkeyPatch, fence: bool
 ) -> None:
-    """Each has filled its transaction before either commits. It is the fence that stops the second one on Postgres."""
+    """Both fill their transactions before either commits. On Postgres only the fence stops the second one."""
     land(lake, DAYS[1], 1)
     lake.load("readings", DAYS[1])
     land(lake, DAYS[0], 10)
@@ -144,7 +144,7 @@ def test_two_publishers_of_an_empty_partition_cannot_both_commit(
         publisher._fill(publisher._connection(), outcomes)
     one._connection().execute("COMMIT")
     if fence or lake.settings.embedded:
-        # SQLite has one writer, fence or not: the other's snapshot is older than what it would write over.
+        # SQLite allows one writer, with or without the fence: the second one's snapshot is out of date.
         with pytest.raises(duckdb.Error):
             two._connection().execute("COMMIT")
         wanted = 10
@@ -168,7 +168,7 @@ def test_a_conflict_is_retried_until_it_is_published(lake: Lake) -> None:
     assert lake.column("SELECT count(*) FROM raw.readings") == [10]
 
 
-def test_conflicts_without_end_are_an_error_and_leave_the_old_rows(lake: Lake) -> None:
+def test_persistent_conflicts_are_an_error_and_keep_the_old_rows(lake: Lake) -> None:
     land(lake, DAYS[0], 10)
     lake.load("readings", DAYS[0])
     land(lake, DAYS[0], 20)
@@ -183,7 +183,7 @@ def test_conflicts_without_end_are_an_error_and_leave_the_old_rows(lake: Lake) -
 
 
 class _Faulty:
-    """A connection whose statement fails: before it reaches the database, or after (its answer is lost)."""
+    """A connection on which a statement fails, either before it reaches the database or after (a lost answer)."""
 
     def __init__(self, con: Any, fail_on: str, times: int, error: str, after: bool = False) -> None:
         self.con, self.fail_on, self.times, self.error, self.after = con, fail_on, times, error, after
@@ -243,7 +243,7 @@ def test_a_failure_is_recorded_and_the_published_rows_stay(lake: Lake) -> None:
     assert lake.column("SELECT state FROM ops.ledger ORDER BY token") == ["published", "failed"]
     assert lake.errors() == []
 
-    # The source is mended to what it was: the published rows stand, and the partition is no longer failed.
+    # The source returns the old content again: the published rows stay, and the partition is no longer failed.
     land(lake, DAYS[0], 10)
     assert len(lake.load("readings", DAYS[0]).unchanged) == 1
     assert lake.column("SELECT state FROM ops.ledger ORDER BY token DESC LIMIT 1") == ["published"]
@@ -259,8 +259,8 @@ def test_an_empty_partition_is_published_with_no_rows_and_no_file(lake: Lake) ->
     assert lake.errors() == []
 
 
-def test_staged_files_survive_a_clean_up_in_mid_run(lake: Lake) -> None:
-    """Staged files lie under the data path; the age guard that `lake init` stores keeps even a bare CHECKPOINT off."""
+def test_staged_files_survive_a_cleanup_during_a_run(lake: Lake) -> None:
+    """Staged files are under the data path. The age guard set by `lake init` protects them even from a CHECKPOINT."""
     for day in DAYS[:2]:
         land(lake, day, 10)
     lake.load("readings", DAYS[0])
@@ -309,8 +309,8 @@ def test_a_query_for_one_partition_reads_one_file(lake: Lake) -> None:
     assert "Total Files Read: 1" in plan
 
 
-def test_what_a_publisher_keeps_of_the_ledger_is_what_the_ledger_says(lake: Lake) -> None:
-    """Whoever publishes in between is noticed by the fence, and everything is read anew."""
+def test_a_publishers_cached_entries_match_the_ledger(lake: Lake) -> None:
+    """If another publisher commits in between, the fence detects it and the ledger is read again."""
     one, two = lake.publisher("one"), lake.publisher("two")
 
     def down(day: str) -> Failure:
@@ -329,7 +329,7 @@ def test_what_a_publisher_keeps_of_the_ledger_is_what_the_ledger_says(lake: Lake
         (two, [later]),
         (two, [down(other)]),
         (one, [replaced, down(other)]),
-        (one, [first]),  # known, although it is no longer what stands
+        (one, [first]),  # already published, but no longer the current attempt
         (two, [later]),
     ):
         publisher.publish(group)

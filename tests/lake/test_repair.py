@@ -1,4 +1,4 @@
-"""Repair puts statistics right in one commit: for open and new connections, beside writers, or not at all."""
+"""Repair corrects statistics in one commit or not at all, for open and new connections and concurrent writers."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ DAYS = ("2024-01-01", "2024-01-02", "2024-01-03")
 VALUES = (0, 1, 1000)
 WRONG = f"""UPDATE {META}.ducklake_table_column_stats SET min_value = '1000', max_value = '1000'
     WHERE table_id = (SELECT table_id FROM {META}.ducklake_table WHERE table_name = 'readings') AND column_id = 2"""
-"""What ducklake#1308 leaves: a table's column of which only the last file is known."""
+"""The result of ducklake#1308: the table statistics of a column cover only the last file."""
 
 
 @pytest.fixture
 def right(lake: Lake) -> Lake:
-    """Three days of a row each, with the values 0, 1 and 1000."""
+    """Three days with one row each: the values 0, 1 and 1000."""
     lake.publish([staged(lake, day, 1, value) for day, value in zip(DAYS, VALUES, strict=True)])
     return lake
 
 
 @pytest.fixture
 def wrong(right: Lake) -> Lake:
-    """The same, and statistics that know only of 1000."""
+    """The same rows, with statistics that contain only 1000."""
     con = connect(right.settings)
     con.execute(WRONG)
     con.close()
@@ -50,11 +50,11 @@ def wrong(right: Lake) -> Lake:
 
 
 def looked_up(lake: Lake) -> list[int]:
-    """The values, one lookup each."""
+    """The values found, with one lookup per value."""
     return [found for value in VALUES for found in lake.column(f"SELECT value FROM raw.readings WHERE value = {value}")]
 
 
-def test_wrong_statistics_are_found_by_what_the_catalog_says_and_by_what_it_answers(wrong: Lake) -> None:
+def test_wrong_statistics_are_found_in_the_catalog_and_by_query_results(wrong: Lake) -> None:
     found = wrong.errors()
     assert (
         "statistics: raw.readings: column value: the table's min is 1000, but a file's is smaller: 0; run: lake repair"
@@ -64,7 +64,7 @@ def test_wrong_statistics_are_found_by_what_the_catalog_says_and_by_what_it_answ
     assert {f.partition(":")[0] for f in found} == {"statistics", "answers"}
 
 
-def test_a_repair_is_one_snapshot_that_says_so_and_open_connections_see_it(wrong: Lake) -> None:
+def test_a_repair_is_one_labelled_snapshot_that_open_connections_see(wrong: Lake) -> None:
     reader = connect(wrong.settings, read_only=True)
     query = "SELECT count(*) FROM raw.readings WHERE value = 0"
     assert reader.execute(query).fetchall() == [(0,)]
@@ -80,14 +80,14 @@ def test_a_repair_is_one_snapshot_that_says_so_and_open_connections_see_it(wrong
     reader.close()
     assert looked_up(wrong) == [*VALUES]
     assert wrong.errors() == []
-    assert repair(wrong.settings) == []  # and so says nothing, and commits nothing
+    assert repair(wrong.settings) == []  # the second repair reports and commits nothing
     assert wrong.column("SELECT max(snapshot_id) FROM lake.snapshots()") == [before + 1]
 
 
-def test_publishing_goes_on_after_a_repair(wrong: Lake) -> None:
+def test_publishing_continues_after_a_repair(wrong: Lake) -> None:
     publisher = wrong.publisher()
     try:
-        publisher.tables()  # its connection is open, and has read the old statistics
+        publisher.tables()  # opens the connection and reads the old statistics
         repair(wrong.settings)
         assert len(publisher.publish([staged(wrong, DAYS[1], 1, 2000)]).receipts) == 1
     finally:
@@ -97,10 +97,10 @@ def test_publishing_goes_on_after_a_repair(wrong: Lake) -> None:
 
 
 @pytest.mark.parametrize("commits", ["first", "last"])
-def test_a_writer_at_the_same_time_does_not_bring_the_old_statistics_back(
+def test_a_concurrent_writer_does_not_bring_the_old_statistics_back(
     wrong: Lake, commits: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the gate: each has read the statistics before the other commits."""
+    """Without the gate: both read the statistics before the other commits."""
     writer = connect(wrong.settings)
     tried: list[tuple[Any, ...]] = []
 
@@ -129,7 +129,7 @@ def test_a_writer_at_the_same_time_does_not_bring_the_old_statistics_back(
 
 
 @pytest.mark.parametrize("point", ["before COMMIT", "after COMMIT"])
-def test_a_kill_in_a_repair_leaves_all_or_nothing_of_it(wrong: Lake, tmp_path: Path, point: Point) -> None:
+def test_a_killed_repair_is_applied_entirely_or_not_at_all(wrong: Lake, tmp_path: Path, point: Point) -> None:
     switch = tmp_path / "kill-at"
     switch.write_text(point)
     work = (
@@ -157,7 +157,7 @@ LIES = (
 
 
 @pytest.mark.short("sqlite+folder")
-def test_each_kind_of_lie_is_found_and_repaired(right: Lake) -> None:
+def test_each_kind_of_wrong_statistic_is_found_and_repaired(right: Lake) -> None:
     for lie in LIES:
         con = connect(right.settings)
         table, file = con.execute(
@@ -170,8 +170,8 @@ def test_each_kind_of_lie_is_found_and_repaired(right: Lake) -> None:
     assert right.errors() == []
 
 
-def test_rows_that_lie_in_the_catalog_count_too(lake: Lake) -> None:
-    """Where DuckLake inlines rows, only they say what the statistics must contain."""
+def test_inlined_rows_count_in_repaired_statistics(lake: Lake) -> None:
+    """If DuckLake inlines rows, there is no file: the statistics must be computed from the rows."""
     con = connect(lake.settings)
     con.execute("CREATE SCHEMA bronze")
     con.execute("CALL lake.set_option('data_inlining_row_limit', '100', schema => 'bronze')")

@@ -1,4 +1,4 @@
-"""Who may do what: a role that reads, as the docs make it; and a catalog whose files would only half be encrypted."""
+"""Permissions: the read-only role from the docs; and a catalog that would encrypt only some of its files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 @pytest.mark.parametrize("lake", ["postgres+s3"], indirect=True)
-def test_a_role_that_may_only_read_queries_and_changes_nothing(lake: Lake, services: Services) -> None:
+def test_a_read_only_role_can_query_and_change_nothing(lake: Lake, services: Services) -> None:
     name = re.search(r"dbname=(\w+)", lake.settings.catalog)[1]  # type: ignore[index]
     reader = f"{name}_reader"
     services.postgres.database(reader, services.password)
@@ -33,7 +33,7 @@ def test_a_role_that_may_only_read_queries_and_changes_nothing(lake: Lake, servi
     with owner, owner.cursor() as cursor:
         cursor.execute(grants.replace("DATABASE lake", f"DATABASE {name}").replace("analyst", reader))
     owner.close()
-    # The table is younger than the role.
+    # The table is created after the role.
     lake.land("readings/2024-01-01.jsonl", [{"id": 1}, {"id": 2}])
     receipts = lake.extract("readings", "2024-01-01")
     lake.publish(receipts)
@@ -53,7 +53,7 @@ def test_a_role_that_may_only_read_queries_and_changes_nothing(lake: Lake, servi
     assert lake.errors() == []
 
 
-def test_a_catalog_that_encrypts_only_what_ducklake_writes_is_refused(tmp_path: Path) -> None:
+def test_a_catalog_that_encrypts_only_files_written_by_ducklake_is_refused(tmp_path: Path) -> None:
     import duckdb
 
     settings = settings_from({}, home=tmp_path)

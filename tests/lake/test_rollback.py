@@ -1,4 +1,4 @@
-"""A way back: the rows of the attempt before, as a new commit."""
+"""Rollback: a new commit with the rows of the previous attempt."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def state(lake: Lake) -> tuple[str, bool]:
     return planned[0].state.value, planned[0].runs
 
 
-def test_rolling_back_brings_the_rows_before_and_only_in_that_partition(lake: Lake) -> None:
+def test_a_rollback_brings_back_the_previous_rows_of_that_partition_only(lake: Lake) -> None:
     load(lake, 10)
     load(lake, 7, "2024-01-02")
     load(lake, 20)
@@ -56,7 +56,7 @@ def test_rolling_back_brings_the_rows_before_and_only_in_that_partition(lake: La
     last = lake.sql("SELECT state, restores, rows_published FROM ops.ledger ORDER BY token DESC LIMIT 1")[0]
     first = lake.column("SELECT attempt_id FROM ops.ledger ORDER BY token LIMIT 1")[0]
     assert last == {"state": "rolled_back", "restores": first, "rows_published": 10}
-    # It stays rolled back until its source changes, and the next run leaves it alone.
+    # It stays rolled back until its source changes. The next run skips it.
     assert state(lake) == ("rolled_back", False)
     assert lake.errors() == []
     load(lake, 30)
@@ -64,7 +64,7 @@ def test_rolling_back_brings_the_rows_before_and_only_in_that_partition(lake: La
     assert lake.errors() == []
 
 
-def test_a_mended_source_makes_a_rolled_back_partition_stale(lake: Lake) -> None:
+def test_a_changed_source_makes_a_rolled_back_partition_stale(lake: Lake) -> None:
     load(lake, 10)
     load(lake, 20)
     roll_back(lake)
@@ -84,7 +84,7 @@ def test_rolling_back_twice_goes_back_two_attempts(lake: Lake) -> None:
     assert lake.errors() == []
 
 
-def test_nobody_gets_back_to_what_was_rolled_back(lake: Lake) -> None:
+def test_a_rollback_never_returns_to_a_rolled_back_attempt(lake: Lake) -> None:
     for rows in (10, 20):
         load(lake, rows)
     roll_back(lake)
@@ -94,8 +94,8 @@ def test_nobody_gets_back_to_what_was_rolled_back(lake: Lake) -> None:
     assert lake.errors() == []
 
 
-def test_rows_that_stood_for_long_are_still_a_way_back(lake: Lake) -> None:
-    """The snapshot they were published in has expired; the one before they were replaced has not."""
+def test_rollback_reaches_rows_older_than_the_retention(lake: Lake) -> None:
+    """The snapshot that published them has expired, but the last snapshot that contains them has not."""
     load(lake, 10)
     load(lake, 7, "2024-01-02")
     for step in steps(lake.settings, timedelta(0), datetime.now(UTC)):
@@ -106,7 +106,7 @@ def test_rows_that_stood_for_long_are_still_a_way_back(lake: Lake) -> None:
     assert lake.errors() == []
 
 
-def test_what_cannot_be_rolled_back_is_said_and_changes_nothing(lake: Lake) -> None:
+def test_an_impossible_rollback_is_an_error_and_changes_nothing(lake: Lake) -> None:
     with pytest.raises(BadInput, match="never published"):
         roll_back(lake)
     load(lake, 10)

@@ -1,4 +1,4 @@
-"""Schemas: types agree between partitions, evolve where the contract allows it, and are refused where not."""
+"""Schemas: types agree between partitions and evolve if the contract allows it; otherwise they are refused."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_day_with_only_nulls_in_a_column_agrees_with_the_others(lake: Lake) ->
     assert lake.errors() == []
 
 
-def test_the_order_of_partitions_does_not_matter_to_the_types(lake: Lake) -> None:
+def test_the_order_of_partitions_does_not_change_the_types(lake: Lake) -> None:
     lake.land("entries/2024-01-01.json", [{"id": 1, "amount": 1.5}])
     lake.land("entries/2024-01-02.json", [{"id": 2, "amount": 2}])
     lake.load("entries", "2024-01-01")
@@ -64,13 +64,13 @@ def test_a_type_that_the_table_cannot_hold_is_rejected_with_the_column_named(lak
     assert lake.errors() == []
 
 
-def test_nested_values_land_as_json_text(lake: Lake) -> None:
+def test_nested_values_are_stored_as_json_text(lake: Lake) -> None:
     lake.land("entries/2024-01-01.json", [{"id": 1, "tags": ["a", "b"], "more": {"x": 1}}])
     lake.load("entries", "2024-01-01")
     assert lake.sql("SELECT tags->>0 AS tag, more->>'x' AS x FROM raw.entries") == [{"tag": "a", "x": "1"}]
 
 
-def test_declared_types_hold_whatever_the_rows(lake: Lake) -> None:
+def test_declared_types_do_not_depend_on_the_rows(lake: Lake) -> None:
     lake.land("hourly/2024-01-01T00/a.csv", "name,count\n1,\n")
     lake.load("hourly", "2024-01-01T00")
     assert columns(lake, "raw.hourly") == {"name": "VARCHAR", "count": "BIGINT", "hour_at": "TIMESTAMP"}
@@ -78,15 +78,15 @@ def test_declared_types_hold_whatever_the_rows(lake: Lake) -> None:
 
 
 @pytest.mark.parametrize("column", ['a"b', "select", "naïve", "x; DROP TABLE raw.entries", "_dlt_id"])
-def test_hostile_column_names_are_only_names(lake: Lake, column: str) -> None:
+def test_hostile_column_names_do_no_harm(lake: Lake, column: str) -> None:
     lake.land("entries/2024-01-01.json", [{"id": 1, column: "v"}])
     lake.load("entries", "2024-01-01")
     assert lake.column("SELECT count(*) FROM raw.entries") == [1]
     assert lake.errors() == []
 
 
-def test_rows_without_a_column_that_others_have_are_found_by_its_null(lake: Lake) -> None:
-    """Files that lack a column of the table: after it was there, before it came, and in the same group."""
+def test_rows_without_a_column_are_found_by_is_null(lake: Lake) -> None:
+    """Files that lack a column: published after the column was added, before it, and in the same group."""
     days = {"2024-01-01": True, "2024-01-02": False, "2024-01-03": True}
     for day, has in days.items():
         lake.land(f"readings/{day}.jsonl", [{"id": i, **({"unit": "mm"} if has else {})} for i in range(3)])

@@ -1,4 +1,4 @@
-"""Verify finds what is wrong: each kind of damage, done on purpose."""
+"""Verify finds each kind of deliberate damage."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def damage(lake: Lake, *statements: str) -> list[str]:
     return lake.errors()
 
 
-def test_rows_behind_the_ledgers_back(loaded: Lake) -> None:
+def test_rows_missing_from_the_ledger_are_found(loaded: Lake) -> None:
     found = damage(loaded, "INSERT INTO raw.readings (id, day) VALUES (99, '2024-01-01'), (1, '2024-02-01')")
     assert found == [
         "rows: readings 2024-01-01: has 11 rows, but the ledger says 10",
@@ -39,17 +39,17 @@ def test_rows_behind_the_ledgers_back(loaded: Lake) -> None:
     ]
 
 
-def test_changed_rows_of_the_same_number(loaded: Lake) -> None:
+def test_changed_rows_with_an_unchanged_count_are_found(loaded: Lake) -> None:
     found = damage(loaded, "UPDATE raw.readings SET id = 77 WHERE id = 3")
     assert found == ["rows: readings 2024-01-01: has rows that differ from the staged ones"]
 
 
-def test_rows_that_are_gone(loaded: Lake) -> None:
+def test_deleted_rows_are_found(loaded: Lake) -> None:
     found = damage(loaded, "DELETE FROM raw.readings")
     assert found == ["rows: readings 2024-01-01: has 0 rows, but the ledger says 10"]
 
 
-def test_a_file_registered_twice(loaded: Lake) -> None:
+def test_a_file_registered_twice_is_found(loaded: Lake) -> None:
     path = loaded.column("SELECT data_file FROM ducklake_list_files('lake', 'readings', schema => 'raw')")[0]
     found = damage(
         loaded,
@@ -60,7 +60,7 @@ def test_a_file_registered_twice(loaded: Lake) -> None:
 
 
 @pytest.mark.parametrize("how", ["missing", "unreadable"])
-def test_a_file_that_cannot_be_read(loaded: Lake, how: str) -> None:
+def test_a_missing_or_unreadable_file_is_found(loaded: Lake, how: str) -> None:
     path = loaded.column("SELECT data_file FROM ducklake_list_files('lake', 'readings', schema => 'raw')")[0]
     data, relative = loaded.data, path.removeprefix(loaded.data.url)
     if how == "missing":
@@ -71,7 +71,7 @@ def test_a_file_that_cannot_be_read(loaded: Lake, how: str) -> None:
         assert any("file readable" in f for f in loaded.errors())
 
 
-def test_a_path_that_lies_about_its_rows(loaded: Lake) -> None:
+def test_a_path_with_the_wrong_partition_is_found(loaded: Lake) -> None:
     loaded.land("readings/2024-01-02.jsonl", [{"id": 1}])
     receipt = receipts(loaded.extract("readings", "2024-01-02"))[0]
     data, staged = loaded.data, receipt.files[0]
@@ -86,7 +86,7 @@ def test_a_path_that_lies_about_its_rows(loaded: Lake) -> None:
     assert any(f.startswith("partition column: raw.readings") for f in found)
 
 
-def test_only_what_was_recorded_since_a_moment_is_read(loaded: Lake) -> None:
+def test_only_partitions_recorded_since_a_given_time_are_verified(loaded: Lake) -> None:
     loaded.land("readings/2024-01-02.jsonl", [{"id": 1}])
     loaded.load("readings", "2024-01-02")
     moment = loaded.sql("SELECT max(recorded_at) AS it FROM ops.ledger")[0]["it"]
@@ -97,16 +97,16 @@ def test_only_what_was_recorded_since_a_moment_is_read(loaded: Lake) -> None:
     assert list(verify(loaded.settings, moment + timedelta(seconds=1))) == []
 
 
-def test_a_fence_with_two_rows(loaded: Lake) -> None:
+def test_a_fence_with_two_rows_is_found(loaded: Lake) -> None:
     assert damage(loaded, "INSERT INTO ops.fence VALUES (0)") == ["fence: ops.fence: has 2 rows instead of one"]
 
 
-def test_a_ledger_row_without_a_snapshot(loaded: Lake) -> None:
+def test_a_ledger_row_without_a_snapshot_is_found(loaded: Lake) -> None:
     found = damage(loaded, "UPDATE ops.ledger SET token = 999")
     assert any("no snapshot has token 999" in f for f in found)
 
 
-def test_staged_files_of_a_killed_run_are_noted_and_break_nothing(loaded: Lake) -> None:
+def test_staged_files_of_a_killed_run_are_a_note_and_not_an_error(loaded: Lake) -> None:
     loaded.land("readings/2024-01-02.jsonl", [{"id": 1}])
     loaded.extract("readings", "2024-01-02")
     assert [(f.severity, f.check) for f in verify(loaded.settings)] == [("note", "orphans")]

@@ -1,4 +1,4 @@
-"""Every way a production service can be wrong: one clear error each, with its next step and no secret in it."""
+"""Misconfigured production services: one clear error each, with its next step and without a secret."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Make = Callable[..., Settings]
 
 @pytest.fixture
 def settings(services: Services, tmp_path: Path) -> Make:
-    """The settings of a lake on Postgres and S3, some of them changed."""
+    """Makes the settings of a lake on Postgres and S3, with some of them changed."""
     environment = services.environment("postgres+s3", tmp_path / "home")
     return lambda **changed: settings_from(environment, **changed)
 
 
-def test_a_database_without_a_lake_is_not_made_one_by_a_reader(settings: Make) -> None:
+def test_a_reader_creates_no_lake_in_an_empty_database(settings: Make) -> None:
     with pytest.raises(NotInitialised, match="no lake yet") as caught:
         connect(settings())
     assert caught.value.fix == "lake init"
 
 
-def test_every_wrong_catalog_is_named(settings: Make, services: Services) -> None:
+def test_every_wrong_catalog_setting_is_named(settings: Make, services: Services) -> None:
     right = settings().catalog
     server = f"host=127.0.0.1 port={services.postgres.port}"
     wrong: dict[str, dict[str, str | None]] = {
@@ -52,7 +52,7 @@ def test_every_wrong_catalog_is_named(settings: Make, services: Services) -> Non
         assert services.password not in str(caught.value)
 
 
-def test_every_wrong_object_store_is_named_before_any_work(settings: Make, services: Services) -> None:
+def test_every_wrong_object_store_setting_is_named_before_any_work(settings: Make, services: Services) -> None:
     assert check(settings(), create=True) == [] or check(settings()) == []
     wrong = {
         "There is no bucket 'nowhere'": {"data_path": "s3://nowhere/data/"},
@@ -72,7 +72,7 @@ def test_every_wrong_object_store_is_named_before_any_work(settings: Make, servi
         open_storage(settings().landing, settings(s3_secret="hunter2")).list()  # noqa: S106
 
 
-def test_a_catalog_of_another_version_or_of_another_data_path_is_refused(settings: Make, services: Services) -> None:
+def test_a_catalog_with_another_version_or_data_path_is_refused(settings: Make, services: Services) -> None:
     check(settings(), create=True)
     bootstrap(settings(), list(all_datasets().values()))
     with pytest.raises(CatalogError, match="is not LAKE_DATA_PATH"):

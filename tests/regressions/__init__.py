@@ -1,1 +1,1 @@
-"""Regressions: one test a fault that was found, named for it."""
+"""Regression tests: one per fault found, named after it. "Former fault" says what happened before the fix."""

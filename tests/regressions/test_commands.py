@@ -1,4 +1,4 @@
-"""What commands do with datasets, sources and services that are not as they should be (issue 17, parts 3 and 4)."""
+"""Commands with broken datasets, sources and services (issue 17, parts 3 and 4)."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ Define = Callable[[str, str], Path]
 
 @pytest.fixture
 def define(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Define:
-    """Writes a file of LAKE_DATASETS, a folder that has no other."""
+    """Writes a dataset file into LAKE_DATASETS, a folder that starts empty."""
     folder = tmp_path / "datasets"
     folder.mkdir()
     monkeypatch.setenv("LAKE_DATASETS", str(folder))
-    # Not this machine's: neither its .env nor a lake that may lie there.
+    # Isolate from this machine's .env and from a lake in the current folder.
     monkeypatch.chdir(tmp_path)
 
     def write(name: str, text: str) -> Path:
@@ -66,14 +66,14 @@ def good(key: str, more: str = "") -> str:
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
-    """What a terminal of 80 columns has shown since it was last asked."""
-    monkeypatch.setattr(show.console, "width", 80)  # it reads COLUMNS once, when it is first imported
+    """Returns what an 80-column terminal has shown since the last call."""
+    monkeypatch.setattr(show.console, "width", 80)  # Rich reads COLUMNS only once, at import
     return lambda: capsys.readouterr().out
 
 
 @dataclass(frozen=True)
 class Said:
-    """A source that says what it was told to."""
+    """A source that returns the given listing, or raises the given error."""
 
     found: Mapping[str, str]
     stray: tuple[str, ...] = ()
@@ -99,7 +99,7 @@ def two_days(key: str, source: Said, **more: Any) -> Dataset:
 # --- Datasets without a start, sources that cannot be listed ---
 
 
-def test_a_dataset_without_a_start_ends_no_others_plan(lake: Lake) -> None:
+def test_a_dataset_without_a_start_does_not_stop_the_plan_of_others(lake: Lake) -> None:
     planned, left_out = plan_each(lake.settings, list(all_datasets().values()))
     assert {"readings", "flights", "airlines"} <= {p.dataset for p in planned}
     assert {(out.dataset, out.is_fault) for out in left_out} == {(k, False) for k in ("deadly", "hourly", "monthly")}
@@ -110,7 +110,7 @@ def test_a_dataset_without_a_start_ends_no_others_plan(lake: Lake) -> None:
     assert (len(named), left_out) == (24, [])
 
 
-def test_status_shows_what_the_ledger_has_of_a_dataset_without_a_start(lake: Lake) -> None:
+def test_status_shows_the_ledger_entries_of_a_dataset_without_a_start(lake: Lake) -> None:
     lake.land("hourly/2024-01-01T05/a.csv", "name,count\nx,1\n")
     lake.load("hourly", "2024-01-01T05")
     planned, left_out = plan_each(lake.settings, get_datasets(["hourly", "monthly"]), named=True, recorded=True)
@@ -118,7 +118,7 @@ def test_status_shows_what_the_ledger_has_of_a_dataset_without_a_start(lake: Lak
     assert left_out == []
 
 
-def test_a_source_that_cannot_say_what_it_has_is_its_datasets_error(lake: Lake) -> None:
+def test_a_source_that_cannot_be_listed_is_an_error_of_its_dataset_only(lake: Lake) -> None:
     bad = two_days("bad", Said({}, error=RuntimeError("no route to postgresql://u:hunter2@db/x")))
     planned, (out,) = plan_each(lake.settings, [bad, two_days("fine", Said({"2024-01-01": "v"}))])
     assert [(p.partition, p.state) for p in planned] == [
@@ -134,7 +134,7 @@ def test_a_source_that_cannot_say_what_it_has_is_its_datasets_error(lake: Lake) 
 
 
 @pytest.mark.short("sqlite+folder", "postgres+s3")
-def test_a_landing_zone_that_is_not_there_is_one_error(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_landing_zone_is_one_error(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = get_datasets(["airlines", "readings", "weather"])
     assert {p.state for p in make_plan(lake.settings, datasets)} == {State.no_source}, "an empty one is fine"
     local = not lake.settings.landing.startswith("s3://")
@@ -146,7 +146,7 @@ def test_a_landing_zone_that_is_not_there_is_one_error(lake: Lake, monkeypatch: 
             plan_each(load_settings(), chosen)
 
 
-def test_a_link_that_leads_back_is_its_datasets_error(lake: Lake) -> None:
+def test_a_symlink_loop_is_an_error_of_its_dataset_only(lake: Lake) -> None:
     lake.land("weather/2013-01-01.jsonl", [{"origin": "EWR"}])
     landing = Path(lake.settings.landing)
     (landing / "elsewhere" / "below").mkdir(parents=True)
@@ -187,7 +187,7 @@ BROKEN = {
 }
 
 
-def test_a_broken_dataset_file_is_one_error_with_its_line_and_breaks_no_other(define: Define) -> None:
+def test_a_broken_dataset_file_is_one_error_with_its_line_and_affects_no_other(define: Define) -> None:
     for name, (text, _) in BROKEN.items():
         define(name, text)
     define("fine", good("fine"))
@@ -211,17 +211,17 @@ def test_a_broken_dataset_file_is_one_error_with_its_line_and_breaks_no_other(de
     assert "broken: grained, imports" in caught.value.fix
 
 
-def test_a_mended_dataset_file_is_loaded_again(define: Define) -> None:
+def test_a_fixed_dataset_file_is_loaded_again(define: Define) -> None:
     define("again", "1 / 0\n")
     assert "again" in broken_datasets()
     define("again", good("again"))
     assert "again" in all_datasets()
 
 
-# --- What fails, and what it is called ---
+# --- How failures are reported ---
 
 
-def test_only_a_dead_worker_is_called_dead() -> None:
+def test_only_a_dead_worker_is_reported_as_dead() -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.parquet")
     assert lost_because(full) == "No space left on device: x.parquet"
     assert lost_because(BadInput("Bad settings: LAKE_HOME", "x")) == "Bad settings: LAKE_HOME"
@@ -282,7 +282,7 @@ def test_a_failed_partition_whose_file_is_gone_still_shows_its_failure(lake: Lak
     assert planned.why.endswith("; the source has no data for it now")
 
 
-def test_modes_are_added_up(lake: Lake) -> None:
+def test_several_modes_select_their_union(lake: Lake) -> None:
     lake.land("readings/2024-01-01.jsonl", [{"n": 1}])
     lake.land("readings/2024-01-02.jsonl", "")
     lake.load("readings", "2024-01-01", "2024-01-02")
@@ -297,7 +297,7 @@ def test_modes_are_added_up(lake: Lake) -> None:
     assert chosen(Mode.missing_failed) == chosen(Mode.missing, Mode.failed) == ["2", "3"]
 
 
-def test_files_that_are_no_partitions_are_mentioned(lake: Lake, shown: Callable[[], str]) -> None:
+def test_the_plan_names_files_that_belong_to_no_partition(lake: Lake, shown: Callable[[], str]) -> None:
     datasets = [two_days("tidy", Said({})), two_days("messy", Said({}, ("a/2024-1-2.csv", "b", "c", "[d]")))]
     assert strays(datasets) == {"messy": ["a/2024-1-2.csv", "b", "c", "[d]"]}
     assert strays([Dataset("a", lambda p: [], partition_column="day")]) == {}
@@ -313,7 +313,7 @@ def planned(*states: State, grain: Grain = Grain.hour) -> list[Planned]:
     ]
 
 
-def test_a_mark_for_several_partitions_is_not_green_for_one_of_them(shown: Callable[[], str]) -> None:
+def test_a_cell_shows_published_only_if_all_its_partitions_are(shown: Callable[[], str]) -> None:
     show.grid(planned(State.published, State.no_source))
     lines = shown().splitlines()
     assert lines[1].split() == ["2023-01", "▣" + "·" * 30]
@@ -325,7 +325,7 @@ def test_a_mark_for_several_partitions_is_not_green_for_one_of_them(shown: Calla
 # --- What the terminal shows ---
 
 
-def test_a_text_with_markup_is_shown_as_it_is(shown: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_markup_in_values_is_printed_literally(shown: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
     odd = "[/] [red]x[/red] :smile: [bold"
     monkeypatch.setattr(show.console, "width", 200)
     entries = [Planned("readings", odd, State.no_source, False, "", None)]
@@ -344,7 +344,7 @@ def test_a_text_with_markup_is_shown_as_it_is(shown: Callable[[], str], monkeypa
     assert Console(file=io.StringIO()).render_str("[red]x").plain == "x", "Rich's own default"
 
 
-def test_query_results_are_shown_whole(shown: Callable[[], str]) -> None:
+def test_query_results_are_not_truncated(shown: Callable[[], str]) -> None:
     show.answer(["year", "zip", "missing"], [(2024, 8001, None)])
     assert shown().splitlines()[1].split() == ["2024", "8001", "NULL"]
     wide = {f"column_{n}": "value " * 4 + str(n) for n in range(30)}
@@ -359,7 +359,7 @@ def test_query_results_are_shown_whole(shown: Callable[[], str]) -> None:
     assert out.getvalue() == 'a,b\n2024,"say ""so"""\n,"x\ny"\n'
 
 
-def test_the_command_gives_csv_and_names_what_it_refuses(
+def test_the_command_prints_csv_and_names_the_refused_input(
     lake: Lake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def command(*arguments: str) -> str:
@@ -376,12 +376,12 @@ def test_the_command_gives_csv_and_names_what_it_refuses(
     assert (tmp_path / "x.csv").read_text() == "n\n1\n"
 
 
-def test_json_holds_what_json_has_no_word_for() -> None:
+def test_json_output_represents_values_that_json_lacks() -> None:
     value = {"x": [float("nan"), float("-inf")], "m": {date(2024, 1, 1): 1}, "n": None, "i": 2024}
     assert _plain(value) == {"x": ["nan", "-inf"], "m": {"2024-01-01": 1}, "n": None, "i": 2024}
 
 
-def test_the_errors_of_a_plan_say_what_to_do(lake: Lake) -> None:
+def test_every_error_of_a_plan_names_the_next_step(lake: Lake) -> None:
     for out in plan_each(lake.settings, list(all_datasets().values()))[1]:
         assert isinstance(out.error, LakeError)
         assert out.error.fix

@@ -1,4 +1,4 @@
-"""Rows and values are counted at the source and in the staged files: what is lost between them is refused."""
+"""Rows and values are counted at the source and in the staged files: a partition whose counts differ is refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def things(lake: Lake) -> Case:
     return made
 
 
-def test_a_receipt_carries_both_counts(lake: Lake) -> None:
+def test_a_receipt_has_the_counts_of_the_source_and_of_the_staged_file(lake: Lake) -> None:
     made = things(lake)
     made.given[DAYS[1]] = lambda: pa.table({"v": [1.5, None], "s": [{"a": 1}, None], "l": [[1], []]})
     one, other = receipts(made.extract(*DAYS[:2]))
@@ -47,10 +47,10 @@ def test_a_receipt_carries_both_counts(lake: Lake) -> None:
     ids=["a row", "a column's values"],
 )
 @pytest.mark.parametrize("days", [1, 2])
-def test_what_is_lost_on_the_way_is_refused(
+def test_a_row_or_value_lost_between_source_and_staged_file_is_refused(
     lake: Lake, monkeypatch: pytest.MonkeyPatch, lose: Any, says: str, days: int
 ) -> None:
-    """No input is known that dlt loses a value of: the loss is made by the test, in the files that dlt wrote."""
+    """No known input makes dlt lose a value, so the test removes values from the files that dlt wrote."""
     run = dlt_run.run
 
     def losing(tables: Iterable[pa.Table], *rest: Any) -> list[dlt_run.Shape]:

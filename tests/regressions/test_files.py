@@ -1,4 +1,4 @@
-"""Files as people have them: each case once lost or changed something without a word, or was refused for nothing."""
+"""Files as users have them. Each case once lost or changed data silently, or was refused without need."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ CSV = {"id": "bigint", "v": "text"}
 
 
 def files(lake: Lake, kind: Any = "csv", contract: Any = None, key: str = "things", **more: Any) -> Case:
-    """A dataset of one file a day; options of the source, and of the contract."""
+    """A dataset with one file a day; ``more`` holds options of the source and of the contract."""
     mine = {name: more.pop(name) for name in ("rename", "timezone", "new_columns") if name in more}
     end = more.pop("end", "")
     return case(lake, key, Files(f"{key}/{{partition}}.{kind}{end}", kind, **more), contract, **mine)
 
 
 def land(things: Case, *contents: str | bytes, end: str = "") -> list[str]:
-    """One file a day, published day by day; the error of each."""
+    """Land and publish one file a day, one day at a time; return the error of each."""
     said = []
     for day, content in zip(DAYS, contents, strict=False):
         source: Any = things.dataset.source
@@ -59,16 +59,16 @@ def parquet(table: pa.Table, **more: Any) -> bytes:
     return sink.getvalue()
 
 
-def test_a_quote_that_is_never_closed_is_refused_with_its_line(lake: Lake) -> None:
-    """Two rows were swallowed."""
+def test_an_unclosed_quote_is_refused_with_its_line(lake: Lake) -> None:
+    """Former fault: two rows were lost."""
     assert "things/2024-01-01.csv: line 2: a quote is not closed" in error_of(
         files(lake, contract=CSV), 'id,v\n1,"a\n2,b\n3,c\n'
     )
 
 
 @pytest.mark.parametrize("text", ["1e400", "12345678901234567890.12", "1e-400"])
-def test_a_number_that_no_double_holds_is_refused(lake: Lake, text: str) -> None:
-    """It became inf, or lost digits."""
+def test_a_number_that_a_double_cannot_represent_is_refused(lake: Lake, text: str) -> None:
+    """Former fault: it became inf or lost digits."""
     assert f"line 3: column v: '{text}' cannot be double" in error_of(
         files(lake, contract={"v": "double"}), f"v\n1.5\n{text}\n"
     )
@@ -76,7 +76,7 @@ def test_a_number_that_no_double_holds_is_refused(lake: Lake, text: str) -> None
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_long_numbers_are_exact_or_text(lake: Lake, kind: str) -> None:
-    """They were doubles, and two ids were equal: duckdb#22750."""
+    """Former fault: they were read as doubles, so that two ids were equal (duckdb#22750)."""
     numbers = ["12345678901234567890", "12345678901234567891", "9223372036854775808", "18446744073709551615"]
     decimals = ["12345678901234567890.12", "0.10", "-1.5", "2"]
     lines = [f"{a},{b}" for a, b in zip(numbers, decimals, strict=True)]
@@ -91,7 +91,7 @@ def test_long_numbers_are_exact_or_text(lake: Lake, kind: str) -> None:
 
 
 def test_ids_with_leading_zeros_are_text_on_every_day(lake: Lake) -> None:
-    """00501 became 501, and the day of K1A 0B1 was refused: duckdb#10218."""
+    """Former fault: 00501 became 501, and the day with K1A 0B1 was refused (duckdb#10218)."""
     things = files(lake)
     assert land(things, "zip\n00501\n", "zip\nK1A 0B1\n", "zip\n10001\n") == ["", "", ""]
     assert things.values("zip") == ["00501", "K1A 0B1", "10001"]
@@ -115,12 +115,12 @@ def test_ids_with_leading_zeros_are_text_on_every_day(lake: Lake) -> None:
         (b",v\n0,a\n", "no column name can be derived from ''"),
     ],
 )
-def test_what_is_no_such_file_is_refused(lake: Lake, content: bytes, says: str) -> None:
-    """Without a contract these were bytes, one column, no rows, or rows of text."""
+def test_a_file_that_is_not_valid_csv_is_refused(lake: Lake, content: bytes, says: str) -> None:
+    """Former fault: without a contract these were read as bytes, one column, no rows, or rows of text."""
     assert says in error_of(files(lake), content)
 
 
-def test_a_dialect_is_said_in_the_dataset(lake: Lake) -> None:
+def test_the_dataset_declares_the_csv_dialect(lake: Lake) -> None:
     things = files(
         lake, delimiter=";", quote="'", escape="\\", encoding="latin-1", decimal=",", comment="#", skip=1, nulls=("-",)
     )
@@ -133,8 +133,8 @@ def test_a_dialect_is_said_in_the_dataset(lake: Lake) -> None:
 
 
 @pytest.mark.parametrize("end", [".gz", ".zst"])
-def test_compressed_files_are_read_and_their_end_is_checked(lake: Lake, end: str) -> None:
-    """A .csv.gz that was cut in its last line was published."""
+def test_compressed_files_are_read_and_truncation_is_detected(lake: Lake, end: str) -> None:
+    """Former fault: a .csv.gz that was truncated in its last line was published."""
 
     def packed(text: str) -> bytes:
         if end == ".gz":
@@ -153,13 +153,16 @@ def test_compressed_files_are_read_and_their_end_is_checked(lake: Lake, end: str
 
 
 @pytest.mark.parametrize("name", ["things/{partition}.CSV", "things/{partition}.txt"])
-def test_every_name_of_a_csv_file_has_its_end_checked(lake: Lake, name: str) -> None:
+def test_truncation_of_a_csv_file_is_detected_for_any_file_extension(lake: Lake, name: str) -> None:
     things = case(lake, source=Files(name, "csv"))
     assert "truncated" in error_of(things, "id,v\n1,a\n2,b")
 
 
 def test_line_breaks_in_values_of_a_large_file_are_read(lake: Lake) -> None:
-    """Over 8 MiB, half of such files were refused: pandas#59009. For every alignment: tests/unit/test_csv_files.py."""
+    """Former fault: half of such files over 8 MiB were refused (pandas#59009).
+
+    tests/unit/test_csv_files.py tests every alignment.
+    """
     things = files(lake)
     assert land(things, "id,v,more\n" + "".join(f'{n},"a\nb",{"x" * 40}\n' for n in range(180_001))) == [""]
     assert lake.sql("SELECT count(*) AS n, count(DISTINCT id) AS ids, min(v) AS v FROM raw.things") == [
@@ -168,7 +171,7 @@ def test_line_breaks_in_values_of_a_large_file_are_read(lake: Lake) -> None:
 
 
 def test_a_quoted_line_break_at_the_end_of_a_block_is_kept(lake: Lake) -> None:
-    """Its first byte was the block's last, and it lost the other: apache/arrow#51368."""
+    """Former fault: a CRLF whose CR was the last byte of a block lost its LF (apache/arrow#51368)."""
     start = 'id,v\n1,"'
     content = start + "x" * ((8 << 20) - len(start) - 1) + '\r\nB"\n'
     things = files(lake, contract=CSV)
@@ -177,8 +180,8 @@ def test_a_quoted_line_break_at_the_end_of_a_block_is_kept(lake: Lake) -> None:
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_a_column_that_is_null_for_long_and_a_long_row_are_read(lake: Lake, kind: str) -> None:
-    """A value that first came after 8 MiB, and a row larger than that, were refused: duckdb#7448."""
+def test_a_first_value_after_8_mib_and_a_longer_row_are_read(lake: Lake, kind: str) -> None:
+    """Former fault: a column whose first value came after 8 MiB, and a row over 8 MiB, were refused (duckdb#7448)."""
     pad = "x" * 1000
     rows: list[dict[str, Any]] = [{"id": n, "late": None, "pad": pad} for n in range(9_000)]
     rows += [{"id": 9_000, "late": 1.5, "pad": "y" * (9 << 20), "key": 1}]
@@ -193,14 +196,14 @@ def test_a_column_that_is_null_for_long_and_a_long_row_are_read(lake: Lake, kind
     ) == [{"n": 9_001, "late": 1.5, "key": 1, "pad": 9 << 20}]
 
 
-def test_a_blank_line_of_a_single_column_is_a_null(lake: Lake) -> None:
+def test_a_blank_line_in_a_single_column_file_is_a_null(lake: Lake) -> None:
     things = files(lake)
     assert land(things, "v\na\n\nb\n") == [""]
     assert things.values(order="rowid") == ["a", None, "b"]
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(lake: Lake) -> None:
-    """Rows of the old and of the new one were published, and not taken up again."""
+    """Former fault: rows of the old and the new file were published, and the partition was not planned again."""
     things = files(lake)
     things.lake.land(f"things/{DAYS[0]}.csv", "v\n1\n")
     source: Any = things.dataset.source
@@ -212,8 +215,8 @@ def test_a_file_that_changes_while_it_is_read_is_refused(lake: Lake) -> None:
 
 
 @pytest.mark.parametrize("lake", ["sqlite+folder"], indirect=True)
-def test_a_large_file_that_is_written_over_is_refused_and_read_by_the_next_run(lake: Lake) -> None:
-    """Old and new rows stood in one partition, which no default run took up again."""
+def test_a_large_file_overwritten_during_the_read_is_refused_and_read_by_the_next_run(lake: Lake) -> None:
+    """Former fault: one partition held old and new rows, and no run with the default mode loaded it again."""
     things = files(lake, contract={"v": "bigint"})
     lake.land(f"things/{DAYS[0]}.csv", "v\n" + "1\n" * 1_000_000)
     source: Any = things.dataset.source
@@ -228,7 +231,7 @@ def test_a_large_file_that_is_written_over_is_refused_and_read_by_the_next_run(l
     assert lake.column("SELECT DISTINCT v FROM raw.things") == [2]
 
 
-def test_a_dialect_of_tabs_and_one_of_utf_16(lake: Lake) -> None:
+def test_tab_separated_and_utf_16_files_are_read(lake: Lake) -> None:
     tabs = files(lake, key="tabs", delimiter="\t")
     assert land(tabs, "id\tname\n1\ta;b,c\n") == [""]
     assert lake.sql("SELECT id, name FROM raw.tabs") == [{"id": 1, "name": "a;b,c"}]
@@ -237,8 +240,8 @@ def test_a_dialect_of_tabs_and_one_of_utf_16(lake: Lake) -> None:
     assert lake.sql("SELECT id, name FROM raw.wide") == [{"id": 1, "name": "größe 金"}]
 
 
-def test_a_parquet_file_under_a_contract(lake: Lake) -> None:
-    """A moment was cut to its day without a word; a struct was never JSON."""
+def test_a_parquet_file_is_cast_exactly_to_its_contract_or_refused(lake: Lake) -> None:
+    """Former faults: a timestamp was silently cut to its day; a struct was never stored as JSON."""
     table = pa.table({"day_of": [datetime(2024, 1, 1, 10)], "j": [{"a": 1, "b": ["x"]}]})
     things = files(lake, "parquet", contract={"day_of": "date", "j": "json"})
     assert "column day_of" in error_of(things, parquet(table))
@@ -247,8 +250,8 @@ def test_a_parquet_file_under_a_contract(lake: Lake) -> None:
     assert lake.sql("SELECT day_of, j FROM raw.things") == [{"day_of": date(2024, 1, 2), "j": '{"a":1,"b":["x"]}'}]
 
 
-def test_moments_as_spark_writes_them_are_read_in_every_year(lake: Lake) -> None:
-    """INT96: 9999-12-31 became 1816-03-30 without a word."""
+def test_int96_timestamps_of_spark_are_read_exactly_in_every_year(lake: Lake) -> None:
+    """Former fault: an INT96 9999-12-31 silently became 1816-03-30."""
 
     def spark(*values: Any, unit: str = "us") -> bytes:
         sink = io.BytesIO()
@@ -275,8 +278,8 @@ def test_moments_as_spark_writes_them_are_read_in_every_year(lake: Lake) -> None
     assert "column v: INT96 timestamps within lists" in error_of(others, sink.getvalue())
 
 
-def test_1308_files_of_int32_then_int64(lake: Lake) -> None:
-    """As landed: duckdb/ducklake#1308."""
+def test_ducklake_1308_files_of_int32_then_int64_give_correct_answers(lake: Lake) -> None:
+    """duckdb/ducklake#1308, from files in the landing zone."""
     things = files(lake, "parquet")
     days = (pa.array([1000, 2000], pa.int32()), pa.array([5, 6]), pa.array([9]))
     assert land(things, *(parquet(pa.table({"id": array})) for array in days)) == ["", "", ""]
@@ -286,16 +289,19 @@ def test_1308_files_of_int32_then_int64(lake: Lake) -> None:
     assert things.errors() == []
 
 
-def test_a_csv_header_in_chinese(lake: Lake) -> None:
+def test_a_chinese_csv_header_gives_chinese_column_names(lake: Lake) -> None:
     things = files(lake)
     assert land(things, "日期,金额\n2024-01-01,1.5\n") == [""]
     assert lake.sql("SELECT 日期, 金额 FROM raw.things") == [{"日期": date(2024, 1, 1), "金额": 1.5}]
 
 
-def test_a_listing_that_rounds_times_in_another_way_than_one_question_is_no_change(
+def test_a_listing_that_rounds_times_differently_than_a_head_request_is_not_a_change(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An S3 server that rounds up in a HEAD: half of all partitions of several files had "changed while read"."""
+    """Some S3 servers round a HEAD's time up.
+
+    Former fault: half of all partitions with several files "changed while read".
+    """
     listed = Storage.list
 
     def later(storage: Storage, folder: str = "") -> list[File]:
@@ -310,7 +316,7 @@ def test_a_listing_that_rounds_times_in_another_way_than_one_question_is_no_chan
 
 
 def test_nested_json_is_the_same_from_a_file_and_from_a_function(lake: Lake) -> None:
-    """It was STRUCT(TIMESTAMP, DOUBLE) from the one and text from the other."""
+    """Former fault: it was STRUCT(TIMESTAMP, DOUBLE) from a file and text from a function."""
     value = {"o": {"d": "2024-01-05", "n": 12345678901234567890}}
     file, function = files(lake, "jsonl"), case(lake, "function")
     assert land(file, json.dumps(value) + "\n") + function.each([value]) == ["", ""]
@@ -318,8 +324,11 @@ def test_nested_json_is_the_same_from_a_file_and_from_a_function(lake: Lake) -> 
     assert file.types() == function.types() == {"o": "JSON"}
 
 
-def test_json_takes_every_type_of_a_contract(lake: Lake) -> None:
-    """date, time and json were refused always; binary was four letters from a file and two bytes from a function."""
+def test_json_values_are_converted_to_every_contract_type(lake: Lake) -> None:
+    """Former faults: date, time and json were always refused.
+
+    The same binary value was four letters from a file and two bytes from a function.
+    """
     contract = {
         "d": "date",
         "t": "time",
@@ -353,7 +362,7 @@ def test_json_takes_every_type_of_a_contract(lake: Lake) -> None:
 
 
 def test_times_without_a_zone_in_csv_need_one_in_the_contract(lake: Lake) -> None:
-    """They were refused with Arrow's advice, and no setting helped."""
+    """Former fault: they were refused with advice from Arrow, and no setting solved it."""
     content = "at\n2024-01-05T10:00:00\n2024-01-05 10:00:00+01:00\n"
     contract = {"at": "timestamp"}
     assert "line 2: column at" in error_of(files(lake, contract=contract), content)
@@ -377,10 +386,10 @@ def test_times_without_a_zone_in_csv_need_one_in_the_contract(lake: Lake) -> Non
         ),
     ],
 )
-def test_a_file_with_its_own_partition_column_is_cast_where_that_is_exact(
+def test_a_partition_column_in_the_file_is_cast_if_exact_else_refused(
     lake: Lake, kind: str, good: str | bytes, bad: str | bytes
 ) -> None:
-    """`verify` was broken for good by the first day, and the second was refused."""
+    """Former fault: the first day broke `verify` permanently, and the second was refused."""
     things = files(lake, kind)
     other = (
         good.replace("01-01", "01-02")
@@ -393,8 +402,8 @@ def test_a_file_with_its_own_partition_column_is_cast_where_that_is_exact(
     assert "day" in error_of(files(lake, kind, key="bad"), bad)
 
 
-def test_header_names_become_columns_under_a_contract(lake: Lake) -> None:
-    """`Order ID` was a wrong header, and in JSON a column of nulls."""
+def test_header_names_are_matched_to_contract_columns(lake: Lake) -> None:
+    """Former fault: `Order ID` was refused as a wrong header in CSV and became a column of nulls in JSON."""
     contract = {"order_id": "bigint", "größe": "double", "total": "double"}
     for kind, content in (
         ("csv", "Order ID,größe,Amount €\n1,2.5,3\n"),
@@ -418,11 +427,11 @@ def test_header_names_become_columns_under_a_contract(lake: Lake) -> None:
     ],
 )
 def test_bad_json_is_refused_with_its_line(lake: Lake, content: bytes, says: str) -> None:
-    """Invalid UTF-8 was "the audits do not fit the rows", and of two equal keys the last one won."""
+    """Former faults: invalid UTF-8 gave "the audits do not fit the rows"; of two equal keys the last one won."""
     assert says in error_of(files(lake, "jsonl"), content)
 
 
-def test_a_json_array_is_read_and_an_empty_day_if_the_dataset_says_so(lake: Lake) -> None:
+def test_a_json_array_is_read_and_an_empty_file_only_if_the_dataset_allows_it(lake: Lake) -> None:
     things = files(lake, "json", empty=True)
     assert land(things, '[{"v": 1},\n {"v": 2}]', "", "\n \n") == ["", "", ""]
     assert things.values() == [1, 2]
@@ -447,8 +456,11 @@ AMONG_FILES = {
 
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("mix", AMONG_FILES)
-def test_the_files_of_a_partition_hold_what_one_type_holds_or_are_refused(lake: Lake, mix: str, first: int) -> None:
-    """As between partitions: the first file's types counted, and no file was named."""
+def test_files_of_a_partition_are_combined_in_one_exact_type_or_refused(lake: Lake, mix: str, first: int) -> None:
+    """The same rule as between partitions.
+
+    Former fault: the types of the first file were applied to all, and the error named no file.
+    """
     *arrays, data_type = AMONG_FILES[mix]
     things = case(lake, source=Files("things/{partition}/*.parquet", "parquet"))
     for name, array in zip("ab", (arrays[first], arrays[1 - first]), strict=True):
@@ -466,8 +478,8 @@ def test_the_files_of_a_partition_hold_what_one_type_holds_or_are_refused(lake: 
     assert things.errors() == []
 
 
-def test_the_files_of_a_partition_are_brought_to_one_type(lake: Lake) -> None:
-    """ "Schema at index 1 was different", and no file named."""
+def test_files_of_a_partition_are_cast_to_one_type(lake: Lake) -> None:
+    """Former fault: "Schema at index 1 was different", without the name of a file."""
     things = case(lake, source=Files("things/{partition}/*.parquet", "parquet"))
     for name, array in {
         "a": pa.array([1], pa.int32()),
@@ -486,7 +498,7 @@ def test_the_files_of_a_partition_are_brought_to_one_type(lake: Lake) -> None:
     assert things.errors() == []
 
 
-def test_parquet_by_pandas_is_read_as_it_was_written(lake: Lake) -> None:
+def test_parquet_written_by_pandas_is_read_unchanged(lake: Lake) -> None:
     sink = io.BytesIO()
     pd.DataFrame({"v": [1.5, None], "s": pd.Categorical(["a", "b"])}).to_parquet(sink)
     things = files(lake, "parquet")
@@ -506,7 +518,7 @@ PATTERNS = {
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_pattern_finds_its_files(lake: Lake, pattern: str) -> None:
-    """It was "no source" for ever."""
+    """Former fault: its partitions stayed "no source"."""
     things = case(lake, source=Files(pattern, "csv"))
     lake.land(PATTERNS[pattern], "v\n1\n")
     lake.land("other/2024-01-06.csv", "v\n2\n")
@@ -531,17 +543,17 @@ def test_a_pattern_finds_its_files(lake: Lake, pattern: str) -> None:
         ("a/{partition}.csv", "csv", {"nulls": "NA"}, "nulls must be a tuple of texts"),
     ],
 )
-def test_what_a_pattern_cannot_be_is_refused_where_it_is_written(
+def test_an_invalid_pattern_or_option_is_refused_when_the_dataset_is_defined(
     lake: Lake, pattern: str, kind: Any, more: Any, says: str
 ) -> None:
-    """The same file was every day's, or none was ever found."""
+    """Former fault: every day got the same file, or no file was ever found."""
     import re
 
     with pytest.raises(BadInput, match=re.escape(says.replace("\\", ""))):
         case(lake, source=Files(pattern, kind, **more))
 
 
-def test_files_that_are_no_partitions_are_listed(lake: Lake) -> None:
+def test_files_that_belong_to_no_partition_are_listed(lake: Lake) -> None:
     things = case(lake, source=Files("things/{partition}.csv", "csv"))
     for name in (DAYS[0], "2024-1-2", "2024-13-01", "2023-12-31", "2099-01-01", "notes"):
         lake.land(f"things/{name}.csv", "v\n1\n")

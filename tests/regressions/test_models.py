@@ -1,4 +1,4 @@
-"""Models that were built too early, too late, from too little, or with other values than the raw tables have."""
+"""Models that were built too early, too late, from incomplete data, or with values that differ from the raw tables."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def load_hours(lake: Lake, day: str, *hours: int, count: int = 1) -> None:
 # Ready
 
 
-def test_a_day_over_hourly_data_waits_for_every_hour(lake: Lake, project: Project) -> None:
-    """D7: hour 00 alone was enough, and 23 hours without it never were."""
+def test_a_daily_model_over_hourly_data_waits_for_every_hour(lake: Lake, project: Project) -> None:
+    """D7. Former fault: hour 00 alone was enough, and the 23 other hours without it never were."""
     hours = "FROM raw.hourly WHERE hour_at BETWEEN @start_dt AND @end_dt"
     signal = "signals (published(dataset := 'hourly'))"
     project.write(
@@ -54,23 +54,23 @@ def test_a_day_over_hourly_data_waits_for_every_hour(lake: Lake, project: Projec
     load_hours(lake, "2024-01-05", *range(1, 24))
     load_hours(lake, "2024-01-06", 0, 5)
     built = project.build()
-    # Two hours of a day are told apart in what a run shows.
+    # The run shows two hours of one day as different intervals.
     assert {(e["model"], e["start"], e["end"]) for e in built} == {
         ("silver.by_hour", "2024-01-05T01", "2024-01-06T00"),
         ("silver.by_hour", "2024-01-06T05", "2024-01-06T05"),
     }
     load_hours(lake, "2024-01-05", 0)
     assert project.built("silver.daily") == [("2024-01-05", "2024-01-05")]
-    # One hour again: its day again.
+    # One hour is loaded again: its day is built again.
     load_hours(lake, "2024-01-05", 7, count=10)
     assert project.built("silver.daily") == [("2024-01-05", "2024-01-05")]
     assert lake.sql("SELECT day, n::BIGINT AS n FROM silver.daily") == [{"day": date(2024, 1, 5), "n": 33}]
 
 
-def test_months_and_days_of_each_other_are_built_from_whole_partitions(
+def test_monthly_models_of_daily_data_and_the_reverse_are_built_from_whole_partitions(
     lake: Lake, project: Project, tmp_path: Path
 ) -> None:
-    """A month over daily data waits for its last day; a day over monthly data has one partition."""
+    """A month over daily data waits for its last day; a day over monthly data needs one partition."""
     project.write(
         "models/months.sql",
         model(
@@ -117,10 +117,10 @@ UNITS: dict[str, Callable[[datetime], datetime]] = {
 
 
 @pytest.mark.parametrize("grain", [Grain.hour, Grain.day, Grain.month, Grain.full])
-def test_ready_is_every_partition_that_overlaps_and_can_be(
+def test_an_interval_is_ready_when_every_possible_partition_that_overlaps_it_is_published(
     lake: Lake, grain: Grain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every grain under every interval, against counting hours; with and without the dataset's own bounds."""
+    """Every grain with every interval, compared with a count of hours, with and without the dataset's bounds."""
     from dataclasses import replace
 
     from ducklake_flows.models import signals as module
@@ -133,7 +133,7 @@ def test_ready_is_every_partition_that_overlaps_and_can_be(
     with connected(lake.settings) as con:
         row = {"dataset": "x", "state": "published", "attempt_id": "a", "recorded_at": first, "token": 1}
         append(con, "ledger", [{**row, "partition": key} for key in published])
-        # A failure leaves what was published published; a partition that only ever failed was not.
+        # A failure after a publish leaves the partition published; one that only failed is not published.
         append(con, "ledger", [{**row, "partition": key, "state": "failed", "token": 2} for key in published[:3]])
         append(con, "ledger", [{**row, "partition": key, "state": "failed"} for key in missing])
         for bounds in ((None, None), (date(2024, 1, 5), date(2024, 2, 20))):
@@ -162,8 +162,8 @@ def test_ready_is_every_partition_that_overlaps_and_can_be(
 # Where models begin
 
 
-def test_a_model_without_start_reaches_as_far_back_as_the_data(lake: Lake, project: Project) -> None:
-    """D6: what lay before 2013 was missing without a word; so was what a refreshed reference changed there."""
+def test_a_model_without_a_start_begins_at_the_earliest_data(lake: Lake, project: Project) -> None:
+    """D6. Former fault: data before 2013 was silently missing, as were its changes by a refreshed reference."""
     query = (
         "SELECT r.id, r.value, r.day, a.name FROM raw.readings AS r LEFT JOIN bronze.airlines AS a "
         "ON a.carrier = 'UA' WHERE r.day BETWEEN @start_date AND @end_date"
@@ -176,7 +176,7 @@ def test_a_model_without_start_reaches_as_far_back_as_the_data(lake: Lake, proje
     lake.load("airlines", "full")
     load(lake, "2009-03-05", "2024-01-02")
     assert project.built("silver.readings") == [("2009-03-05", "2009-03-05"), ("2024-01-02", "2024-01-02")]
-    # Data that arrives later and is earlier than all before.
+    # Later data with an earlier day than all data so far.
     load(lake, "1999-12-31")
     assert project.built("silver.readings") == [("1999-12-31", "1999-12-31")]
     lake.land("airlines.csv", "carrier,name\nUA,Renamed\n")
@@ -191,7 +191,7 @@ def test_a_model_without_start_reaches_as_far_back_as_the_data(lake: Lake, proje
 
 
 def widen(lake: Lake, column: str, data_type: str) -> None:
-    """A raw column of another type, as evolution by a rewrite leaves it."""
+    """Change the type of a raw column, as schema evolution by a rewrite does."""
     con = connect(lake.settings)
     con.execute("BEGIN")
     con.execute(f"CREATE TABLE raw.other AS SELECT * REPLACE ({column}::{data_type} AS {column}) FROM raw.readings")
@@ -202,7 +202,7 @@ def widen(lake: Lake, column: str, data_type: str) -> None:
     con.close()
 
 
-def test_a_raw_column_of_another_type_rebuilds_the_models_instead_of_rounding(lake: Lake, project: Project) -> None:
+def test_a_changed_raw_column_type_rebuilds_the_models_instead_of_rounding(lake: Lake, project: Project) -> None:
     project.write("models/readings.sql", model("silver.readings", READINGS, "day", PUBLISHED))
     project.write("models/gold.sql", model("gold.readings", READINGS.replace("raw.", "silver."), "day"))
     load(lake, "2024-01-01", value=9007199254740993)
@@ -218,7 +218,9 @@ def test_a_raw_column_of_another_type_rebuilds_the_models_instead_of_rounding(la
         assert lake.column(f"SELECT value::VARCHAR FROM {table} ORDER BY day") == ["9007199254740993.000", "2.500"]
 
 
-def test_a_value_that_a_models_column_cannot_hold_is_refused_by_name(lake: Lake, project: Project) -> None:
+def test_a_value_that_a_model_column_cannot_store_exactly_is_refused_with_its_column(
+    lake: Lake, project: Project
+) -> None:
     """DuckDB casts 2.5 to 2 when it is inserted into a BIGINT."""
     project.write(
         "models/readings.sql",
@@ -240,16 +242,16 @@ def test_a_value_that_a_models_column_cannot_hold_is_refused_by_name(lake: Lake,
         project.build()
 
 
-def test_an_added_column_rebuilds_no_model_and_a_changed_description_hides_no_changed_day(
+def test_an_added_column_rebuilds_no_model_and_a_changed_description_still_rebuilds_changed_days(
     lake: Lake, project: Project
 ) -> None:
-    """A model with another description takes over the intervals of the one before it: the outdated ones, too."""
+    """A model with a changed description inherits the intervals of its previous version, including outdated ones."""
     project.write("models/readings.sql", model("silver.readings", READINGS, "day", PUBLISHED))
     star = READINGS.replace("id, value, day", "*")
     project.write("models/star.sql", model("silver.star", star, "day", PUBLISHED))
     project.write("models/codes.sql", "MODEL (name silver.codes, kind SEED (path '../seeds/codes.csv'));")
     project.write("seeds/codes.csv", "code\n1\n")
-    # An external model whose columns nobody knew: an older release left such ones in SQLMesh's state.
+    # An external model with unknown columns: an older release left such models in SQLMesh's state.
     project.write("external_models.yaml", "- name: lake.raw.entries\n")
     load(lake, "2024-01-01", "2024-01-02")
     project.build()
@@ -286,8 +288,10 @@ def test_an_added_column_rebuilds_no_model_and_a_changed_description_hides_no_ch
         ("models/.a.sql.swp", False),
     ],
 )
-def test_every_file_that_can_change_what_is_built_is_planned(tmp_path: Path, path: str, counts: bool) -> None:
-    """P10: a changed seed or .yml was not."""
+def test_the_project_digest_covers_exactly_the_files_that_affect_a_build(
+    tmp_path: Path, path: str, counts: bool
+) -> None:
+    """P10. Former fault: a changed seed or .yml was not planned."""
     before = project_digest(tmp_path)
     (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / path).write_text("1")
@@ -297,7 +301,7 @@ def test_every_file_that_can_change_what_is_built_is_planned(tmp_path: Path, pat
     assert (before != made, made != changed) == (counts, counts)
 
 
-def test_a_broken_dataset_file_stops_no_model_of_another(
+def test_a_broken_dataset_file_does_not_stop_models_of_other_datasets(
     lake: Lake, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "datasets"

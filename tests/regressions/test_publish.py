@@ -1,4 +1,4 @@
-"""What became of each partition of a group: as the ledger says, whatever was lost, late or damaged."""
+"""The result of each partition of a group agrees with the ledger after lost answers, late attempts and damage."""
 
 from __future__ import annotations
 
@@ -41,10 +41,13 @@ def number(case: Case, day: str, value: int) -> Any:
 
 
 @pytest.mark.parametrize("committed", [True, False], ids=["committed", "not committed"])
-def test_a_lost_answer_is_rebuilt_from_the_ledger_state_by_state(
+def test_after_a_lost_commit_answer_every_state_is_read_from_the_ledger(
     lake: Lake, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
-    """A failure vanished, and a rejected partition was reported as published. The first reconnect fails, too."""
+    """Former fault: a failure was dropped, and a rejected partition was reported as published.
+
+    In this test the first reconnect fails, too.
+    """
     things = case(lake)
     things.publish([number(things, FOUR, 4)])
     group = [
@@ -76,8 +79,8 @@ def test_a_lost_answer_is_rebuilt_from_the_ledger_state_by_state(
     check_reads(things, "v", [1, 4])
 
 
-def test_a_dataset_named_conflicts_whose_file_is_gone_is_one_failure(lake: Lake) -> None:
-    """Its name made "another writer changed the lake first" of a missing file."""
+def test_a_missing_file_of_a_dataset_named_conflicts_is_one_failure(lake: Lake) -> None:
+    """Former fault: because of the name, a missing file was reported as "another writer changed the lake first"."""
     things = case(lake, "conflicts")
     group = [number(things, day, 1) for day in DAYS]
     lake.data.fs.delete_file(lake.data.path(group[1].files[0]))
@@ -125,7 +128,7 @@ def test_a_dataset_named_conflicts_whose_file_is_gone_is_one_failure(lake: Lake)
         (duckdb.InvalidInputException('Invalid Input Error: Column "permission denied for " is missing'), "None"),
     ],
 )
-def test_an_error_is_told_by_what_duckdb_says_and_not_by_names_in_it(
+def test_an_error_is_classified_by_duckdbs_message_and_not_by_names_in_it(
     lake: Lake, error: duckdb.Error, meaning: str
 ) -> None:
     found = explain(error, lake.settings, committing=False)
@@ -141,7 +144,7 @@ def test_an_attempt_that_was_extracted_earlier_never_replaces_a_later_one(lake: 
     assert (result.older, result.receipts, result.unchanged, result.failures) == ([early], [], [], [])
     assert result.snapshot_id is None
     check_reads(things, "v", [2])
-    # Also where the rows that are there were confirmed by a later attempt than the one that published them.
+    # Also if a later attempt than the one that published the rows has confirmed them.
     confirmed = replace(number(things, ONE, 2), source_version="v2")
     between = replace(number(things, ONE, 3), attempt_id=later.attempt_id[:-1] + "~")
     assert things.publish([confirmed]).unchanged
@@ -149,7 +152,7 @@ def test_an_attempt_that_was_extracted_earlier_never_replaces_a_later_one(lake: 
     check_reads(things, "v", [2])
 
 
-def test_what_a_run_planned_after_the_published_attempt_is_not_older_on_a_slow_clock(lake: Lake) -> None:
+def test_an_attempt_planned_after_the_published_one_is_newer_despite_a_slow_clock(lake: Lake) -> None:
     things = case(lake)
     slow = number(things, ONE, 2)
     published = number(things, ONE, 1)
@@ -194,8 +197,8 @@ def test_rows_that_were_deleted_by_hand_are_published_again_when_rechecked(lake:
     publisher.close()
 
 
-def test_a_table_that_was_emptied_follows_its_contract_and_is_filled_again(lake: Lake) -> None:
-    """What docs/operations.md says of a contract whose types change: `lake init`, then `lake backfill --mode all`."""
+def test_an_emptied_table_takes_its_new_contract_and_is_filled_again(lake: Lake) -> None:
+    """The steps of docs/operations.md for changed contract types: `lake init`, then `lake backfill --mode all`."""
     from ducklake_flows.datasets.contract import Contract
     from ducklake_flows.lake.schema import bootstrap
 
@@ -212,7 +215,7 @@ def test_a_table_that_was_emptied_follows_its_contract_and_is_filled_again(lake:
     check_reads(things, "v", ["1"])
 
 
-def test_a_staged_file_and_its_folders_are_on_the_disk_before_it_is_named(
+def test_a_staged_file_and_its_folders_are_fsynced_before_a_receipt_names_it(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import os
@@ -235,10 +238,10 @@ def test_a_staged_file_and_its_folders_are_on_the_disk_before_it_is_named(
 
 
 @pytest.mark.parametrize("verdict", ["500", "cut"])
-def test_a_slot_that_cannot_be_given_back_ends_no_run(
+def test_a_slot_that_cannot_be_released_does_not_fail_the_run(
     gated_lake: Lake, caplog: pytest.LogCaptureFixture, verdict: str
 ) -> None:
-    """The run was published, and ended in a traceback, without its event. The lease runs out by itself."""
+    """Former fault: the run published, then ended in a traceback without its event. The lease expires by itself."""
     port = urlsplit(PREFECT_API_URL.value()).port
     assert port
     with Proxy(port) as proxy:
@@ -252,7 +255,7 @@ def test_a_slot_that_cannot_be_given_back_ends_no_run(
     assert held() == 0
 
 
-def test_a_run_whose_slot_cannot_be_given_back_ends_well_and_tells_the_world(gated_lake: Lake) -> None:
+def test_a_run_whose_slot_cannot_be_released_succeeds_and_emits_its_event(gated_lake: Lake) -> None:
     gated_lake.land("readings/2024-01-01.jsonl", [{"id": 1, "value": 1}])
     port = urlsplit(PREFECT_API_URL.value()).port
     assert port
@@ -268,25 +271,28 @@ def test_a_run_whose_slot_cannot_be_given_back_ends_well_and_tells_the_world(gat
     wanted = {"filter": {"event": {"name": [events.PUBLISHED]}}}
     with get_client(sync_client=True) as client:
         for attempt in Retrying(stop=stop_after_delay(30), wait=wait_fixed(0.2)):
-            with attempt:  # an event is on its way for a moment
+            with attempt:  # an event arrives with a short delay
                 found = client.request("POST", "/events/filter", json=wanted).json()["events"]
                 assert summary["snapshot_id"] in [event["payload"]["snapshot_id"] for event in found]
     assert gated_lake.errors() == []
 
 
 @pytest.mark.parametrize("lake", ["sqlite+folder", "postgres+s3"], indirect=True)
-def test_a_file_that_is_found_is_the_file_that_is_listed(lake: Lake) -> None:
-    """Its time was another one on S3, so that a partition was stale whenever it was planned alone."""
+def test_find_and_list_return_the_same_file_info(lake: Lake) -> None:
+    """Former fault: on S3 the times differed, so that a partition was stale whenever it was planned alone."""
     lake.land("things/a.jsonl", "{}")
     landing = open_storage(lake.settings.landing, lake.settings)
     assert [landing.find("things/a.jsonl")] == landing.list("things")
     assert landing.find("things/b.jsonl") is None
 
 
-def test_an_attempt_that_is_published_between_schema_and_rows_is_not_replaced_by_an_older_one(
+def test_an_attempt_published_between_schema_and_row_commits_is_not_replaced_by_an_older_one(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The group was compared with the ledger once, before the commit of the schema; without the gate, that is stale."""
+    """Former fault: the group was compared with the ledger only once, before the schema commit.
+
+    Without the gate that comparison can be stale.
+    """
     things = case(lake)
     things.publish([staged(things, ONE, "SELECT 1::INTEGER AS v")])
     older, newer = number(things, ONE, 2), staged(things, ONE, "SELECT 3::INTEGER AS v")
@@ -306,8 +312,8 @@ def test_an_attempt_that_is_published_between_schema_and_rows_is_not_replaced_by
 
 
 @pytest.mark.parametrize("mode", [Mode.all, [Mode.all], [Mode.missing, Mode.all]], ids=str)
-def test_mode_all_compares_with_the_table_however_it_is_given(gated_lake: Lake, mode: Mode | list[Mode]) -> None:
-    """`lake backfill --mode all` gives a list, for which the ledger's word was taken."""
+def test_mode_all_compares_with_the_table_as_a_value_or_in_a_list(gated_lake: Lake, mode: Mode | list[Mode]) -> None:
+    """`lake backfill --mode all` passes a list. Former fault: a list was compared with the ledger only."""
     gated_lake.land("readings/2024-01-01.jsonl", [{"id": 1, "value": 1}, {"id": 2, "value": 1}])
     day = date(2024, 1, 1)
     assert ingest(["readings"], day, day, workers=1)["published"] == 1

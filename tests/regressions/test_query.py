@@ -1,4 +1,4 @@
-"""`lake sql` reads the lake, all of it, and nothing else; it can change nothing (issue 17, case P8)."""
+"""`lake sql` reads all of the lake and nothing else, and changes nothing (issue 17, case P8)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ USEFUL = (
 )
 
 HOSTILE = (
-    # Changes around the read-only lake.
+    # Changes that bypass the read-only lake.
     "USE memory",
     "DETACH lake",
     "ATTACH 'ducklake:{catalog}' AS again (DATA_PATH '{data}')",
@@ -79,7 +79,7 @@ HOSTILE = (
     "VACUUM",
     "PREPARE q AS SELECT 1",
     "EXECUTE q",
-    # Writes that stand in a SELECT.
+    # Writes inside a SELECT.
     "FROM ducklake_expire_snapshots('lake', versions => [1])",
     "FROM lake.expire_snapshots(versions => [1])",
     "SELECT (SELECT count(*) FROM ducklake_delete_orphaned_files('lake', cleanup_all => true))",
@@ -116,12 +116,12 @@ HOSTILE = (
     "SELECT getenv('LAKE_S3_SECRET')",
     "FROM settings",
     "FROM sql",
-    # Files written.
+    # Writes to files.
     "COPY (FROM raw.readings) TO '{folder}/out.csv'",
     "COPY (FROM raw.readings) TO '{data}out.csv'",
     "COPY raw.readings TO '{folder}/out.csv'",
     "COPY raw.readings FROM '{folder}/.env'",
-    # No query at all.
+    # Not a query.
     "",
     ";",
     "-- nothing",
@@ -133,7 +133,7 @@ HOSTILE = (
 
 @pytest.fixture
 def filled(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
-    """A lake with a day of readings, beside a file with a secret; another key lies in the environment."""
+    """A lake with a day of readings, next to files with a secret; the environment holds another secret."""
     lake.land("readings/2024-01-01.jsonl", [{"n": 1}, {"n": 2}])
     lake.load("readings", "2024-01-01")
     for name in (".env", ".env.csv"):
@@ -143,7 +143,7 @@ def filled(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
 
 
 def contents(lake: Lake, folder: Path) -> dict[str, Any]:
-    """All that a query must leave as it is: fences, ledger, snapshots, options, staged files, the folder's files."""
+    """What a query must not change: fences, ledger, snapshots, options, staged files, files of the folder."""
     tables = ("ops.fence", "ops.transform_fence", "ops.ledger", "raw.readings", "ducklake_options('lake')")
     return {
         **{table: lake.sql(f"FROM {table}") for table in (*tables, "lake.snapshots()")},
@@ -166,7 +166,7 @@ def test_a_hostile_query_is_one_error_and_changes_nothing(filled: Lake, tmp_path
         "home": settings.home,
         "folder": tmp_path,
     }
-    # All of them on the one; on the other each costs a connection to PostgreSQL and S3.
+    # All of them on the embedded lake; a third on PostgreSQL and S3, where each costs a connection.
     for hostile in HOSTILE if settings.embedded else HOSTILE[::3]:
         with pytest.raises(BadInput) as caught:
             query(settings, hostile.format(**places))
@@ -176,12 +176,12 @@ def test_a_hostile_query_is_one_error_and_changes_nothing(filled: Lake, tmp_path
 
 
 @on_both
-def test_what_people_ask_of_a_lake_works(filled: Lake) -> None:
+def test_common_read_queries_work(filled: Lake) -> None:
     version = max(filled.column("SELECT snapshot_id FROM lake.snapshots()"))
     for useful in USEFUL:
         assert answer(filled.settings, useful.format(version=version)).columns, useful
     assert query(filled.settings, "SELECT sum(n)::INT AS n FROM raw.readings") == [{"n": 3}]
-    # Two columns of one name are both shown.
+    # Both of two columns with the same name are shown.
     joined = "SELECT a.n, b.n FROM raw.readings a JOIN raw.readings b ON a.n < b.n"
     assert query(filled.settings, joined) == [{"n": 1, "n_2": 2}]
     # DuckDB's httpfs copies AWS_* into its settings when it is loaded; pg_settings shows them.
@@ -192,7 +192,7 @@ def test_what_people_ask_of_a_lake_works(filled: Lake) -> None:
 
 
 @on_both
-def test_an_export_is_written_where_it_was_asked_for_and_nowhere_else(filled: Lake, tmp_path: Path) -> None:
+def test_an_export_is_written_only_to_the_requested_path(filled: Lake, tmp_path: Path) -> None:
     settings = filled.settings
     target = tmp_path / "it's.parquet"
     quoted = str(target).replace("'", "''")

@@ -1,4 +1,4 @@
-"""What a function yields is stored as it is, or refused with its column: each case once went wrong without a word."""
+"""What a function yields is stored exactly or refused with its column. Each case once failed silently."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def test_nan_and_infinity_are_values(lake: Lake) -> None:
-    """They became null, and a column of nothing else vanished."""
+    """Former fault: they became null, and a column of only such values was dropped."""
     things = case(lake)
     assert things.each([{"v": 1.5}, {"v": math.nan}, {"v": math.inf}], [{"v": math.inf}]) == ["", ""]
     assert str(things.values()) == "[1.5, nan, inf, inf]"
@@ -29,8 +29,8 @@ def test_nan_and_infinity_are_values(lake: Lake) -> None:
     assert things.errors() == []
 
 
-def test_an_infinity_alone_is_kept(lake: Lake) -> None:
-    """The column vanished."""
+def test_a_column_of_only_infinity_is_kept(lake: Lake) -> None:
+    """Former fault: the column was dropped."""
     for key, contract in (("plain", None), ("declared", {"v": "double"})):
         things = case(lake, key, contract=contract)
         assert things.each([{"v": math.inf}]) == [""]
@@ -38,8 +38,8 @@ def test_an_infinity_alone_is_kept(lake: Lake) -> None:
         assert things.values() == [math.inf]
 
 
-def test_an_integer_among_doubles_is_one_of_them(lake: Lake) -> None:
-    """The double went into a second column, v__v_double, and was null in the first."""
+def test_an_integer_among_doubles_becomes_a_double(lake: Lake) -> None:
+    """Former fault: the double went into a second column, v__v_double, and was null in the first."""
     things = case(lake)
     assert things.each([{"v": 1}, {"v": 1.5}]) == [""]
     assert things.values() == [1.0, 1.5]
@@ -49,10 +49,15 @@ def test_an_integer_among_doubles_is_one_of_them(lake: Lake) -> None:
 @pytest.mark.parametrize(
     ("first", "other"), [(1, "x"), (1, {"a": 1}), (True, 5), (True, 0.5), (True, "no"), ("a", ["b"]), (1.5, 1 << 60)]
 )
-def test_values_of_two_kinds_are_refused_with_the_line_for_the_contract(lake: Lake, first: Any, other: Any) -> None:
-    """The second went into a column of its own, or was stored as true; within a day and on another (duckdb#25786)."""
+def test_values_of_incompatible_types_are_refused_with_the_contract_line_to_add(
+    lake: Lake, first: Any, other: Any
+) -> None:
+    """Former fault: the second went into a separate column, or was stored as true (duckdb#25786).
+
+    Both within one day and between two days.
+    """
     within = case(lake, "within").refused([{"v": first}, {"v": other}])
-    assert "row 2: column v" in within or "column v" in within
+    assert "row 2: column v" in within
     later = case(lake, "later").refused([{"v": first}], [{"v": other}])
     assert "column v" in later
     assert '"v": "' in later, later
@@ -62,15 +67,15 @@ def test_values_of_two_kinds_are_refused_with_the_line_for_the_contract(lake: La
 @pytest.mark.parametrize(
     "names", [("ID", "id"), ("Order ID", "order_id"), ("na!e", "na%e"), ("größe", "Größe"), ("a b", "a-b")]
 )
-def test_two_names_that_would_be_one_column_are_refused(lake: Lake, names: tuple[str, str]) -> None:
-    """One of them was lost: dlt-hub/dlt#423."""
+def test_two_names_that_map_to_one_column_are_refused(lake: Lake, names: tuple[str, str]) -> None:
+    """Former fault: one of them was lost (dlt-hub/dlt#423)."""
     one, other = names
     error = case(lake).refused([{one: 1, other: 2}])
     assert repr(one) in error
     assert repr(other) in error
 
 
-def test_names_in_any_script_are_columns(lake: Lake) -> None:
+def test_names_in_any_script_become_columns(lake: Lake) -> None:
     things = case(lake)
     assert things.each([{"日期": 1, "金额": 2, "数量": 3, "größe": 4, "Amount €": 5, "class_": 6, "_dlt_id": "x"}]) == [
         ""
@@ -80,7 +85,7 @@ def test_names_in_any_script_are_columns(lake: Lake) -> None:
     assert things.errors() == []
 
 
-def test_names_may_be_chosen_in_the_contract(lake: Lake) -> None:
+def test_the_contract_can_rename_columns(lake: Lake) -> None:
     things = case(lake, rename={"ID": "upper_id", "": "row"})
     assert things.each([{"ID": 1, "id": 2, "": 3}]) == [""]
     assert (things.values("upper_id"), things.values("id"), things.values("row")) == ([1], [2], [3])
@@ -88,8 +93,11 @@ def test_names_may_be_chosen_in_the_contract(lake: Lake) -> None:
 
 
 @pytest.mark.parametrize("name", ["_dlt_id", "_dlt_load_id", "_lake_partition", "filename", "class_", "lake partition"])
-def test_no_name_is_the_pipelines_own(lake: Lake, name: str) -> None:
-    """dlt's own names disappeared, the mark's killed the worker, and `filename` broke `lake verify` for good."""
+def test_no_column_name_is_reserved_by_the_pipeline(lake: Lake, name: str) -> None:
+    """Former faults: columns with names of dlt were dropped.
+
+    The name of the partition mark killed the worker. `filename` broke `lake verify` permanently.
+    """
     things = case(lake, contract={name: "text"} if name == "class_" else None)
     column = name.replace(" ", "_")
     for key in DAYS[:2]:
@@ -99,8 +107,8 @@ def test_no_name_is_the_pipelines_own(lake: Lake, name: str) -> None:
     assert things.errors() == []
 
 
-def test_a_column_that_comes_late_in_a_large_partition_is_read(lake: Lake) -> None:
-    """dlt began a second file, and every partition of the chunk was refused, or a ValueError ended the chunk."""
+def test_a_column_that_first_appears_late_in_a_large_partition_is_read(lake: Lake) -> None:
+    """Former fault: dlt started a second file; every partition of the chunk was refused, or a ValueError ended it."""
     things = case(lake)
     for key in DAYS[:2]:
         things.given[key] = [*({"id": n} for n in range(12_000)), *({"id": n, "late": n} for n in range(12_000))]
@@ -112,7 +120,7 @@ def test_a_column_that_comes_late_in_a_large_partition_is_read(lake: Lake) -> No
 
 
 def test_integers_beyond_64_bits_are_exact(lake: Lake) -> None:
-    """They were rounded to a double: two ids became equal (duckdb#22750)."""
+    """Former fault: they were rounded to doubles, so that two ids became equal (duckdb#22750)."""
     things = case(lake)
     ids = [12345678901234567890, 12345678901234567891, 1 << 63, (1 << 64) - 1]
     assert things.each([{"v": i} for i in ids]) == [""]
@@ -120,7 +128,7 @@ def test_integers_beyond_64_bits_are_exact(lake: Lake) -> None:
     assert case(lake, "most").refused([{"v": 10**40}]).startswith("row 1: column v")
 
 
-def test_a_frozen_contract_leaves_out_or_refuses_what_it_does_not_know(lake: Lake) -> None:
+def test_a_contract_discards_or_refuses_undeclared_columns_as_configured(lake: Lake) -> None:
     rows = [{"a": 1, "b": 2}]
     discarding = case(lake, "discarding", contract={"a": "bigint"}, new_columns="discard_value")
     assert discarding.each(rows) == [""]
@@ -131,22 +139,22 @@ def test_a_frozen_contract_leaves_out_or_refuses_what_it_does_not_know(lake: Lak
 
 
 def test_two_thousand_columns_are_read(lake: Lake) -> None:
-    """DuckDB: max expression depth."""
+    """Former fault: DuckDB's "max expression depth" error."""
     things = case(lake)
     assert things.each([{f"c{n}": n for n in range(2_000)}]) == [""]
     assert things.values("c1999") == [1999]
     assert things.errors() == []
 
 
-def test_a_moment_under_a_date_is_refused(lake: Lake) -> None:
-    """The time was cut off."""
+def test_a_timestamp_with_a_time_in_a_date_column_is_refused(lake: Lake) -> None:
+    """Former fault: the time was cut off."""
     things = case(lake, contract={"v": "date"})
     assert things.each([{"v": datetime(2024, 1, 5)}]) == [""]
     assert "cannot be date" in case(lake, "other", contract={"v": "date"}).refused([{"v": datetime(2024, 1, 5, 10)}])
 
 
-def test_moments_without_a_zone_stay_without_one(lake: Lake) -> None:
-    """They were taken for UTC."""
+def test_timestamps_without_a_zone_stay_without_one(lake: Lake) -> None:
+    """Former fault: they were interpreted as UTC."""
     things = case(lake)
     assert things.each([{"v": datetime(2024, 1, 5, 10)}]) == [""]
     assert things.types() == {"v": "TIMESTAMP"}
@@ -171,15 +179,13 @@ def test_moments_without_a_zone_stay_without_one(lake: Lake) -> None:
         ("\ud800", "surrogates"),
     ],
 )
-def test_what_has_no_exact_place_is_refused(lake: Lake, value: Any, why: str) -> None:
-    error = case(lake).refused(
-        [{"v": 1 if isinstance(value, object) and type(value) is object else value}, {"v": value}]
-    )
+def test_a_value_without_an_exact_column_type_is_refused(lake: Lake, value: Any, why: str) -> None:
+    error = case(lake).refused([{"v": value}])
     assert "column v" in error
-    assert why in error or "but the earlier value" in error
+    assert why in error
 
 
-def test_nested_values_are_json_and_exact(lake: Lake) -> None:
+def test_nested_values_are_stored_as_exact_json(lake: Lake) -> None:
     things = case(lake)
     nested = {"d": date(2024, 1, 5), "n": 12345678901234567890, "x": Decimal("0.10000000000000000001"), "é": [1, None]}
     assert things.each([{"v": nested}], [{"v": ["x"]}], [{"v": []}]) == ["", "", ""]
@@ -191,7 +197,7 @@ def test_nested_values_are_json_and_exact(lake: Lake) -> None:
     ]
 
 
-def test_a_declared_column_takes_values_of_several_kinds(lake: Lake) -> None:
+def test_a_declared_column_accepts_values_of_several_python_types(lake: Lake) -> None:
     things = case(lake, contract={"t": "text", "n": "decimal(10,2)", "j": "json", "b": "binary"})
     rows = [
         {"t": 1, "n": 1, "j": {"a": 1}, "b": "AAE="},
@@ -215,8 +221,8 @@ def test_the_columns_of_a_table_are_kept_when_a_day_has_no_value_in_them(lake: L
     assert things.errors() == []
 
 
-def test_what_a_postgresql_driver_gives_is_stored_exactly_or_refused(lake: Lake, services: Services) -> None:
-    """A numeric without a scale was an internal error; a time with a zone lost its offset without a word."""
+def test_values_of_a_postgresql_driver_are_stored_exactly_or_refused(lake: Lake, services: Services) -> None:
+    """Former faults: a numeric without a scale was an internal error; a time with a zone silently lost its offset."""
     services.postgres.database("source", services.password)
     url = f"host=127.0.0.1 port={services.postgres.port} dbname=source user=source"
 
@@ -245,8 +251,8 @@ def test_what_a_postgresql_driver_gives_is_stored_exactly_or_refused(lake: Lake,
 
 
 @pytest.mark.parametrize("key", ["con", "select", "table", "lake", "main", "raw", "fence", "things_"])
-def test_a_datasets_key_may_be_any_word(lake: Lake, key: str) -> None:
-    """A key that is a word of SQL, or a name in our own code, was found out once a partition."""
+def test_a_dataset_key_may_be_a_reserved_word(lake: Lake, key: str) -> None:
+    """Former fault: a key that is an SQL keyword or a name used in our code failed in every partition."""
     things = case(lake, key)
     assert things.each([{key: 1, "v": None}], [{key: 2, "v": "x"}]) == ["", ""]
     assert lake.column(f'SELECT "{key}" FROM raw."{key}" ORDER BY ALL') == [1, 2]

@@ -1,4 +1,7 @@
-"""Raw tables whose columns are not the next partition's: widened exactly, or the partition is refused by name."""
+"""Raw tables whose columns differ from the next partition's.
+
+The table is widened exactly, or the partition is refused with the column.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ ONE, TWO, THREE, FOUR = DAYS
 
 
 def values(sql_type: str, *found: Any) -> str:
-    """A query that gives values of one type as the column ``v``."""
+    """A query that returns values of one type as the column ``v``."""
     rows = ", ".join("(NULL)" if value is None else f"('{value}')" for value in found)
     return f"SELECT CAST(v AS {sql_type}) AS v FROM (VALUES {rows}) AS t(v)"
 
@@ -40,7 +43,7 @@ def values(sql_type: str, *found: Any) -> str:
 def test_ducklake_1308_a_widened_column_is_found_by_every_operator(
     lake: Lake, first: tuple[Any, ...], second: tuple[Any, ...], table: str
 ) -> None:
-    """https://github.com/duckdb/ducklake/issues/1308: 1000 was no longer found, and ORDER BY gave other numbers."""
+    """https://github.com/duckdb/ducklake/issues/1308: 1000 was no longer found, and ORDER BY gave wrong numbers."""
     things = case(lake)
     days = [(ONE, values(*first)), (TWO, values(*second)), (THREE, values(*first)), (FOUR, values(first[0], 7))]
     assert publish(things, *days) == [""] * 4
@@ -63,7 +66,7 @@ def test_columns_in_another_order_and_case_are_the_same_columns(lake: Lake) -> N
     check_reads(things, "more", [None, None, 1])
 
 
-def test_two_columns_that_differ_in_case_only_are_refused_by_both_names(lake: Lake) -> None:
+def test_two_columns_that_differ_only_in_case_are_refused_with_both_names(lake: Lake) -> None:
     things = case(lake)
     receipt = staged(things, ONE, "SELECT 1 AS a")
     both = replace(receipt, columns={**receipt.columns, "A": "BIGINT"})
@@ -82,7 +85,7 @@ def test_two_columns_that_differ_in_case_only_are_refused_by_both_names(lake: La
     ],
     ids=["a struct gains a field", "an empty list", "a struct in a list", "a map"],
 )
-def test_dlt_2788_nested_values_may_gain_what_they_lack(lake: Lake, first: str, second: str, third: str) -> None:
+def test_dlt_2788_nested_types_can_be_extended(lake: Lake, first: str, second: str, third: str) -> None:
     things = case(lake)
     assert publish(things, *((d, f"SELECT {q} AS v") for d, q in zip(DAYS, (first, second, third), strict=False))) == [
         "",
@@ -96,7 +99,7 @@ def test_dlt_2788_nested_values_may_gain_what_they_lack(lake: Lake, first: str, 
     assert things.damaged() == []
 
 
-def test_an_integer_that_a_double_cannot_hold_is_refused_by_value(lake: Lake) -> None:
+def test_an_integer_that_a_double_cannot_represent_is_refused_with_its_value(lake: Lake) -> None:
     things = case(lake)
     large = 2**53 + 1
     assert publish(things, (ONE, values("BIGINT", 1, large))) == [""]
@@ -112,7 +115,7 @@ def test_an_integer_that_a_double_cannot_hold_is_refused_by_value(lake: Lake) ->
     check_reads(others, "v", [1.5, 3.0])
 
 
-def test_what_no_type_holds_is_refused_with_both_types_and_the_line_to_declare(lake: Lake) -> None:
+def test_incompatible_types_are_refused_with_both_types_and_the_contract_line_to_add(lake: Lake) -> None:
     things = case(lake)
     assert publish(things, (ONE, values("BIGINT", 1))) == [""]
     (said,) = publish(things, (TWO, values("VARCHAR", "A7")))
@@ -125,7 +128,7 @@ def test_what_no_type_holds_is_refused_with_both_types_and_the_line_to_declare(l
     check_reads(things, "v", [1])
 
 
-def test_one_group_of_several_types_makes_the_table_that_holds_them(lake: Lake) -> None:
+def test_a_group_of_several_numeric_types_creates_a_table_of_their_common_type(lake: Lake) -> None:
     things = case(lake)
     group = [
         staged(things, day, values(*given))
@@ -137,8 +140,8 @@ def test_one_group_of_several_types_makes_the_table_that_holds_them(lake: Lake) 
     check_reads(things, "v", [1000.0, 2.5, 3.0])
 
 
-def test_a_widened_table_can_be_rolled_back_and_read_as_it_was(lake: Lake) -> None:
-    """The rows before have another fingerprint in the wider type, which the ledger knows."""
+def test_a_partition_of_a_widened_table_can_be_rolled_back_and_read_at_an_earlier_snapshot(lake: Lake) -> None:
+    """The earlier rows have another fingerprint in the wider type; the ledger records it."""
     things = case(lake)
     publish(things, (ONE, values("BIGINT", 1, 2)), (TWO, values("BIGINT", 7)))
     before = lake.column("SELECT max(snapshot_id) FROM lake.snapshots()")[0]
@@ -151,7 +154,7 @@ def test_a_widened_table_can_be_rolled_back_and_read_as_it_was(lake: Lake) -> No
     receipt = stage_previous(lake.settings, things.dataset, things.dataset.partitions(*_day(ONE))[0])
     assert things.publish([receipt]).receipts
     check_reads(things, "v", [1.0, 2.0, 7.0])
-    # The same rows in the narrower type are the rows that are there.
+    # The same rows in the narrower type count as unchanged.
     assert len(things.publish([staged(things, TWO, values("BIGINT", 7))]).unchanged) == 1
 
 
@@ -162,7 +165,7 @@ def _day(key: str) -> Any:
 
 
 def test_a_float_that_becomes_a_double_is_found_by_its_value(lake: Lake) -> None:
-    """DuckLake keeps a FLOAT's bounds as its text, and 0.2 is not in them as a DOUBLE."""
+    """DuckLake stores the bounds of a FLOAT as text; 0.2::FLOAT as a DOUBLE is outside of them."""
     things = case(lake)
     tenths = "SELECT (n / 10)::FLOAT AS v FROM range(1, 4) t(n)"
     assert publish(things, (ONE, tenths), (TWO, "SELECT 0.7::DOUBLE AS v"), (THREE, tenths)) == ["", "", ""]
@@ -172,7 +175,7 @@ def test_a_float_that_becomes_a_double_is_found_by_its_value(lake: Lake) -> None
     assert things.errors() == []
 
 
-def test_a_table_that_was_damaged_before_is_not_called_right_by_widening_it(lake: Lake) -> None:
+def test_widening_a_damaged_table_does_not_hide_the_damage(lake: Lake) -> None:
     from ducklake_flows.lake.connect import connect
 
     things = case(lake)
@@ -183,7 +186,7 @@ def test_a_table_that_was_damaged_before_is_not_called_right_by_widening_it(lake
     assert things.damaged() == [ONE]
 
 
-def test_a_frozen_contract_that_gains_a_column_gains_it_in_the_table(lake: Lake) -> None:
+def test_a_column_added_to_a_frozen_contract_is_added_to_the_table(lake: Lake) -> None:
     things = case(lake, contract={"v": "bigint"}, new_columns="freeze")
     things.publish([staged(things, ONE, values("BIGINT", 1))])
     (said,) = publish(things, (TWO, "SELECT 2::BIGINT AS v, 'x' AS w"))
@@ -198,7 +201,7 @@ def _declare(things: Case, contract: dict[str, str], **more: Any) -> None:
 
 
 @pytest.mark.parametrize("init", [True, False], ids=["lake init", "publish"])
-def test_an_empty_table_follows_a_contract_whose_types_change(lake: Lake, init: bool) -> None:
+def test_an_empty_table_takes_the_changed_types_of_its_contract(lake: Lake, init: bool) -> None:
     things = case(lake, contract={"v": "bigint"})
     bootstrap(lake.settings, [things.dataset])
     _declare(things, {"v": "text"})
@@ -210,7 +213,7 @@ def test_an_empty_table_follows_a_contract_whose_types_change(lake: Lake, init: 
     check_reads(things, "v", ["A7"])
 
 
-def test_a_filled_table_follows_a_contract_where_that_is_exact_and_says_what_to_do_where_not(lake: Lake) -> None:
+def test_a_table_with_rows_takes_a_changed_contract_if_exact_else_names_the_next_step(lake: Lake) -> None:
     things = case(lake, contract={"v": "bigint"})
     things.publish([staged(things, ONE, values("BIGINT", 1000))])
     _declare(things, {"v": "double"})
@@ -222,7 +225,7 @@ def test_a_filled_table_follows_a_contract_where_that_is_exact_and_says_what_to_
     assert "docs/operations.md" in said
 
 
-def test_a_folder_above_the_lake_that_looks_like_a_partition_of_a_column(
+def test_a_parent_folder_named_like_a_hive_partition_changes_no_value(
     lake: Lake, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ducklake_flows.settings import load_settings

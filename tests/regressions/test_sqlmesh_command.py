@@ -1,4 +1,4 @@
-"""SQLMesh's own command, typed by hand: it finds the lake, reads without the gate, and never writes outside of it."""
+"""The `sqlmesh` command, run by hand: it finds the lake, reads without the gate, and writes only inside the gate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.projects import PUBLISHED, READINGS, Project, load, model
 
 SQLMESH = Path(sys.executable).parent / "sqlmesh"
 NOWHERE = "http://127.0.0.1:9/api"
-"""No Prefect server answers here."""
+"""No Prefect server answers at this address."""
 
 
 UNIT_TEST = """
@@ -45,7 +45,7 @@ def project(gated_lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def sqlmesh(folder: Path, *arguments: str, **environment: str | None) -> subprocess.Popen[str]:
-    """The command, started; an environment variable that is None is taken away."""
+    """Start the command; an environment variable that is None is removed."""
     return subprocess.Popen(
         [SQLMESH, *arguments],
         cwd=folder,
@@ -68,10 +68,10 @@ def slots(name: str) -> int:
         return client.read_global_concurrency_limit_by_name(name).active_slots
 
 
-def test_it_reads_without_the_gate_waits_for_it_to_write_and_writes_nothing_outside_of_it(
+def test_sqlmesh_reads_without_the_gate_waits_for_it_to_write_and_never_writes_outside_it(
     project: Project, tmp_path: Path
 ) -> None:
-    """P9: AttributeError, no attribute 'gate'."""
+    """P9. Former fault: AttributeError, no attribute 'gate'."""
     lake, folder = project.lake, project.folder
     load(lake, "2024-01-01", "2024-01-02")
     with gate.hold():
@@ -88,7 +88,7 @@ def test_it_reads_without_the_gate_waits_for_it_to_write_and_writes_nothing_outs
     assert "connection succeeded" in said(sqlmesh(folder, "info", PREFECT_API_URL=NOWHERE))
     assert "0 audit errors" in said(sqlmesh(folder, "audit", PREFECT_API_URL=NOWHERE))
     assert "Successfully Ran `1` Tests" in said(sqlmesh(folder, "test", PREFECT_API_URL=NOWHERE))
-    # From another folder, with the settings of the project that the models belong to.
+    # From another folder, the settings of the project that owns the models apply.
     make_project(folder.parent, models=folder)
     (folder.parent / ".env").write_text(f"LAKE_HOME={lake.settings.home}\n")
     (tmp_path / "elsewhere").mkdir()
@@ -103,7 +103,7 @@ def test_it_reads_without_the_gate_waits_for_it_to_write_and_writes_nothing_outs
     assert f"The Prefect server at {NOWHERE} does not answer." in text
     assert lake.column("SELECT max(snapshot_id) FROM lake.snapshots()") == snapshots
 
-    # The command has written nothing to the lake's own tables: the next transform does, and changes no row.
+    # The command does not record its builds in the ops tables: the next transform does, and changes no row.
     with connected(lake.settings, read_only=True) as con:
         assert len(unbuilt(con, "prod")) == 4
     project.build()
@@ -114,7 +114,7 @@ def test_it_reads_without_the_gate_waits_for_it_to_write_and_writes_nothing_outs
     assert lake.errors() == []
 
 
-def test_a_lake_that_is_not_there_is_one_error_that_names_the_next_command(project: Project) -> None:
+def test_a_missing_lake_is_one_error_that_names_the_next_command(project: Project) -> None:
     plan = ("plan", "--auto-apply", "--no-prompts", "--skip-tests")
     none = project.folder / "none"
     text = said(sqlmesh(project.folder, *plan, LAKE_HOME=str(none), LAKE_CATALOG=f"sqlite:{none}/catalog.sqlite"), 1)

@@ -1,4 +1,4 @@
-"""Statistics by which DuckLake answers wrongly: how they arise; verify finds them, repair puts them right."""
+"""Statistics that make DuckLake return wrong answers: how they arise, and that verify finds and repair fixes them."""
 
 from __future__ import annotations
 
@@ -58,10 +58,12 @@ def table(lake: Lake, tmp_path: Path) -> Iterator[ByHand]:
     by_hand.con.close()
 
 
-def test_ducklake_1308_a_widened_column_and_its_file_in_one_transaction_break_answers(table: ByHand) -> None:
-    """Of an upstream fault: the first assertions fail once DuckLake keeps the statistics of a column that is widened.
+def test_ducklake_1308_widening_a_column_and_adding_a_file_in_one_transaction_gives_wrong_answers(
+    table: ByHand,
+) -> None:
+    """Upstream fault: the first assertions fail once DuckLake keeps the statistics of a widened column.
 
-    Then a change of schema need no longer be a commit by itself.
+    Then a schema change no longer needs its own commit.
     """
     table.con.execute(f"CREATE TABLE {TABLE} (c INTEGER)")
     table.register([1000, 2000], pa.int32())
@@ -86,8 +88,8 @@ def test_ducklake_1308_a_widened_column_and_its_file_in_one_transaction_break_an
     assert table.found() == []
 
 
-def test_ducklake_1308_a_file_of_long_texts_without_bounds_breaks_answers_of_the_next(table: ByHand) -> None:
-    """Of an upstream fault: Arrow writes no bounds of texts over 4 KiB; DuckLake takes that for a column of nulls."""
+def test_ducklake_1308_a_file_of_long_texts_without_bounds_gives_wrong_answers_after_the_next(table: ByHand) -> None:
+    """Upstream fault: Arrow writes no bounds for texts over 4 KiB; DuckLake treats that as a column of nulls."""
     table.con.execute(f"CREATE TABLE {TABLE} (c VARCHAR)")
     table.register(["a" * 5000, "z" * 5000], pa.string())
     assert [f.check for f in table.found("note")] == ["statistics"]
@@ -105,8 +107,8 @@ def test_ducklake_1308_a_file_of_long_texts_without_bounds_breaks_answers_of_the
     assert table.found() == []
 
 
-def test_a_float_file_in_a_double_column_is_not_found_by_its_own_largest_value(table: ByHand) -> None:
-    """Of an upstream fault: the text of a float, 0.2, stands for a double that is larger, 0.20000000298023224."""
+def test_a_float_file_in_a_double_column_is_not_found_by_its_largest_value(table: ByHand) -> None:
+    """Upstream fault: the bound of a float is stored as text, 0.2; its value as a double is 0.20000000298023224."""
     table.con.execute(f"CREATE TABLE {TABLE} (c DOUBLE)")
     table.register([5.5], pa.float64())
     table.register([0.1, 0.2], pa.float32())
@@ -125,15 +127,15 @@ def bounds(con: DuckDBPyConnection, statement: str = "SELECT v FROM raw.things O
 
 
 def by_day(con: DuckDBPyConnection) -> None:
-    """An empty table that is partitioned, so that one INSERT writes a file for each day."""
+    """Create an empty partitioned table, so that one INSERT writes a file for each day."""
     con.execute("CREATE OR REPLACE TABLE raw.things (day INTEGER, v INTEGER)")
     con.execute("ALTER TABLE raw.things SET PARTITIONED BY (day)")
 
 
-def test_ducklake_takes_a_first_file_without_values_for_all_there_is(lake: Lake) -> None:
-    """Of an upstream fault: a plain partitioned INSERT loses the bounds, and the next one's become the table's.
+def test_ducklake_loses_the_bounds_of_an_insert_whose_first_file_has_no_values(lake: Lake) -> None:
+    """Upstream fault: a plain partitioned INSERT loses the bounds, and the bounds of the next become the table's.
 
-    Once its assertions fail, `settle` need no longer give a new table its statistics.
+    Once these assertions fail, `settle` no longer needs to write the statistics of a new table.
     """
     con = connect(lake.settings)
     by_day(con)
@@ -152,8 +154,8 @@ def test_ducklake_takes_a_first_file_without_values_for_all_there_is(lake: Lake)
     con.close()
 
 
-def test_ducklake_loses_the_bounds_when_it_rewrites_files_and_maintenance_brings_them_back(lake: Lake) -> None:
-    """Of an upstream fault, likewise: a rewrite merges the statistics of all files anew."""
+def test_ducklake_loses_the_bounds_when_it_rewrites_files_and_maintenance_restores_them(lake: Lake) -> None:
+    """The same upstream fault: a rewrite merges the statistics of all files again."""
 
     def half_deleted() -> None:
         by_day(con)
@@ -180,7 +182,7 @@ def test_ducklake_loses_the_bounds_when_it_rewrites_files_and_maintenance_brings
 
 
 @pytest.mark.parametrize("contract", [None, {"v": "bigint", "w": "text"}])
-def test_a_first_group_whose_first_days_lack_values_is_found_by_them(
+def test_values_of_a_first_group_whose_first_days_lack_values_are_found(
     lake: Lake, contract: dict[str, str] | None
 ) -> None:
     things = case(lake, contract=contract)
@@ -195,7 +197,7 @@ def test_a_first_group_whose_first_days_lack_values_is_found_by_them(
     assert things.errors() == []
 
 
-def test_a_partitioned_model_whose_first_day_lacks_values_is_found_by_them(
+def test_values_of_a_partitioned_model_whose_first_day_lacks_values_are_found(
     lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = Project(tmp_path / "project", lake, monkeypatch)
@@ -213,7 +215,7 @@ def test_a_partitioned_model_whose_first_day_lacks_values_is_found_by_them(
     assert lake.errors() == []
 
 
-def test_a_build_that_was_killed_between_a_new_table_and_its_statistics_goes_on_rightly(
+def test_a_build_killed_between_a_new_table_and_its_statistics_is_repaired_by_the_next_build(
     lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     con = connect(lake.settings)

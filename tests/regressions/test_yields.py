@@ -1,4 +1,4 @@
-"""Whatever speaks Arrow may be yielded or returned; anything else is named."""
+"""A source may yield or return any object that supports Arrow; other objects are refused with a clear error."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ def _reader() -> pa.RecordBatchReader:
         *("relation", "lists", "rows"),
     ],
 )
-def test_a_source_may_yield_or_return_it(lake: Lake, given: Any) -> None:
-    """A frame had "no attribute 'schema'"."""
+def test_a_source_may_yield_or_return_any_tabular_object(lake: Lake, given: Any) -> None:
+    """Former fault: a data frame failed with "no attribute 'schema'"."""
     things = case(lake)
     assert things.each(given) == [""]
     assert things.values(order="v") == [1, 2]
 
 
 @pytest.mark.parametrize("given", [lambda: 5, lambda: "text", lambda: [5], lambda: [[5]]])
-def test_what_may_be_yielded_is_named(lake: Lake, given: Any) -> None:
+def test_an_unsupported_object_is_refused_with_what_a_source_may_yield(lake: Lake, given: Any) -> None:
     error = case(lake).refused(given)
     assert "a source" in error
 
 
 def test_a_dlt_source_of_two_resources_is_refused(lake: Lake) -> None:
-    """The rows of both went into one table."""
+    """Former fault: the rows of both went into one table."""
     import dlt
 
     @dlt.source
@@ -72,7 +72,7 @@ def test_a_dlt_source_of_two_resources_is_refused(lake: Lake) -> None:
     assert things.values() == [1]
 
 
-def test_a_list_of_dlt_resources_is_refused_by_their_names(lake: Lake) -> None:
+def test_a_list_of_dlt_resources_is_refused_with_their_names(lake: Lake) -> None:
     import dlt
 
     resources = [dlt.resource([{"v": 1}], name="one"), dlt.resource([{"w": 1}], name="other")]
@@ -107,7 +107,7 @@ def test_a_polars_frame_of_every_type_is_stored_exactly(lake: Lake) -> None:
     assert "column took" in case(lake, "spans").refused(lambda: pl.DataFrame({"took": [timedelta(seconds=1)]}))
 
 
-def test_what_pandas_takes_for_missing_is_null_and_a_named_index_is_a_column(lake: Lake) -> None:
+def test_missing_values_of_pandas_are_null_and_a_named_index_is_a_column(lake: Lake) -> None:
     things = case(lake)
     frame = pd.DataFrame(
         {"v": [1.5, math.nan], "w": ["a", None], "o": [{"a": 1}, math.nan], "at": [pd.Timestamp("2024-01-01"), pd.NaT]},
@@ -147,7 +147,7 @@ def test_what_pandas_takes_for_missing_is_null_and_a_named_index_is_a_column(lak
     ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
 )
 def test_arrow_types_are_stored_exactly(lake: Lake, array: pa.Array, stored: str) -> None:
-    """Some were internal errors of DuckDB, with no column named."""
+    """Former fault: some were internal errors of DuckDB that named no column."""
     things = case(lake)
     assert things.each(lambda: pa.table({"v": array})) == [""]
     assert things.types() == {"v": stored}
@@ -168,7 +168,7 @@ def test_arrow_types_are_stored_exactly(lake: Lake, array: pa.Array, stored: str
     ],
     ids=lambda value: str(value.type),
 )
-def test_arrow_values_without_an_exact_place_are_refused(lake: Lake, array: pa.Array) -> None:
+def test_arrow_values_without_an_exact_column_type_are_refused(lake: Lake, array: pa.Array) -> None:
     assert "column v" in case(lake).refused(lambda: pa.table({"v": array}))
 
 
@@ -201,8 +201,10 @@ DRIFT = {
 
 @pytest.mark.parametrize("drift", DRIFT)
 @pytest.mark.parametrize("together", [True, False])
-def test_later_partitions_may_bring_what_still_holds_every_value(lake: Lake, drift: str, together: bool) -> None:
-    """Every later day was refused for ever: dlt-hub/dlt#2788, dlt-hub/dlt#1592."""
+def test_later_partitions_may_change_a_type_if_one_type_holds_every_value(
+    lake: Lake, drift: str, together: bool
+) -> None:
+    """Former fault: every later day was refused (dlt-hub/dlt#2788, dlt-hub/dlt#1592)."""
     first, later, data_type, values = DRIFT[drift]
     things = case(lake)
     for key, array in zip(DAYS, (first, later), strict=False):
@@ -221,7 +223,7 @@ def test_later_partitions_may_bring_what_still_holds_every_value(lake: Lake, dri
     [(["A7"], [12]), ([12], ["A7"]), ([[1]], [["x"]]), ([(1 << 53) + 1], [2.5]), ([True], [1])],
     ids=str,
 )
-def test_what_later_partitions_may_not_bring_names_both_types_and_the_contracts_line(
+def test_an_incompatible_type_in_a_later_partition_is_refused_with_both_types_and_the_contract_line(
     lake: Lake, first: list[Any], later: list[Any]
 ) -> None:
     things = case(lake)
@@ -232,14 +234,14 @@ def test_what_later_partitions_may_not_bring_names_both_types_and_the_contracts_
     assert things.errors() == []
 
 
-def test_a_parquet_struct_is_json_where_the_contract_says_so(lake: Lake) -> None:
+def test_a_struct_is_stored_as_json_if_the_contract_says_so(lake: Lake) -> None:
     things = case(lake, contract={"v": "json"})
     assert things.each(lambda: pa.table({"v": [{"a": 1, "b": [Decimal("1.50")]}, None]})) == [""]
     assert things.values(order="v") == ['{"a":1,"b":[1.50]}', None]
 
 
 def test_texts_too_long_for_a_files_bounds_are_found(lake: Lake) -> None:
-    """Such a file was taken for one of nulls, and the next file's bounds for the table's: ducklake#1308."""
+    """Former fault: DuckLake took such a file for nulls, and the next file's bounds for the table's (ducklake#1308)."""
     things = case(lake)
     long, other = "m" * 5000, "z" * 5000
     assert things.each([{"v": long}], [{"v": "b"}], [{"v": other}, {"v": None}]) == [""] * 3

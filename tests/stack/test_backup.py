@@ -1,4 +1,4 @@
-"""Backup and restore as docs/operations.md says: the catalog's dump first, then the bucket, while writers go on."""
+"""Backup and restore as in docs/operations.md: dump the catalog first, then copy the bucket, while writers continue."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def load(running: Running, day: int, rows: int) -> None:
     running.lake("backfill", "flights", "--start", f"2013-04-{day:02}", "--end", f"2013-04-{day:02}", "--mode", "all")
 
 
-def test_a_restored_lake_is_the_lake_of_its_dump(running: Running, tmp_path: Path) -> None:
+def test_a_restored_lake_has_the_contents_of_its_dump(running: Running, tmp_path: Path) -> None:
     load(running, 1, 5)
     postgres, stack = running.stack.postgres, running.stack
     server = ["-h", str(stack.folder / "postgres"), "-p", str(postgres.port), "-U", "postgres"]
     dump = tmp_path / "lake.dump"
     subprocess.run([postgres.bin / "pg_dump", *server, "-Fc", "-f", dump, "lake"], check=True, capture_output=True)
     wanted = running.sql("FROM raw.flights ORDER BY ALL")
-    # Published after the dump and before the bucket is copied: no part of the backup, and no harm to it.
+    # Published after the dump and before the copy of the bucket: not part of the backup, and harmless to it.
     load(running, 1, 9)
     load(running, 2, 3)
 

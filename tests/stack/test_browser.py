@@ -1,4 +1,4 @@
-"""The Prefect UI in a real browser: our form, a run started by a click, its task graph and its artifacts."""
+"""The Prefect UI in a real browser: the form, a run started by a click, its task graph and its artifacts."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def page(running: Running) -> Iterator[Page]:
 
 @pytest.fixture
 def shoot(request: pytest.FixtureRequest, page: Page, tmp_path: Path) -> Callable[[str], None]:
-    """Takes a screenshot; into docs/images with --screenshots, else into the test's own folder."""
+    """Takes a screenshot into docs/images with --screenshots, else into the temporary folder of the test."""
     keep = request.config.getoption("--screenshots")
     folder = Path(__file__).parents[2] / "docs" / "images" if keep else tmp_path
 
     def take(name: str) -> None:
         page.wait_for_load_state("networkidle")
-        # What the first, not yet logged in, page had to say.
+        # Close the notifications from before the login.
         for close in page.get_by_role("button", name="Close").all():
             if close.is_visible():
                 close.click()
@@ -56,7 +56,7 @@ def shoot(request: pytest.FixtureRequest, page: Page, tmp_path: Path) -> Callabl
     return take
 
 
-def test_a_run_by_a_click_with_its_form_its_graph_and_its_artifacts(running: Running, page: Page, shoot) -> None:  # type: ignore[no-untyped-def]
+def test_the_ui_starts_a_run_and_shows_its_form_graph_and_artifacts(running: Running, page: Page, shoot) -> None:  # type: ignore[no-untyped-def]
     for day in (1, 2, 3):
         running.land(f"flights/2013-05-{day:02}.csv", flights(day, 4).replace("2013,1,", "2013,5,"))
     deployment = running.deployment("pipeline")
@@ -77,7 +77,7 @@ def test_a_run_by_a_click_with_its_form_its_graph_and_its_artifacts(running: Run
     assert state["type"] == "COMPLETED", state["message"]
 
     page.goto(f"{running.stack.ui}/runs/flow-run/{run}")
-    # The graph is drawn on a canvas; the names of the run's two halves stand in a tab of their own, too.
+    # The graph is drawn on a canvas; a separate tab shows the names of the two subflow runs.
     page.locator("canvas").first.wait_for()
     shoot("prefect-run")
     page.get_by_text("Subflow Runs").first.click()

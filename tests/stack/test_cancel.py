@@ -1,4 +1,4 @@
-"""Whoever stops a run gets whole partitions, a free gate, and workers that no longer work for it."""
+"""Stopping a run leaves whole partitions, a free gate, and no worker that still works for it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def test_a_cancel_from_the_ui_stops_the_run_and_its_chunks(running: Running) -> 
         running.assert_nothing_is_left()
 
 
-def test_a_worker_that_is_stopped_leaves_no_chunk_under_way(running: Running, killed: str) -> None:
-    """And the next run goes on. The fixture looks at what was left; tests/stack/test_zz_lost.py shares it."""
+def test_a_stopped_worker_leaves_no_chunk_running(running: Running, killed: str) -> None:
+    """And the next run completes. The fixture checks what was left; tests/stack/test_zz_lost.py shares it."""
     run = running.start("ingest", datasets=["waiting"], start="2024-02-01", end="2024-02-02")
     assert running.ended(run)[run]["state_name"] == "Completed"
     assert running.sql("SELECT day::VARCHAR AS day FROM raw.waiting WHERE day > '2024-01-31' ORDER BY 1") == [

@@ -1,4 +1,4 @@
-"""A partition larger than its worker's memory limit would hold streams through."""
+"""A partition that does not fit into the memory limit of its worker is streamed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_ten_million_rows_go_through_a_worker_of_one_gib(running: Running, tmp_p
     summary = json.loads(printed)
     assert (summary["published"], summary["rows"], summary["failed"]) == (1, ROWS, [])
     assert 0 < summary["peak_rss"] < 1 << 30
-    # Dask would have restarted a worker that went over its limit.
+    # Dask restarts a worker that exceeds its limit: the process ids would differ.
     assert [worker.pid for worker in running.stack.workers if worker.is_alive] == workers
     assert "exceeded" not in "".join(worker.log.read_text() for worker in running.stack.workers)
     found = running.sql("SELECT count(*) AS n, sum(id)::BIGINT AS ids FROM raw.big")

@@ -1,4 +1,4 @@
-"""Everything at once, on the real services: what overlaps ends, and the lake is right."""
+"""Concurrent runs on the real services: overlapping runs complete, and the lake is correct."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ with gate.hold():
 """
 
 
-def test_the_three_partitions_that_once_hung_as_three_runs_at_once(running: Running) -> None:
-    """2024-10-13, -14 and -15 into raw.entries on Postgres and S3: three flow runs, none waits for another."""
+def test_three_partitions_that_once_hung_load_in_three_concurrent_runs(running: Running) -> None:
+    """2024-10-13, -14 and -15 into raw.entries on Postgres and S3: three flow runs that do not wait for each other."""
     days = {"2024-10-13": 40, "2024-10-14": 50, "2024-10-15": 60}
     for day, count in days.items():
         rows = [{"id": f"{day}/{n}", "amount": n / 4} for n in range(count)]
@@ -44,7 +44,7 @@ def test_the_three_partitions_that_once_hung_as_three_runs_at_once(running: Runn
     assert running.errors() == []
 
 
-def test_overlapping_runs_a_transform_and_maintenance_at_once(running: Running) -> None:
+def test_overlapping_runs_a_transform_and_maintenance_complete_concurrently(running: Running) -> None:
     wanted = {}
     for day in range(1, 16):
         running.land(f"flights/2013-02-{day:02}.csv", flights(day, day + 1).replace("2013,1,", "2013,2,"))
@@ -68,7 +68,7 @@ def test_overlapping_runs_a_transform_and_maintenance_at_once(running: Running) 
     def in_gold() -> dict[int, int]:
         return {r["d"]: r["n"] for r in running.sql(f"{gold} WHERE month(flight_date) = 2 GROUP BY 1")}
 
-    # The runs' own events bring the rest of it to gold.
+    # The events of the runs trigger the transforms that bring the rest to gold.
     assert until(lambda: in_gold() == wanted, 120, every=1), in_gold()
     assert running.errors() == []
 
@@ -86,8 +86,8 @@ def test_a_rollback_is_restated_down_to_gold(running: Running) -> None:
     assert running.errors() == []
 
 
-def test_a_killed_holder_and_a_restarted_server_free_the_gate(running: Running) -> None:
-    """Within the lease (60 s) and the reaper's period (5 s): the slot does not leak, not even across a restart."""
+def test_the_gate_is_freed_after_its_holder_is_killed_and_the_server_restarted(running: Running) -> None:
+    """Within the lease (60 s) plus the reaper's period (5 s); the slot does not leak across a restart."""
     running.quiet()
     holder = subprocess.Popen(
         [sys.executable, "-c", HELD],
@@ -108,7 +108,7 @@ def test_a_killed_holder_and_a_restarted_server_free_the_gate(running: Running) 
 
     assert taken() == 1
     period = int(SERVER_SETTINGS["PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS"])
-    # A few seconds more, for the server that has just started and for the asking.
+    # A few extra seconds for the server start and for polling.
     assert until(lambda: taken() == 0, gate.LEASE_SECONDS + period + 10)
     running.lake("init")
 

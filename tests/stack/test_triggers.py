@@ -1,4 +1,4 @@
-"""Every way a run can start, on the real services, each followed from its trigger to gold rows in the lake."""
+"""Every way to start a run, on the real services, followed from its trigger to gold rows in the lake."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def land(running: Running, *days: int, rows: int = 3) -> None:
 
 
 def event(name: str, payload: dict[str, Any]) -> dict[str, Any]:
-    """What anything that can POST sends to the Prefect API."""
+    """An event as any HTTP client posts it to the Prefect API."""
     return {
         "id": str(uuid4()),
         "occurred": datetime.now(UTC).isoformat(),
@@ -30,7 +30,7 @@ def event(name: str, payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def gold(running: Running) -> dict[int, int]:
-    """Flights by day of January, in gold."""
+    """Number of flights in gold by day of January."""
     there = running.sql("SELECT 1 AS x FROM duckdb_views() WHERE schema_name = 'gold' AND view_name = 'carrier_daily'")
     if not there:
         return {}
@@ -41,13 +41,13 @@ def gold(running: Running) -> dict[int, int]:
     return {row["d"]: row["n"] for row in found}
 
 
-def test_every_trigger_ends_in_gold(running: Running) -> None:
-    """The command, the UI's button, a schedule, and both ways to say that a source arrived, all at once."""
+def test_every_trigger_brings_its_rows_to_gold(running: Running) -> None:
+    """The command, the UI's button, a schedule, and both ways to report that a source arrived, all concurrently."""
     before = {r["id"] for r in running.runs()}
     days = {day: day + 2 for day in range(1, 6)}
     for day, rows in days.items():
         land(running, day, rows=rows)
-    # Nobody waits for anybody: five runs want the gate, the workers and two concurrent runs of one deployment.
+    # No trigger waits for another: five runs compete for the gate, the workers and the deployment's two slots.
     range_of_day_1 = '{"datasets": ["flights"], "start": "2013-01-01", "end": "2013-01-01"}'
     running.stack.run("prefect", "deployment", "run", "ingest/ingest", "--params", range_of_day_1)
     button = running.start("ingest", datasets=["flights"], start="2013-01-02", end="2013-01-02")
@@ -58,7 +58,7 @@ def test_every_trigger_ends_in_gold(running: Running) -> None:
         "parameters": {"datasets": ["flights"], "partitions": ["2013-01-03"]},
     }
     schedule = running.post(f"deployments/{ingest}/schedules", [every_minute])[0]
-    # Prefect's scheduler looks anew only at deployments that changed, or have few runs ahead.
+    # Prefect's scheduler only looks again at deployments that changed or have few scheduled runs.
     running.api.patch(f"deployments/{ingest}", json={"paused": False}).raise_for_status()
     running.lake("emit", "flights", "2013-01-04")
     arrived = event("lake.source.arrived", {"dataset": "flights", "partition": "2013-01-05"})
@@ -78,7 +78,7 @@ def test_every_trigger_ends_in_gold(running: Running) -> None:
 
 
 def test_events_close_together_become_one_transform(running: Running) -> None:
-    """Five publishes within a moment: one run, once the moment has passed."""
+    """Five publish events within ten seconds start one run, after these ten seconds."""
     running.quiet()
     before = {r["id"] for r in running.runs()}
     for day in range(1, 6):
@@ -96,13 +96,13 @@ def test_events_close_together_become_one_transform(running: Running) -> None:
     assert [r["state_type"] for r in transforms] == ["COMPLETED"]
 
 
-def test_the_daily_schedule_takes_the_datasets_of_its_hour(running: Running) -> None:
-    """The deployment's own schedule, asked for its run of yesterday at six: flights and weather, not airlines."""
+def test_the_daily_schedule_runs_the_datasets_due_at_its_hour(running: Running) -> None:
+    """The deployment's schedule creates its run of yesterday at 6:00: flights and weather, not airlines."""
     running.land("airlines.csv", "carrier,name\nUA,United\n")
     land(running, 11)
     ingest = running.deployment("ingest")
     assert [s["schedule"]["cron"] for s in ingest["schedules"] if s["slug"] == "daily"] == ["0 5,6 * * *"]
-    # Today's may be ahead still: Prefect would have planned it already, and it would wait for its hour.
+    # Today's run may still be in the future: Prefect has scheduled it already, and it would wait for its hour.
     day = datetime.now(UTC).date() - timedelta(days=1)
     running.post(
         f"deployments/{ingest['id']}/schedule", {"start_time": f"{day}T05:30:00Z", "end_time": f"{day}T06:30:00Z"}
@@ -114,7 +114,7 @@ def test_the_daily_schedule_takes_the_datasets_of_its_hour(running: Running) -> 
     assert running.sql("SELECT count(*) AS n FROM raw.airlines") == [{"n": 0}]
 
 
-def test_a_failed_run_is_told_to_the_webhook(running: Running) -> None:
+def test_a_failed_run_is_reported_to_the_webhook(running: Running) -> None:
     heard: list[str] = []
 
     class Hook(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Last: it takes minutes until a run counts as lost, and the other tests go on meanwhile."""
+"""Runs last: a lost run is detected only after minutes, and the other tests run meanwhile."""
 
 from __future__ import annotations
 

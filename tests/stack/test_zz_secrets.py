@@ -1,4 +1,4 @@
-"""No secret in anything that the stack wrote or shows: asked last, when all the other tests have left their traces."""
+"""No secret in anything that the stack wrote or shows. Runs last, after all other tests have left their output."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def forms(secret: str) -> list[bytes]:
-    """The ways a secret may be written."""
+    """The spellings of a secret."""
     return [form.encode() for form in {secret, quote(secret, safe=""), secret.replace("'", "''")}]
 
 
 def test_no_secret_in_a_log_a_database_a_file_or_a_process_list(running: Running) -> None:
-    # A run that fails while it talks to every service leaves its error in logs, events and artifacts, too.
+    # A query that uses every service and fails: its error must not show a secret either.
     running.lake("sql", "SELECT * FROM read_parquet('s3://lake/nothing/*.parquet')", check=False)
     secrets = {name: forms(value) for name, value in running.stack._secrets.items()}
     secrets["prefect_auth"] += forms(running.stack._secrets["prefect_auth"].partition(":")[2])

@@ -1,4 +1,4 @@
-"""The scheduler of chunks, without Dask: every partition ends once, in bounds, whatever dies on the way."""
+"""The chunk scheduler without Dask: every partition ends exactly once, within the limits, even if workers die."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def test_chunks_hold_every_partition_once_and_are_bounded(partitions: int, slots
     assert {len(chunk.versions) for chunk in chunks} == sizes
 
 
-def test_a_chunk_is_of_one_dataset() -> None:
+def test_a_chunk_belongs_to_one_dataset() -> None:
     chunks = cut(planned(a=3, b=2), 1)
     assert [(c.dataset, len(c.versions)) for c in chunks] == [("a", 3), ("b", 2)]
 
 
-def test_a_limited_dataset_has_no_more_chunks_in_flight_than_slots() -> None:
+def test_a_rate_limited_dataset_has_at_most_one_chunk_in_flight_per_slot() -> None:
     chunks = [Chunk("slow", {str(n): ""}) for n in range(5)] + [Chunk("free", {str(n): ""}) for n in range(5)]
     scheduler = ChunkScheduler(chunks, 2, {"slow"})
     first = scheduler.ready()
@@ -48,7 +48,7 @@ def test_a_limited_dataset_has_no_more_chunks_in_flight_than_slots() -> None:
     assert [c.versions for c in scheduler.ready()] == [{"2": ""}]
 
 
-def test_what_a_chunk_had_no_time_for_is_queued_in_even_chunks_no_larger_than_what_it_did() -> None:
+def test_unstarted_partitions_are_requeued_in_even_chunks_no_larger_than_the_number_started() -> None:
     chunk = Chunk("a", {str(n): "" for n in range(10)})
     scheduler = ChunkScheduler([chunk], 2)
     assert scheduler.ready() == [chunk]
@@ -56,19 +56,19 @@ def test_what_a_chunk_had_no_time_for_is_queued_in_even_chunks_no_larger_than_wh
     assert [list(c.versions) for c in scheduler.ready()] == [["3", "4", "5"], ["6", "7", "8"], ["9"]]
 
 
-def test_a_partition_that_is_lost_alone_has_failed() -> None:
+def test_a_partition_lost_while_it_runs_alone_fails() -> None:
     chunk, other = Chunk("a", {"1": "", "2": ""}), Chunk("b", {"1": ""})
     scheduler = ChunkScheduler([chunk, other], 2)
     scheduler.ready()
     assert scheduler.lost(chunk, retry=True) == []
-    assert scheduler.ready() == []  # the other one is in flight, and might be to blame for what happens next
+    assert scheduler.ready() == []  # the other chunk is in flight and might cause the next loss
     scheduler.finished(other, 1)
     (alone,) = scheduler.ready()
     assert alone.alone
     assert scheduler.lost(alone, retry=True) == list(alone.versions)
 
 
-def test_a_chunk_that_no_retry_can_help_fails_at_once() -> None:
+def test_a_chunk_lost_without_retry_fails_at_once() -> None:
     chunk = Chunk("a", {"1": "", "2": ""})
     scheduler = ChunkScheduler([chunk], 1)
     scheduler.ready()
@@ -82,10 +82,10 @@ def test_a_chunk_that_no_retry_can_help_fails_at_once() -> None:
     st.sets(st.sampled_from("abc")),
     st.randoms(use_true_random=False),
 )
-def test_every_partition_ends_once_whatever_is_lost(
+def test_every_partition_ends_exactly_once_even_if_chunks_are_lost(
     counts: dict[str, int], slots: int, limited: set[str], random: Random
 ) -> None:
-    """Chunks end in any order, are cut short, and are lost; a few partitions kill their worker each time."""
+    """Chunks end in any order, end early or are lost. A few partitions kill their worker every time."""
     todo = planned(**counts)
     deadly = {(p.dataset, p.partition) for p in todo if random.random() < 0.02}
     scheduler = ChunkScheduler(cut(todo, slots), slots, limited)

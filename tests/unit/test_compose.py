@@ -1,4 +1,4 @@
-"""The compose file, its variables and its image, read as data: no Docker engine runs where the tests do."""
+"""The compose file, its variables and its image, checked as data: the tests have no Docker engine."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SECRETS = {
     "LAKE_S3_SECRET",
 }
 OPTIONAL_SECRETS = {"LAKE_NOTIFY_URL"}
-"""Without it, nobody is told of failed runs."""
+"""Without it, failed runs send no notification."""
 
 NEEDS = {
     "postgres": SECRETS - {"PREFECT_API_AUTH_STRING", "LAKE_S3_KEY_ID", "LAKE_S3_SECRET"},
@@ -51,10 +51,10 @@ NEEDS = {
     "dask-scheduler": set(),
     "dask-worker": {"PREFECT_API_AUTH_STRING", "LAKE_S3_KEY_ID", "LAKE_S3_SECRET"},
 }
-"""The secrets that each service is given, and no others."""
+"""Exactly the secrets that each service gets."""
 
 TELEMETRY = {"DO_NOT_TRACK"}
-"""The one name in our environments that none of LAKE_, Prefect and Dask defines: it silences all of them."""
+"""The only variable that is not a LAKE_, Prefect or Dask setting: it turns off telemetry in all of them."""
 
 VARIABLE = re.compile(r"\$\{(\w+)(?:(:[-?])([^}]*))?\}")
 
@@ -69,14 +69,14 @@ def services() -> dict[str, dict[str, Any]]:
 
 
 def example() -> dict[str, str]:
-    """Every variable of env.example, the optional ones with the default that their comment shows."""
+    """Every variable of env.example; optional ones with the default in their comment."""
     lines = (ROOT / "deployments/env.example").read_text().splitlines()
     found = (re.fullmatch(r"(?:# )?([A-Z][A-Z0-9_]*)=(.*)", line) for line in lines)
     return {match[1]: match[2] for match in found if match}
 
 
 def filled() -> dict[str, str]:
-    """env.example as somebody fills it in."""
+    """env.example with all secrets filled in."""
     return {n: f"{v}secret-of-{n.lower()}" if n in SECRETS else v for n, v in example().items()}
 
 
@@ -98,7 +98,7 @@ def lake_settings(service: str) -> Settings:
 
 
 def texts(value: object) -> Iterator[str]:
-    """Every text in a part of the compose file."""
+    """All strings in a part of the compose file."""
     if isinstance(value, dict):
         for one in value.values():
             yield from texts(one)
@@ -114,17 +114,17 @@ def used(value: object) -> set[str]:
 
 
 def dockerfile() -> list[tuple[str, str]]:
-    """The Dockerfile's instructions, continued lines joined: keyword and rest."""
+    """The instructions of the Dockerfile as keyword and rest, with continued lines joined."""
     text = (ROOT / "deployments/Dockerfile").read_text()
     text = re.sub(r"^#.*\n", "", text, flags=re.M).replace("\\\n", " ")
     return [(line.split()[0], line.partition(" ")[2]) for line in text.splitlines() if line.strip()]
 
 
-def test_the_services_are_these() -> None:
+def test_the_compose_file_has_exactly_the_expected_services() -> None:
     assert set(services()) == SERVICES
 
 
-def test_every_variable_is_explained_and_every_explained_one_is_used() -> None:
+def test_every_variable_is_documented_and_every_documented_variable_is_used() -> None:
     assert used(compose()) == set(example())
     lines = (ROOT / "deployments/env.example").read_text().splitlines()
     for name in example():
@@ -145,7 +145,7 @@ def test_nothing_starts_without_its_secrets() -> None:
             else:
                 assert operator == ":-"
     assert used(compose()) >= SECRETS | OPTIONAL_SECRETS
-    # A user alone is no secret yet; everything else is empty.
+    # A user name without a password is not a secret; all others are empty.
     assert {example()[name] for name in SECRETS} == {"", "lake:"}
 
 
@@ -165,14 +165,14 @@ def test_a_secret_is_always_a_variable() -> None:
 
 
 @pytest.mark.parametrize("service", sorted(SERVICES))
-def test_a_service_knows_only_the_secrets_it_needs(service: str) -> None:
+def test_a_service_gets_only_the_secrets_it_needs(service: str) -> None:
     assert used(services()[service]) & (SECRETS | OPTIONAL_SECRETS) == NEEDS[service]
-    # Process lists are public.
+    # All users of a machine can read command lines.
     command = [*texts(services()[service].get("command", [])), *texts(services()[service].get("healthcheck", {}))]
     assert not used(command) & (SECRETS | OPTIONAL_SECRETS)
 
 
-def test_a_worker_that_extracts_cannot_reach_the_databases() -> None:
+def test_a_dask_worker_cannot_reach_the_databases() -> None:
     assert not [name for name in environment("dask-worker") if "CATALOG" in name or "STATE" in name]
     assert services()["postgres"]["networks"] == ["databases"]
     assert compose()["networks"]["databases"] == {"internal": True}
@@ -180,13 +180,13 @@ def test_a_worker_that_extracts_cannot_reach_the_databases() -> None:
         assert services()[service]["networks"] == ["services"]
     settings = lake_settings("dask-worker")
     assert (settings.catalog_password, settings.state_password) == (None, None)
-    # It means the same places as the run that sends it work.
+    # It uses the same storage settings as the run that sends it work.
     run = lake_settings("prefect-worker")
     for name in ("data_path", "landing", "s3_endpoint", "s3_key_id", "s3_secret", "s3_region", "s3_use_ssl"):
         assert getattr(settings, name) == getattr(run, name)
 
 
-def test_ports_are_open_to_this_machine_only() -> None:
+def test_ports_are_published_on_localhost_only() -> None:
     published = {name: service["ports"] for name, service in services().items() if "ports" in service}
     assert published == {
         "object-store": ["127.0.0.1:9000:9000", "127.0.0.1:9001:9001"],
@@ -195,7 +195,7 @@ def test_ports_are_open_to_this_machine_only() -> None:
 
 
 @pytest.mark.parametrize("service", sorted(SERVICES - ONE_SHOT))
-def test_a_long_running_service_is_checked_and_comes_back(service: str) -> None:
+def test_a_long_running_service_has_a_healthcheck_and_restarts(service: str) -> None:
     definition = services()[service]
     assert definition["restart"] == "unless-stopped"
     check = definition["healthcheck"]
@@ -204,12 +204,12 @@ def test_a_long_running_service_is_checked_and_comes_back(service: str) -> None:
 
 
 @pytest.mark.parametrize("service", sorted(ONE_SHOT))
-def test_a_one_shot_ends(service: str) -> None:
+def test_a_one_shot_service_has_no_restart_and_no_healthcheck(service: str) -> None:
     assert services()[service].get("restart", "no") == "no"
     assert "healthcheck" not in services()[service]
 
 
-def test_services_start_in_an_order_that_exists() -> None:
+def test_services_wait_for_their_dependencies_without_a_cycle() -> None:
     order: dict[str, set[str]] = {}
     for name, service in services().items():
         order[name] = set(service.get("depends_on", {}))
@@ -219,7 +219,7 @@ def test_services_start_in_an_order_that_exists() -> None:
             assert ends or "healthcheck" in services()[other]
     before = list(TopologicalSorter(order).static_order())
     assert order["init"] == {"postgres", "object-store", "prefect-server"}
-    # No run, and so no first attach of the catalog, before `lake init` has succeeded.
+    # No run starts, and so none attaches the catalog, before `lake init` has succeeded.
     assert "init" in order["prefect-worker"]
     assert before.index("postgres") < before.index("prefect-server") < before.index("init")
 
@@ -232,12 +232,12 @@ def test_every_volume_is_declared_and_used() -> None:
             assert (ROOT / source).exists()
             assert mode == ["ro"]
     assert any(m.startswith("postgres:/var/lib/postgresql/data") for m in services()["postgres"]["volumes"])
-    # The leases lie in Prefect's home.
+    # The leases are stored in Prefect's home.
     home = environment("prefect-server")["PREFECT_HOME"]
     assert services()["prefect-server"]["volumes"] == [f"prefect-server:{home}"]
 
 
-def test_ours_are_one_image_and_not_root() -> None:
+def test_our_services_share_one_image_and_do_not_run_as_root() -> None:
     assert {services()[name]["image"] for name in OURS} == {"ducklake-flows"}
     assert [name for name, service in services().items() if "build" in service] == ["prefect-server"]
     build = services()["prefect-server"]["build"]
@@ -247,7 +247,7 @@ def test_ours_are_one_image_and_not_root() -> None:
     assert {services()[name]["user"] for name in OURS} == {f"{uid[1]}:{uid[1]}"}
 
 
-def test_only_the_one_that_hands_over_a_volume_is_root() -> None:
+def test_only_the_service_that_changes_a_volumes_owner_runs_as_root() -> None:
     assert [name for name, service in services().items() if service["user"] in ("root", "0", 0)] == [
         "object-store-volume"
     ]
@@ -260,7 +260,7 @@ def test_only_the_one_that_hands_over_a_volume_is_root() -> None:
         assert service["security_opt"] == ["no-new-privileges:true"]
 
 
-def test_dask_workers_can_be_many() -> None:
+def test_dask_workers_can_be_replicated() -> None:
     worker = services()["dask-worker"]
     assert "container_name" not in worker
     assert "ports" not in worker
@@ -269,7 +269,7 @@ def test_dask_workers_can_be_many() -> None:
 
 
 @pytest.mark.parametrize("service", sorted(OURS))
-def test_every_name_in_an_environment_means_something(service: str) -> None:
+def test_every_environment_variable_is_a_known_setting(service: str) -> None:
     fields = _get_settings_fields(PrefectSettings)
     for name in environment(service):
         if name.startswith("LAKE_"):
@@ -278,7 +278,7 @@ def test_every_name_in_an_environment_means_something(service: str) -> None:
             assert name in fields, name
         elif name.startswith("DASK_"):
             import dask
-            import distributed  # noqa: F401 - brings its own configuration
+            import distributed  # noqa: F401 - registers its configuration
 
             key = name.removeprefix("DASK_").lower().replace("__", ".").replace("_", "-")
             assert dask.config.get(key, None) is not None
@@ -287,12 +287,12 @@ def test_every_name_in_an_environment_means_something(service: str) -> None:
 
 
 @pytest.mark.parametrize("service", ["init", "prefect-worker"])
-def test_the_settings_load_and_are_those_of_production(service: str) -> None:
+def test_the_settings_load_and_describe_a_production_lake(service: str) -> None:
     settings = lake_settings(service)
     assert settings.embedded is False
     assert settings.in_s3
     assert settings.dask_address == "tcp://dask-scheduler:8786"
-    # Roles and databases are those that the init script makes.
+    # The init script creates these roles and databases.
     script = (ROOT / "deployments/postgres-init.sh").read_text()
     made = dict(re.findall(r"^database (\w+) (\w+)$", script, re.M))
     assert made == {
@@ -312,16 +312,16 @@ def test_the_settings_load_and_are_those_of_production(service: str) -> None:
     assert set(made.values()) <= set(environment("postgres"))
 
 
-def test_the_compose_files_variables_leave_a_laptops_lake_as_it_is() -> None:
-    """`lake` reads the same .env when it runs beside the compose file."""
+def test_the_compose_files_variables_do_not_change_an_embedded_lake() -> None:
+    """`lake` reads the same .env when it runs next to the compose file."""
     assert settings_from(filled()).embedded
     assert not settings_from(filled()).in_s3
 
 
-def test_the_prefect_server_has_the_settings_of_the_embedded_one() -> None:
+def test_the_prefect_server_has_the_settings_of_the_embedded_server() -> None:
     given = environment("prefect-server")
     assert {name: given.get(name) for name in SERVER_SETTINGS} == SERVER_SETTINGS
-    # Beyond those: where it keeps what it knows, who may ask, and where a browser finds it.
+    # In addition: its storage, its authentication, and its URLs for browsers.
     assert set(given) - set(SERVER_SETTINGS) - set(CLIENT_SETTINGS) == {
         "PREFECT_HOME",
         "PREFECT_SERVER_DATABASE_CONNECTION_URL",
@@ -329,12 +329,12 @@ def test_the_prefect_server_has_the_settings_of_the_embedded_one() -> None:
         "PREFECT_SERVER_UI_API_URL",
         "PREFECT_UI_URL",
     }
-    # One process with its services inside: leases on a volume are seen by all of them.
+    # The server and its services are one process, so all of them see the leases on the volume.
     assert services()["prefect-server"]["command"][:3] == ["prefect", "server", "start"]
     assert not {"--no-services", "--workers"} & set(services()["prefect-server"]["command"])
 
 
-def test_clients_are_told_the_same_password_and_report_to_nobody() -> None:
+def test_clients_use_the_servers_password_and_send_no_telemetry() -> None:
     password = environment("prefect-server")["PREFECT_SERVER_API_AUTH_STRING"]
     for service in ("init", "prefect-worker", "dask-worker"):
         given = environment(service)
@@ -344,13 +344,13 @@ def test_clients_are_told_the_same_password_and_report_to_nobody() -> None:
     assert all(environment(service)["DO_NOT_TRACK"] == "1" for service in OURS)
 
 
-def test_the_worker_polls_the_pool_that_is_deployed_to() -> None:
+def test_the_worker_polls_the_work_pool_of_the_deployments() -> None:
     command = services()["prefect-worker"]["command"]
     assert command[command.index("--pool") + 1] == POOL
     assert services()["init"]["command"] == ["deployments/init"]
 
 
-def test_the_image_copies_what_there_is_and_what_is_let_in() -> None:
+def test_the_image_copies_exactly_the_files_that_dockerignore_allows_and_they_exist() -> None:
     ignore = [n for n in (ROOT / ".dockerignore").read_text().splitlines() if n and not n.startswith("#")]
     assert ignore[0] == "*"
     let_in = {name.removeprefix("!") for name in ignore if name.startswith("!")}
@@ -364,7 +364,7 @@ def test_the_image_copies_what_there_is_and_what_is_let_in() -> None:
     assert {"sqlmesh_project", "flows", "deployments"} <= copied
 
 
-def test_the_image_is_hash_checked_and_names_no_registry() -> None:
+def test_the_image_checks_the_hashes_of_its_dependencies_and_names_no_registry() -> None:
     text = (ROOT / "deployments/Dockerfile").read_text()
     installs = [c for k, rest in dockerfile() if k == "RUN" for c in rest.split("&&") if "pip install" in c]
     assert [("--require-hashes" in c, "--no-deps" in c) for c in installs] == [
@@ -375,20 +375,20 @@ def test_the_image_is_hash_checked_and_names_no_registry() -> None:
     assert "-r requirements-bootstrap.lock" in installs[0]
     assert "-r requirements-image.lock" in installs[1]
     assert "/opt/dist/ducklake_flows-*.whl" in installs[2]
-    # The tools that build are in an environment that is not copied.
+    # The build tools are in an environment that is not copied.
     assert [rest for k, rest in dockerfile() if k == "COPY" and "--from=build" in rest] == [
         "--from=build /opt/venv /opt/venv"
     ]
     assert "://" not in text
 
 
-def test_the_image_runs_as_its_own_user_with_all_extensions() -> None:
+def test_the_image_runs_as_the_lake_user_with_all_extensions() -> None:
     instructions = dockerfile()
     users = [rest for keyword, rest in instructions if keyword == "USER"]
     assert users == ["lake"]
     extensions = [(k, rest) for k, rest in instructions if "import_extension" in rest]
     assert len(extensions) == 1
-    # As the user who will load them: they go into this user's folder.
+    # Run as the user who loads them: extensions are installed in the user's home.
     assert instructions.index(extensions[0]) > instructions.index(("USER", "lake"))
     named = re.search(r"for name in ([\w ]+);", extensions[0][1])
     assert named

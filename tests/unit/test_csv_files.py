@@ -1,4 +1,4 @@
-"""CSV: the quick way for files without quotes reads what DuckDB reads, and what a column's texts are like."""
+"""CSV: the fast reader for files without quotes returns what DuckDB reads; and column type inference."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def both(path: Path, dialect: Dialect, monkeypatch: pytest.MonkeyPatch) -> list[
     end=st.sampled_from(["\n", "\r\n"]),
     dialect=st.sampled_from([Dialect(), Dialect(delimiter=";", nulls=("NA", "")), Dialect(delimiter="\t", nulls=())]),
 )
-def test_both_readers_read_the_same(
+def test_both_readers_return_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[tuple[str, str]], end: str, dialect: Dialect
 ) -> None:
     text = io.StringIO()
@@ -55,7 +55,7 @@ def test_both_readers_read_the_same(
     quick, slow = both(path, dialect, monkeypatch)
     assert quick == slow
     if isinstance(slow, list):
-        # Python's own reader knows no nulls, and drops nothing but blank lines.
+        # Python's csv reader has no nulls and drops only blank lines.
         given = [
             tuple(None if v in dialect.nulls else v for v in row)
             for row in csv.reader(io.StringIO(text.getvalue(), newline=""), delimiter=dialect.delimiter)
@@ -66,7 +66,7 @@ def test_both_readers_read_the_same(
 
 
 @pytest.mark.parametrize("shift", range(8))
-def test_quoted_line_breaks_are_read_wherever_a_block_ends(tmp_path: Path, shift: int) -> None:
+def test_quoted_line_breaks_are_read_at_every_block_boundary(tmp_path: Path, shift: int) -> None:
     """Rows of 8 bytes over 8 MiB: 10 of 20 alignments were refused (pandas#59009)."""
     path, rows = tmp_path / "a.csv", (8 << 20) // 8 + 1000
     path.write_text(f"a,b\n{'1' * (shift + 1)},\n" + '1,"a\nb"\n' * rows)
@@ -99,7 +99,7 @@ def test_quoted_line_breaks_are_read_wherever_a_block_ends(tmp_path: Path, shift
         (["x", ""], pa.string()),
     ],
 )
-def test_a_columns_type_is_what_all_of_its_texts_are(tmp_path: Path, texts: list[str], data_type: pa.DataType) -> None:
+def test_a_columns_type_fits_all_of_its_texts(tmp_path: Path, texts: list[str], data_type: pa.DataType) -> None:
     path = tmp_path / "a.csv"
     path.write_text("a,b\n" + "".join(f"{text},x\n" for text in texts))
     facts = Facts()
@@ -107,7 +107,7 @@ def test_a_columns_type_is_what_all_of_its_texts_are(tmp_path: Path, texts: list
     assert facts.type_of() == data_type
 
 
-def test_the_line_of_a_record_counts_comments_and_line_breaks(tmp_path: Path) -> None:
+def test_a_records_line_number_counts_comments_and_line_breaks(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('skipped\n# note\na,b\n1,"x\ny"\n# note\n\n2,z\n')
     dialect = Dialect(comment="#", skip=1)

@@ -1,4 +1,4 @@
-"""Decimals: what Arrow's own rescaling would wrap is stored exactly or refused."""
+"""Decimals that overflow in Arrow's own rescaling are stored exactly or refused."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def fitted(column: pa.Array, precision: int, scale: int) -> Any:
     try:
         return fit(pa.chunked_array([column]), pa.decimal128(precision, scale), "v").to_pylist()
     except Unfit as error:
-        assert error.column == "v"  # noqa: PT017 - refused or not is what is compared
+        assert error.column == "v"  # noqa: PT017 - the test compares whether it is refused
         return None
 
 
 def holds(number: Fraction, precision: int, scale: int) -> bool:
-    """By whole numbers alone: whether a decimal of this type is the number."""
+    """Whether a decimal of this type can hold the number exactly, computed with integers only."""
     shifted = number * 10**scale
     return bool(shifted.denominator == 1 and abs(shifted.numerator) < 10**precision)
 
 
 def test_arrow_wraps_a_decimal_that_is_too_large() -> None:
-    """Of an upstream fault: once this fails, `_rescaled` may be a cast again."""
+    """Documents an Arrow bug. Once this test fails, `_rescaled` may be a cast again."""
     given = pa.array([Decimal("99999999999999.9999")], pa.decimal128(18, 4))
     assert given.cast(pa.decimal128(38, 38))[0].as_py() < 1
     assert pa.array(["99999999999999.9999"]).cast(pa.decimal128(38, 38))[0].as_py() < 1
@@ -40,7 +40,7 @@ def test_arrow_wraps_a_decimal_that_is_too_large() -> None:
 @settings(max_examples=400, deadline=None)
 @given(st.integers(0, 10**38 - 1), st.integers(0, 38), TARGETS)
 @example(999_999_999_999_999_999, 4, (38, 38))
-def test_a_decimal_becomes_another_exactly_or_not_at_all(digits: int, scale: int, target: tuple[int, int]) -> None:
+def test_a_decimal_is_converted_exactly_or_refused(digits: int, scale: int, target: tuple[int, int]) -> None:
     number = Fraction(digits, 10**scale)
     with localcontext() as context:
         context.prec = 100
@@ -57,7 +57,7 @@ def test_a_decimal_becomes_another_exactly_or_not_at_all(digits: int, scale: int
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(-(2**63), 2**63 - 1), TARGETS)
-def test_an_integer_becomes_a_decimal_exactly_or_not_at_all(number: int, target: tuple[int, int]) -> None:
+def test_an_integer_is_converted_to_a_decimal_exactly_or_refused(number: int, target: tuple[int, int]) -> None:
     found = fitted(pa.array([number]), *target)
     assert (found is not None) == holds(Fraction(number), *target)
     assert found is None or Fraction(found[0]) == number
@@ -66,7 +66,7 @@ def test_an_integer_becomes_a_decimal_exactly_or_not_at_all(number: int, target:
 @pytest.mark.parametrize(
     "text", ["", "nan", "Infinity", "1_000", "١", "1e5000", "x" * 60, "1e", "--1", "9" * 60, "1e-400", "0x10"]
 )
-def test_what_is_no_decimal_is_refused(text: str) -> None:
+def test_text_that_is_not_a_decimal_is_refused(text: str) -> None:
     assert fitted(pa.array([text, "1e0"]), 38, 9) is None
     assert fitted(pa.array([text, "1"]), 38, 9) is None
 
@@ -79,6 +79,6 @@ def test_what_is_no_decimal_is_refused(text: str) -> None:
         (Decimal("9" * 70 + ".25"), pa.decimal256(76, 2)),
     ],
 )
-def test_a_decimal_of_256_bits_that_no_column_holds_is_refused(value: Decimal, kind: pa.DataType) -> None:
+def test_a_256_bit_decimal_that_fits_no_column_is_refused(value: Decimal, kind: pa.DataType) -> None:
     for target in ((38, 38), (38, 9), (38, 0)):
         assert fitted(pa.array([value], kind), *target) is None

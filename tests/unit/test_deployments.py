@@ -1,4 +1,4 @@
-"""The deployments as data: names, schedules, limits, triggers; and that what they name exists."""
+"""The deployments as data: names, schedules, limits and triggers; and every entrypoint exists."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def deployments() -> dict[str, dict[str, Any]]:
     return {d["name"]: d for d in yaml.safe_load(FILE.read_text())["deployments"]}
 
 
-def test_the_whole_of_what_is_deployed(deployments: dict[str, dict[str, Any]]) -> None:
+def test_the_deployments_have_exactly_these_schedules_limits_and_triggers(
+    deployments: dict[str, dict[str, Any]],
+) -> None:
     found = {
         name: (
             {s["slug"]: s["cron"] for s in d["schedules"]},
@@ -38,7 +40,7 @@ def test_the_whole_of_what_is_deployed(deployments: dict[str, dict[str, Any]]) -
     }
 
 
-def test_every_entrypoint_is_a_flow_with_the_parameters_given(deployments: dict[str, dict[str, Any]]) -> None:
+def test_every_entrypoint_is_a_flow_that_accepts_the_given_parameters(deployments: dict[str, dict[str, Any]]) -> None:
     for name, deployment in deployments.items():
         module, _, function = deployment["entrypoint"].rpartition(".")
         flow = getattr(import_module(module), function)
@@ -50,16 +52,16 @@ def test_every_entrypoint_is_a_flow_with_the_parameters_given(deployments: dict[
         assert deployment["tags"] == [automations.TAG]
         assert deployment["work_pool"]["name"] == "lake"
         assert deployment["description"]
-        # Nothing is fetched, and nothing asked: an empty list, since leaving it out makes Prefect ask.
+        # Nothing to pull. The list must be present and empty: without it Prefect prompts the user.
         assert deployment["pull"] == []
 
 
-def test_a_transform_starts_only_when_the_moment_it_gathers_has_passed(deployments: dict[str, dict[str, Any]]) -> None:
+def test_a_transform_starts_only_after_its_event_window_has_ended(deployments: dict[str, dict[str, Any]]) -> None:
     trigger = deployments["transform"]["triggers"][0]
     assert trigger["threshold"] == 1
     assert int(trigger["schedule_after"].removeprefix("PT").removesuffix("S")) > trigger["within"] > 0
 
 
-def test_the_hours_are_those_of_the_datasets() -> None:
+def test_the_ingest_hours_are_the_schedule_hours_of_the_datasets() -> None:
     hours = {d.schedule_hour for d in all_datasets().values() if d.schedule_hour is not None}
     assert due() == {"hours": ",".join(str(h) for h in sorted(hours))} == {"hours": "5,6"}

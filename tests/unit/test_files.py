@@ -1,4 +1,4 @@
-"""The files source: globs, versions, types, and every way a landing file can be wrong."""
+"""The files source: globs, versions, types, and invalid landing files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read(pattern: str, kind: Format, contract: Contract = CONTRACT) -> list[dict
     return [row for batch in batches for row in batch.to_pylist()]
 
 
-def test_csv_values_have_their_types(landing: Path) -> None:
+def test_csv_values_have_the_declared_types(landing: Path) -> None:
     (landing / "d/2024-01-01.csv").write_text(GOOD)
     assert read("d/{partition}.csv", "csv") == [
         {"id": 1, "name": None, "at": datetime(2024, 1, 1, 10, tzinfo=UTC)},
@@ -97,14 +97,14 @@ def test_a_bad_parquet_file_is_one_clear_error(landing: Path, content: bytes) ->
         read("d/{partition}.parquet", "parquet")
 
 
-def test_what_is_not_there_is_no_source(landing: Path) -> None:
+def test_missing_files_are_no_source(landing: Path) -> None:
     with pytest.raises(NoSource):
         read("d/{partition}.csv", "csv")
     with pytest.raises(NoSource):
         read("nowhere/{partition}/*.csv", "csv")
 
 
-def test_versions_change_with_the_files_and_only_then(landing: Path) -> None:
+def test_versions_change_exactly_when_the_files_change(landing: Path) -> None:
     files = Files("d/{partition}/*.csv", "csv")
     days = [Partition("2024-01-01"), Partition("2024-01-02")]
     assert files.versions(days) == {}
@@ -119,7 +119,7 @@ def test_versions_change_with_the_files_and_only_then(landing: Path) -> None:
     assert len([row for batch in files.read(days[0], CONTRACT) for row in batch.to_pylist()]) == 4
 
 
-def test_a_partition_is_not_taken_for_another_whose_key_it_begins(landing: Path) -> None:
+def test_a_partition_does_not_match_files_that_share_only_a_prefix(landing: Path) -> None:
     (landing / "d/2024-01-01.csv").write_text(GOOD)
     (landing / "d/2024-01-01.csv.partial").write_text("half")
     (landing / "d/2024-01.csv").write_text("id\n")

@@ -1,4 +1,4 @@
-"""The fingerprint: the same rows have the same one, however they are written."""
+"""The fingerprint: equal rows have equal fingerprints, however they are stored. And the audits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def table(rows: list[dict[str, object]], a: str = "int64") -> pa.Table:
 
 @given(rows=ROWS, data=st.data())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
-def test_the_fingerprint_is_of_the_rows_alone(
+def test_the_fingerprint_depends_only_on_the_rows(
     tmp_path: Path, rows: list[dict[str, object]], data: st.DataObject
 ) -> None:
     path = tmp_path / "f.parquet"
@@ -50,13 +50,13 @@ def test_the_fingerprint_is_of_the_rows_alone(
     assert look(path, table(changed)).fingerprint != plain
 
 
-def test_values_that_change_places_change_the_fingerprint(tmp_path: Path) -> None:
+def test_swapped_values_change_the_fingerprint(tmp_path: Path) -> None:
     one = table([{"a": 1, "b": "x"}, {"a": 2, "b": "y"}])
     other = table([{"a": 1, "b": "y"}, {"a": 2, "b": "x"}])
     assert look(tmp_path / "f.parquet", one).fingerprint != look(tmp_path / "f.parquet", other).fingerprint
 
 
-def test_audits_count_what_breaks_them(tmp_path: Path) -> None:
+def test_audits_count_the_rows_that_break_them(tmp_path: Path) -> None:
     dataset = Dataset(
         key="things",
         source=lambda p: [],
@@ -75,7 +75,7 @@ def test_audits_count_what_breaks_them(tmp_path: Path) -> None:
     assert found.warnings == ("audit 'no x' failed: 1 row",)
 
 
-def test_an_audit_of_nothing_passes_but_for_at_least() -> None:
+def test_audits_without_rows_pass_except_at_least() -> None:
     dataset = Dataset(
         key="things", source=lambda p: [], grain=Grain.full, audits=(at_least(1), at_least(0)), primary_key=()
     )

@@ -1,4 +1,4 @@
-"""The lattice of types, against what DuckDB does with values."""
+"""The lattice of types, compared with what DuckDB does with values."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ types = st.recursive(scalars, nested, max_leaves=4).map(lambda text: str(duckdb.
 
 @settings(derandomize=True, deadline=None)
 @given(types, types)
-def test_a_join_holds_both_whichever_comes_first_and_joins_no_further(one: str, other: str) -> None:
+def test_a_join_holds_both_types_in_either_order_and_is_idempotent(one: str, other: str) -> None:
     assert join(one, one) == one
     joined, swapped = join(one, other), join(other, one)
     assert (joined is None) == (swapped is None)
     if joined is not None and swapped is not None:
         assert join(joined, one) == join(joined, other) == joined
-        # They differ in the order of fields, and in the name of text (JSON) at most.
+        # They differ at most in the order of fields and in the name of the text type (JSON).
         assert join(joined, swapped) == joined
         assert exact("v", joined, swapped) == "true" or "VARCHAR" in joined
 
 
 def values(data_type: str) -> st.SearchStrategy[Any]:
-    """Values as Python has them, and as DuckDB takes them when they are written as text."""
+    """Python values of a type that DuckDB accepts."""
     if data_type in INTEGERS:
         bits = {"TINY": 8, "SMALL": 16, "INTEGER": 32, "BIG": 64}[data_type.removeprefix("U").removesuffix("INT")]
         low, high = (0, 2**bits - 1) if data_type.startswith("U") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
@@ -81,7 +81,7 @@ def pairs(draw: st.DrawFn) -> tuple[str, str, Any]:
 
 @settings(derandomize=True, deadline=None, max_examples=200)
 @given(pairs(), st.booleans())
-def test_what_is_called_exact_is_the_same_value_after_the_cast(pair: tuple[str, str, Any], inside: bool) -> None:
+def test_a_cast_reported_as_exact_keeps_the_value(pair: tuple[str, str, Any], inside: bool) -> None:
     one, other, value = pair
     if inside:
         one, other, value = f"STRUCT(a {one})[]", f"STRUCT(b VARCHAR, a {other})[]", [{"a": value}]
@@ -93,7 +93,7 @@ def test_what_is_called_exact_is_the_same_value_after_the_cast(pair: tuple[str, 
     try:
         con.execute("INSERT INTO t VALUES (?)", [value])
     except duckdb.Error:
-        return  # a moment that this type does not reach
+        return  # a time outside the range of this type
     holds = con.execute(f"SELECT {exact('v', one, joined)} FROM t").fetchall()[0][0]
     before = con.execute("SELECT v FROM t").fetchall()[0][0]
     if holds:
@@ -104,7 +104,7 @@ def test_what_is_called_exact_is_the_same_value_after_the_cast(pair: tuple[str, 
 
 
 def flat(value: Any) -> Iterator[Any]:
-    """The values within, without nulls; a NaN as text, since it does not equal itself."""
+    """The nested values without nulls. A NaN is text, since it does not equal itself."""
     if isinstance(value, list | dict):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from flat(inner)
@@ -137,11 +137,11 @@ def flat(value: Any) -> Iterator[Any]:
         ("MAP(VARCHAR, INTEGER)", "MAP(VARCHAR, DOUBLE)", "MAP(VARCHAR, DOUBLE)"),
     ],
 )
-def test_the_lattice(there: str, new: str, joined: str | None) -> None:
+def test_the_lattice_gives_the_expected_joins(there: str, new: str, joined: str | None) -> None:
     assert join(there, new) == joined
 
 
-def test_an_integer_beyond_what_a_double_tells_apart_is_not_exact() -> None:
+def test_an_integer_outside_the_exact_range_of_a_double_is_not_exact() -> None:
     for value, survives in ((2**53, True), (2**53 + 1, False), (2**63 - 1, False), (-(2**63), False)):
         assert duckdb.execute(f"SELECT {exact(f'({value})::BIGINT', 'BIGINT', 'DOUBLE')}").fetchall() == [(survives,)]
     inside = exact("v", "BIGINT[]", "DOUBLE[]")

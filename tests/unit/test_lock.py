@@ -1,4 +1,4 @@
-"""The lock holds what pyproject.toml asks for, every pin with its hashes, and nothing that nobody asks for."""
+"""The lock satisfies pyproject.toml, has hashes for every pin, and contains no package that nothing requires."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOCKS = [f"requirements{kind}.lock" for kind in ("", "-bootstrap", "-bench", "-i
 
 
 def pins(lock: str) -> dict[str, str]:
-    """Each pin's entry in a lock, by its name."""
+    """The entry of each pin in a lock, by package name."""
     entries = re.split(r"^(?=[a-z0-9])", (ROOT / lock).read_text(), flags=re.M)[1:]
     return {canonicalize_name(entry.partition("==")[0]): entry for entry in entries}
 
@@ -37,14 +37,14 @@ def test_every_pin_has_its_hashes(lock: str) -> None:
     assert "://" not in (ROOT / lock).read_text(), "a package host"
 
 
-def test_the_lock_has_what_pyproject_asks_for() -> None:
+def test_the_lock_satisfies_every_requirement_of_pyproject() -> None:
     locked = pins("requirements.lock")
     for asked in ASKED:
         assert version(locked[canonicalize_name(asked.name)]) in asked.specifier, asked
 
 
-def test_the_lock_has_nothing_else() -> None:
-    """uv notes who wants each pin; those that only the project wants are in pyproject.toml."""
+def test_every_locked_package_is_required() -> None:
+    """uv records which packages require each pin. A pin required by the project itself is in pyproject.toml."""
     asked = {canonicalize_name(a.name) for a in ASKED}
     locked = pins("requirements.lock")
     for name, entry in locked.items():
@@ -58,13 +58,13 @@ def test_the_lock_has_nothing_else() -> None:
             assert canonicalize_name(one) in locked, f"{name} is wanted by {one}, which is not locked: make lock"
 
 
-def test_the_first_installers_are_the_locked_ones() -> None:
+def test_the_bootstrap_lock_has_the_locked_versions() -> None:
     locked, first = pins("requirements.lock"), pins("requirements-bootstrap.lock")
     assert {"hatchling", "uv"} <= first.keys()
     assert {name: version(entry) for name, entry in first.items()} == {name: version(locked[name]) for name in first}
 
 
-def test_the_image_has_what_it_runs_and_no_tool_of_development() -> None:
+def test_the_image_has_the_runtime_packages_and_no_development_tools() -> None:
     locked, image = pins("requirements.lock"), pins("requirements-image.lock")
     assert {name: version(entry) for name, entry in image.items()} == {name: version(locked[name]) for name in image}
     for asked in RUNTIME:
@@ -81,7 +81,7 @@ def test_the_image_has_what_it_runs_and_no_tool_of_development() -> None:
     }
 
 
-def test_the_benchmarks_lock_adds_to_the_lock() -> None:
+def test_the_benchmarks_lock_extends_the_lock() -> None:
     locked, more = pins("requirements.lock"), pins("requirements-bench.lock")
     assert {name: version(more[name]) for name in locked} == {name: version(entry) for name, entry in locked.items()}
     for asked in map(Requirement, EXTRAS["bench"]):

@@ -1,4 +1,4 @@
-"""Partitions, datasets and what is refused."""
+"""Partitions and datasets, and invalid definitions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DAYS = st.dates(date(1990, 1, 1), date(2090, 1, 1))
 
 @settings(deadline=None)
 @given(DAYS, st.integers(0, 400), st.sampled_from([Grain.hour, Grain.day, Grain.month]))
-def test_partitions_of_a_range_touch_and_cover_it(start: date, length: int, grain: Grain) -> None:
+def test_partitions_of_a_range_are_adjacent_and_cover_it(start: date, length: int, grain: Grain) -> None:
     end = start + timedelta(days=length % 20 if grain is Grain.hour else length)
     found = partitions_between(grain, start, end)
     assert found[0].start.date() <= start
@@ -58,7 +58,7 @@ def test_only_full_refresh_datasets_have_no_partition_column() -> None:
         Dataset(key="a", source=lambda p: [], grain=Grain.full, partition_column="day")
 
 
-def test_a_partition_that_is_not_over_is_planned_only_when_asked_for() -> None:
+def test_an_incomplete_partition_is_planned_only_on_request() -> None:
     def planned(grain: Grain, **more: Any) -> list[Partition]:
         first = today - timedelta(days=70)
         return Dataset("a", lambda p: [], grain, "day", start=first, **more).partitions()
@@ -78,7 +78,7 @@ def test_a_partition_that_is_not_over_is_planned_only_when_asked_for() -> None:
     assert Dataset("a", lambda p: [], partition_column="day", start=today + timedelta(days=9)).partitions() == []
 
 
-def test_a_grain_may_be_a_text_and_is_refused_when_it_is_none() -> None:
+def test_a_grain_may_be_text_and_an_unknown_grain_is_refused() -> None:
     monthly = Dataset("a", lambda p: [], grain="month", partition_column="m", start=date(2024, 1, 1))  # type: ignore[arg-type]
     assert [p.key for p in monthly.partitions(end=date(2024, 2, 1))] == ["2024-01", "2024-02"]
     with pytest.raises(BadInput, match="'monthly' is not a grain"):
@@ -100,14 +100,14 @@ def test_a_grain_may_be_a_text_and_is_refused_when_it_is_none() -> None:
         ({"timezone": "Mars/Olympus"}, "is not a time zone"),
     ],
 )
-def test_what_a_contract_cannot_say_is_refused_where_it_is_written(more: Any, says: str) -> None:
+def test_an_invalid_contract_is_refused_where_it_is_defined(more: Any, says: str) -> None:
     with pytest.raises(BadInput) as caught:
         Contract(**more)
     assert says in caught.value.message
     assert caught.value.fix
 
 
-def test_a_primary_key_that_the_contract_does_not_know_is_refused() -> None:
+def test_a_primary_key_missing_from_the_contract_is_refused() -> None:
     with pytest.raises(BadInput, match="the contract lacks columns of the primary key: nope"):
         Dataset("a", lambda p: [], partition_column="day", primary_key=("nope",), contract=Contract({"id": "bigint"}))
     Dataset("a", lambda p: [], partition_column="day", primary_key=("day", "id"), contract=Contract({"id": "bigint"}))
@@ -136,13 +136,13 @@ NAMES = {
 
 
 @pytest.mark.parametrize("source", NAMES)
-def test_a_sources_name_becomes_a_column(source: str) -> None:
+def test_a_source_name_becomes_a_column_name(source: str) -> None:
     assert column_name(source) == NAMES[source]
 
 
 @settings(deadline=None)
 @given(st.text(max_size=20))
-def test_a_columns_name_stays_as_it_is(source: str) -> None:
+def test_a_column_name_does_not_change_again(source: str) -> None:
     column = column_name(source)
     assert column_name(column) == column
     assert '"' not in column

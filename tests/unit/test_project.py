@@ -1,4 +1,4 @@
-"""A project: found from a folder inside it or by name, and only its datasets exist."""
+"""A project is found from any folder inside it or by LAKE_PROJECT, and only its datasets exist."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Writes a file of a project in a new folder, which is the working directory."""
+    """Writes files of a project in a new folder, which is the working directory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pyproject.toml").write_text("[tool.ducklake-flows]\n")
     (tmp_path / "datasets").mkdir()
@@ -39,7 +39,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     return file
 
 
-def test_an_empty_table_makes_a_project_with_the_usual_folders(write: Write, tmp_path: Path) -> None:
+def test_an_empty_table_makes_a_project_with_the_default_folders(write: Write, tmp_path: Path) -> None:
     write("orders.py")
     settings = load_settings()
     assert settings.project == tmp_path
@@ -49,7 +49,9 @@ def test_an_empty_table_makes_a_project_with_the_usual_folders(write: Write, tmp
     assert list(all_datasets()) == ["orders"]
 
 
-def test_it_is_found_from_any_folder_inside_it(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_project_is_found_from_any_folder_inside_it(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write("orders.py")
     (tmp_path / ".env").write_text("LAKE_LANDING=files/\n")
     (tmp_path / "a" / "b").mkdir(parents=True)
@@ -59,7 +61,7 @@ def test_it_is_found_from_any_folder_inside_it(write: Write, tmp_path: Path, mon
     assert list(all_datasets()) == ["orders"]
 
 
-def test_lake_project_names_it_from_anywhere(
+def test_lake_project_selects_a_project_from_any_folder(
     write: Write, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write("orders.py")
@@ -71,7 +73,7 @@ def test_lake_project_names_it_from_anywhere(
     assert load_settings().environment()["LAKE_PROJECT"] == str(tmp_path)
 
 
-def test_a_nearer_project_wins(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nearest_project_wins(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write("orders.py")
     inner = tmp_path / "inner"
     (inner / "datasets").mkdir(parents=True)
@@ -81,7 +83,7 @@ def test_a_nearer_project_wins(write: Write, tmp_path: Path, monkeypatch: pytest
     assert list(all_datasets()) == ["visits"]
 
 
-def test_a_pyproject_of_something_else_is_no_project(write: Write, tmp_path: Path) -> None:
+def test_a_pyproject_without_our_table_is_not_a_project(write: Write, tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "x"\n[tool.ruff]\n')
     assert load_settings().project is None
     with pytest.raises(BadInput, match="There is no project here"):
@@ -98,32 +100,32 @@ def test_a_pyproject_of_something_else_is_no_project(write: Write, tmp_path: Pat
         ("[tool.ducklake-flows]\nmodels = ['a']\n", "`models` a folder"),
     ],
 )
-def test_a_table_that_is_wrong_is_named(write: Write, tmp_path: Path, text: str, said: str) -> None:
+def test_an_error_in_the_table_is_named(write: Write, tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "pyproject.toml").write_text(text)
     with pytest.raises(BadInput, match=said) as caught:
         load_settings()
     assert "hunter2" not in str(caught.value)
 
 
-def test_an_empty_setting_is_no_setting(write: Write, tmp_path: Path) -> None:
+def test_an_empty_setting_is_ignored(write: Write, tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text('[tool.ducklake-flows]\ndatasets = ["datasets"]\nmodels = "sql"\n')
     (tmp_path / ".env").write_text("LAKE_DATASETS=\nLAKE_MODELS=\n")
     settings = load_settings()
     assert (settings.datasets, settings.models) == ((tmp_path / "datasets",), tmp_path / "sql")
 
 
-def test_lake_project_that_is_no_project_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lake_project_that_is_not_a_project_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAKE_PROJECT", str(tmp_path))
     with pytest.raises(BadInput, match=str(tmp_path)):
         load_settings()
 
 
-def test_a_users_own_flights_is_no_error(write: Write) -> None:
+def test_a_user_dataset_named_flights_is_allowed(write: Write) -> None:
     write("flights.py")
     assert list(all_datasets()) == ["flights"]
 
 
-def test_dataset_files_share_helpers_and_one_file_may_hold_several(write: Write) -> None:
+def test_dataset_files_share_helpers_and_one_file_may_define_several_datasets(write: Write) -> None:
     write("common.py", "from datetime import date\nSTART = date(2024, 1, 1)\n")
     write(
         "shops.py",
@@ -146,19 +148,19 @@ def test_two_datasets_with_one_key_are_refused(write: Write) -> None:
         get_datasets(["same"])
 
 
-def test_several_folders_are_one_package_and_a_name_that_repeats_is_refused(
+def test_several_folders_are_one_package_and_a_repeated_file_name_is_refused(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write("one.py")
     write("two.py", folder="more")
     write("one.py", folder="more", key="other")
     make_project(tmp_path, tmp_path / "datasets", tmp_path / "more")
-    monkeypatch.setenv("LAKE_RETENTION_DAYS", "7")  # settings are read once for an environment
+    monkeypatch.setenv("LAKE_RETENTION_DAYS", "7")  # settings are cached per environment
     assert list(all_datasets()) == ["one", "two"]
     assert "has the same name" in broken_datasets()["one"].message
 
 
-def test_a_folder_named_flows_in_the_working_directory_is_in_nobodys_way(write: Write, tmp_path: Path) -> None:
+def test_a_folder_named_flows_in_the_working_directory_is_not_imported(write: Write, tmp_path: Path) -> None:
     write("orders.py")
     write("__init__.py", "raise RuntimeError('not ours')\n", folder="flows")
     for module in ("ducklake_flows.models.worker", "ducklake_flows.cli.main"):

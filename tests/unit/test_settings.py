@@ -1,4 +1,4 @@
-"""Settings: absolute paths, and errors that name the setting but never its value."""
+"""Settings: paths are absolute, and errors name the setting but never its value."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_bad_setting_is_named_without_its_value(
     assert caught.value.__cause__ is None
 
 
-def test_secrets_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LAKE_S3_SECRET", "hunter2")
     monkeypatch.setenv("LAKE_CATALOG_PASSWORD", "hunter2")
@@ -64,7 +64,7 @@ def test_secrets_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "hunter2" not in repr(settings)
     assert "hunter2" not in str(settings.environment())
     assert settings.redact("the password is hunter2") == "the password is ***"
-    # A worker that extracts has the keys of the storage, and no password of a database.
+    # A Dask worker gets the storage keys but no database password.
     assert settings.worker_environment()["LAKE_CATALOG_PASSWORD"] == ""
 
 
@@ -90,13 +90,13 @@ def test_secrets_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             "CREATE SECRET (TYPE s3, KEY_ID 'hunter2', SECRET 'hunter2')",
             "CREATE SECRET (TYPE s3, KEY_ID '***', SECRET '***')",
         ),
-        # What only speaks of secrets stays.
+        # Text that only mentions secrets does not change.
         ("password authentication failed for user u", "password authentication failed for user u"),
         ("column 'token': invalid value 'x'", "column 'token': invalid value 'x'"),
         ("http://127.0.0.1:9000/lake/a=b@c", "http://127.0.0.1:9000/lake/a=b@c"),
         ("the primary_key=id is not unique", "the primary_key=id is not unique"),
     ],
 )
-def test_what_looks_like_a_secret_is_not_shown(text: str, shown: str) -> None:
+def test_text_that_looks_like_a_secret_is_not_shown(text: str, shown: str) -> None:
     assert redacted(text) == shown
     assert redacted(shown) == shown

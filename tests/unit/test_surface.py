@@ -1,4 +1,4 @@
-"""The public surface: what a project may import, held by a page that shows every signature and docstring."""
+"""The public surface: what a project may import. A page in the docs shows every signature and docstring."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ page from the docstrings.
 
 
 def signature(value: Any) -> str:
-    """A signature, one parameter a line, annotations as they are written."""
+    """A signature with one parameter per line and annotations as written in the source."""
     if inspect.isclass(value) and issubclass(value, enum.Enum):
         return f": {', '.join(member.value for member in value)}"
     if inspect.isclass(value) and not dataclasses.is_dataclass(value) and not issubclass(value, Exception):
@@ -55,7 +55,7 @@ def page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def test_the_page_shows_the_public_surface_as_it_is(request: pytest.FixtureRequest) -> None:
+def test_the_page_shows_the_current_public_surface(request: pytest.FixtureRequest) -> None:
     if request.config.getoption("--write-docs"):
         PAGE.write_text(page())
     assert PAGE.read_text() == page(), 'make test ARGS="tests/unit/test_surface.py --write-docs"'
@@ -71,12 +71,12 @@ def test_every_name_is_documented(name: str) -> None:
         assert {*inspect.signature(value).parameters, "return"} <= hints.keys()
 
 
-def test_to_import_it_costs_nothing() -> None:
+def test_importing_the_package_loads_no_submodule() -> None:
     look = "import sys; import ducklake_flows; print(*sorted(m for m in sys.modules if m.startswith('ducklake_flows')))"
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["ducklake_flows"]
 
 
-def test_what_is_not_public_is_an_error_that_names_it() -> None:
+def test_a_name_that_is_not_public_is_an_error_that_names_it() -> None:
     with pytest.raises(AttributeError, match="'ducklake_flows' has no attribute 'nope'"):
         ducklake_flows.nope  # noqa: B018

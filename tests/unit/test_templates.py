@@ -1,4 +1,4 @@
-"""`lake new`: projects whose samples load, of this repository's own files; nothing that exists is overwritten."""
+"""`lake new` creates projects from files of this repository. Their samples load. It overwrites no file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def api(empty: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The sample's API, as the project's own tests serve it."""
+    """Serves the sample API in the same way as the tests of the project."""
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(empty / "sample"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -59,7 +59,7 @@ def test_the_sample_of_every_source_is_published(
     assert lake.errors() == []
 
 
-def test_a_partition_that_the_api_does_not_have_is_no_source(
+def test_a_partition_missing_from_the_api_is_no_source(
     lake: Lake, empty: Path, api: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     templates.write_project(empty, source="rest_api")
@@ -68,7 +68,7 @@ def test_a_partition_that_the_api_does_not_have_is_no_source(
     assert (outcome.state, outcome.error) == ("no_source", "the API has no orders of 2024-02-01")  # type: ignore[union-attr]
 
 
-def test_the_demo_is_this_repositorys_own(empty: Path) -> None:
+def test_the_demo_is_a_copy_of_this_repositorys_files(empty: Path) -> None:
     templates.write_project(empty, demo=True)
     assert list(all_datasets()) == ["airlines", "airports", "flights", "planes", "weather"]
     for here, there in (("datasets", "flows/datasets"), ("sqlmesh_project", "sqlmesh_project")):
@@ -85,7 +85,7 @@ def test_the_demo_is_this_repositorys_own(empty: Path) -> None:
         assert found == wanted
 
 
-def test_the_wheel_carries_every_file_that_is_taken_from_the_repository() -> None:
+def test_the_wheel_contains_every_repository_file_that_the_templates_use() -> None:
     hook = importlib.import_module("hatch_build")
     carried = [Path(name) for name in hook.FILES]
     for path in map(Path, [*templates._SHARED, ".env.example", "flows/datasets/flights.py"]):
@@ -103,7 +103,7 @@ def test_settings_and_names_are_filled_in(empty: Path) -> None:
     assert {p.name for p in empty.iterdir()} >= {".gitignore", ".dockerignore", ".env.example", "pyproject.toml"}
 
 
-def test_nothing_that_exists_is_overwritten(empty: Path) -> None:
+def test_existing_files_are_not_overwritten(empty: Path) -> None:
     (empty / "README.md").write_text("mine")
     with pytest.raises(BadInput, match=r"README\.md exists"):
         templates.write_project(empty)

@@ -1,6 +1,6 @@
-"""What this project leans on in other libraries without a public way: names and signatures, so that an upgrade tells.
+"""Private names and signatures of other libraries that this project uses: an upgrade that changes one fails here.
 
-Each line names the file that uses it. A public way that appears upstream is worth taking: then its line goes.
+Each entry names the file that uses it. If upstream adds a public alternative, use it and remove the entry.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SIGNATURES: list[tuple[Callable[..., Any], str]] = [
-    # models/adapter.py: SQLMesh commits a DELETE and an INSERT of one interval apart (SQLMesh/sqlmesh#3866).
+    # models/adapter.py: SQLMesh commits the DELETE and the INSERT of one interval separately (SQLMesh/sqlmesh#3866).
     (DuckDBEngineAdapter.transaction, "self, condition"),
     (
         DuckDBEngineAdapter.execute,
@@ -44,9 +44,7 @@ SIGNATURES: list[tuple[Callable[..., Any], str]] = [
 
 
 @pytest.mark.parametrize(("function", "parameters"), SIGNATURES, ids=lambda value: getattr(value, "__qualname__", ""))
-def test_an_overridden_method_has_the_signature_that_is_overridden(
-    function: Callable[..., Any], parameters: str
-) -> None:
+def test_an_overridden_upstream_method_keeps_its_signature(function: Callable[..., Any], parameters: str) -> None:
     assert ", ".join(inspect.signature(inspect.unwrap(function)).parameters) == parameters
 
 
@@ -63,14 +61,14 @@ def test_an_overridden_method_has_the_signature_that_is_overridden(
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
-def test_what_is_leant_on_is_there(owner: type, name: str) -> None:
+def test_the_private_upstream_names_that_we_use_exist(owner: type, name: str) -> None:
     assert hasattr(owner, name)
 
 
 def test_a_worker_shows_the_state_of_its_tasks() -> None:
-    """orchestration/cluster.py: Dask does not tell a running task that its client is gone (dask/distributed#3681).
+    """orchestration/cluster.py: Dask does not notify a running task that its client has left (dask/distributed#3681).
 
-    An Event or a Variable that the client sets would not do: a client that was killed sets none.
+    An Event or a Variable set by the client does not help: a killed client sets none.
     """
     assert inspect.get_annotations(BaseWorker)["state"] == "WorkerState"
     assert "tasks" in inspect.get_annotations(WorkerState)

@@ -52,11 +52,11 @@ def test_a_line_break_in_a_header_loses_no_row(content: bytes, dialect: dict[str
 @pytest.mark.parametrize(
     "content", [b"made by a tool\na,b\r\n1,2\r\n3,4\r\n", b"x\r\na,b\n1,2\n3,4\n", b"\na,b\r1,2\r3,4\r"]
 )
-def test_skipped_lines_that_end_in_another_way_lose_no_row(content: bytes) -> None:
+def test_skipped_lines_with_other_line_endings_lose_no_row(content: bytes) -> None:
     assert read_csv(content, skip=1) == [{"a": 1, "b": 2}, {"a": 3, "b": 4}]
 
 
-def test_a_line_keeps_its_number_where_the_header_is_written_again() -> None:
+def test_line_numbers_are_correct_after_the_header_is_rewritten() -> None:
     with pytest.raises(SourceError, match="line 5: column a_b: 'x' cannot be bigint"):
         read_csv(b'skipped\n"a\nb",c\r\n1,2\r\nx,4\r\n', {"a_b": "bigint", "c": "text"}, skip=1)
     with pytest.raises(SourceError, match="line 4: it has 3 columns instead of 2"):
@@ -67,7 +67,7 @@ def test_a_comment_after_a_byte_order_mark_is_a_comment() -> None:
     assert read_csv(b"\xef\xbb\xbf# made by a tool\na,b\n1,2\n", comment="#") == [{"a": 1, "b": 2}]
 
 
-def test_a_comment_is_a_line_and_not_the_end_of_one() -> None:
+def test_only_a_whole_line_is_a_comment() -> None:
     content = b'# one\na,b\n1,#a\n# two, 3\n2,x#y\n"# no\n# comment",4\n5,"""\n# x"\n#\n'
     assert [row["b"] for row in read_csv(content, comment="#")] == ["#a", "x#y", "4", '"\n# x']
     assert read_csv(b"a\n1\n# two\n\n3\n", comment="#") == [{"a": 1}, {"a": None}, {"a": 3}]
@@ -83,18 +83,18 @@ def test_an_undeclared_column_of_nulls_is_read() -> None:
     assert read_csv(b"a,b\n1,\n2,\n") == [{"a": 1, "b": None}, {"a": 2, "b": None}]
 
 
-def test_a_double_that_is_written_as_python_writes_it_is_exact() -> None:
-    # It has 16 digits and lies halfway between two other texts of 16 digits.
+def test_a_double_in_pythons_notation_is_read_exactly() -> None:
+    # It has 16 digits and is halfway between two other numbers of 16 digits.
     assert read_csv(b"a,b\n5.960464477539063e-08,1\n") == [{"a": 5.960464477539063e-08, "b": 1}]
 
 
-def test_doubles_among_decimals_are_the_decimals_that_they_are_written_as() -> None:
+def test_doubles_among_decimals_become_decimals_exactly_as_written() -> None:
     Path("2024-01-01.jsonl").write_text('{"v": 0.1}\n{"v": 12345678901234567.89}\n{"v": 3}\n')
     (table,) = Files("{partition}.jsonl", "jsonl").read(DAY, Contract())
     assert table.column("v").to_pylist() == [Decimal("0.1"), Decimal("12345678901234567.89"), Decimal(3)]
 
 
-def test_an_integer_of_any_length_is_text_where_the_contract_says_so() -> None:
+def test_a_number_of_any_length_is_text_if_the_contract_says_so() -> None:
     assert column_of([10**40, 5, None], "v", Contract({"v": "text"})).to_pylist() == [str(10**40), "5", None]
     assert column_of([Decimal("1.50"), Decimal("1E+50")], "v", Contract({"v": "text"})).to_pylist() == [
         "1.50",
@@ -104,7 +104,7 @@ def test_an_integer_of_any_length_is_text_where_the_contract_says_so() -> None:
         column_of([10**38], "v", Contract())
 
 
-def test_what_pandas_takes_for_missing_is_null_within_a_nested_value_too() -> None:
+def test_missing_values_of_pandas_are_null_in_nested_values() -> None:
     given = [{"a": pd.NaT, "b": np.int64(3), "c": np.array([[1], [2]])}]
     assert column_of(given, "v", Contract()).to_pylist() == ['{"a":null,"b":3,"c":[[1],[2]]}']
 
@@ -114,7 +114,7 @@ def test_a_map_is_an_object_in_json() -> None:
     assert conform(table, Contract({"v": "json"})).column("v").to_pylist() == ['{"a":1}', "{}"]
 
 
-def test_an_interval_of_parquet_is_refused() -> None:
+def test_a_parquet_interval_is_refused() -> None:
     import duckdb
 
     duckdb.connect().execute("COPY (SELECT 1 AS id, INTERVAL 3 MONTH AS v) TO '2024-01-01.parquet'")
@@ -140,7 +140,7 @@ def test_a_nul_in_text_is_refused(values: pa.Array) -> None:
 @pytest.mark.parametrize(
     "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
 )
-def test_text_under_a_json_contract_is_json_text_whatever_holds_it(kind: pa.DataType) -> None:
+def test_text_in_a_json_column_is_json_text_for_every_arrow_string_type(kind: pa.DataType) -> None:
     """Arrow's string views, which polars uses, became JSON strings: {"a":1} was stored as "{\\"a\\":1}"."""
     contract = Contract({"v": "json"})
     texts = ['{"a":1}', "1", None]

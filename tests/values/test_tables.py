@@ -198,12 +198,10 @@ def _check(marker: str, table: str, *, write: bool) -> None:
         assert there == table, "the table is outdated; run: make test ARGS='tests/values/test_tables.py --write-docs'"
 
 
-def test_the_documented_types_are_those_that_are_stored(
-    request: pytest.FixtureRequest, lake: Lake, tmp_path: Path
-) -> None:
+def test_the_documented_types_are_the_stored_types(request: pytest.FixtureRequest, lake: Lake, tmp_path: Path) -> None:
     verdicts = {form: _verdicts(form, lake, tmp_path) for form in FORMS}
     _check("table", _types_table(verdicts), write=request.config.getoption("--write-docs"))
 
 
-def test_the_documented_lattice_is_the_one_that_is_used(request: pytest.FixtureRequest) -> None:
+def test_the_documented_lattice_is_the_lattice_in_use(request: pytest.FixtureRequest) -> None:
     _check("lattice", _lattice_table(), write=request.config.getoption("--write-docs"))

@@ -37,7 +37,7 @@ def examples(request: pytest.FixtureRequest) -> Callable[[int, int], Any]:
     def of(short: int, long: int, *, in_lake: bool = False) -> Any:
         return settings(
             max_examples=long if soak else short,
-            # No shrinking: to find a lake's smallest failing story takes minutes.
+            # No shrinking: finding the smallest failing story of a lake takes minutes.
             phases=set(Phase) - ({Phase.shrink, Phase.explain} if in_lake and not soak else set()),
             derandomize=not soak,
             database=None,
@@ -160,7 +160,7 @@ def test_plain_good_data_is_never_refused(
     _run(plain_stories(mode), examples(40, 500), check, lake, tmp_path, monkeypatch)
 
 
-def test_the_lake_holds_what_the_source_gave_or_names_the_column(
+def test_the_lake_holds_the_sources_values_or_names_the_column(
     examples: Any, lake: Lake, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _run(
