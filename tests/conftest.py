@@ -19,6 +19,7 @@ os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
 
 from deployments.services import ObjectStore, Postgres, new_secret  # noqa: E402
 from ducklake_flows.extract.chunk import extract_chunk  # noqa: E402
+from ducklake_flows.lake import connect as connections  # noqa: E402
 from ducklake_flows.lake.connect import connected, rows  # noqa: E402
 from ducklake_flows.lake.publish import Published, Publisher  # noqa: E402
 from ducklake_flows.lake.schema import bootstrap, table_columns  # noqa: E402
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).parent.parent
+# The test processes share the cores: more threads of DuckDB only get in each other's way.
+connections.THREADS = 1
+
 DATASETS = Path(__file__).parent / "datasets"
 DEMO = ROOT / "flows" / "datasets"
 MODELS = ROOT / "sqlmesh_project"

@@ -35,6 +35,9 @@ LIBPQ = {
 CATALOG_SECRET = "lake_catalog"  # noqa: S105 - a name, not a password
 """Name of the DuckDB secret that holds the catalog's password."""
 
+THREADS: int | None = None
+"""Threads of a connection once the catalog is read; None: all cores. Tests that share the cores set it to one."""
+
 BUSY_MS = 10_000
 """How long to wait for the lock of a SQLite catalog, in milliseconds. Readers overlap a commit; writers are gated."""
 
@@ -63,7 +66,7 @@ def connect(settings: Settings, *, read_only: bool = False, create: bool = False
             _check_content(con, settings.catalog_file, create=create)
         con.execute(attach_sql(settings, read_only=read_only, create=create))
         con.execute(f"USE {LAKE}")
-        con.execute("RESET threads")
+        con.execute("RESET threads" if THREADS is None else f"SET threads = {THREADS}")
     except duckdb.Error as error:
         con.close()
         raise _explain(error, settings) from None
