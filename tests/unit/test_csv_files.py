@@ -112,3 +112,11 @@ def test_a_records_line_number_counts_comments_and_line_breaks(tmp_path: Path) -
     path.write_text('skipped\n# note\na,b\n1,"x\ny"\n# note\n\n2,z\n')
     dialect = Dialect(comment="#", skip=1)
     assert [line_of(path, dialect, record, 2) for record in (0, 1)] == [5, 8]
+
+
+@pytest.mark.parametrize("name", [b"gr\xf6\xdfe", b"gr\xf6\xdfe \xf0\x9f\x98\x80"], ids=["latin-1", "beside an emoji"])
+def test_a_header_that_is_not_utf_8_is_refused(tmp_path: Path, name: bytes) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"id," + name + b"\n1,2\n")
+    with pytest.raises(SourceError, match="the header is not UTF-8"):
+        csv_files.header(path, Dialect())
