@@ -187,15 +187,24 @@ class Postgres:
         # Default durability (fsync on): an acknowledged COMMIT is on disk.
         self.service = Service("postgres", run, logs, ready=self._answers, user=user)
 
-    def database(self, name: str, password: str) -> None:
-        """Create a database, and a role of the same name that owns it. Safe to repeat."""
+    def database(self, name: str, password: str, copy_of: str | None = None) -> None:
+        """Create a database, and a role of the same name that owns it. Safe to repeat.
+
+        Args:
+            name: The name of both.
+            password: The role's password.
+            copy_of: Another database that nobody uses: the new one is a copy of it, and the role may do what its owner
+                may.
+        """
         with self._admin() as cursor:
             cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name])
             verb = "ALTER" if cursor.fetchone() else "CREATE"
             cursor.execute(f'{verb} ROLE "{name}" LOGIN PASSWORD %s', [password])
             cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name])
             if not cursor.fetchone():
-                cursor.execute(f'CREATE DATABASE "{name}" OWNER "{name}"')
+                cursor.execute(f'CREATE DATABASE "{name}" OWNER "{name}" TEMPLATE "{copy_of or "template1"}"')
+            if copy_of is not None:
+                cursor.execute(f'GRANT "{copy_of}" TO "{name}"')
 
     def _answers(self) -> bool:
         """Whether it accepts queries. It listens earlier, while it still recovers."""

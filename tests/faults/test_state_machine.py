@@ -22,12 +22,10 @@ from ducklake_flows.lake.connect import connect, connected
 from ducklake_flows.lake.maintenance import steps
 from ducklake_flows.lake.repair import repair
 from ducklake_flows.lake.restore import stage_previous
-from ducklake_flows.lake.schema import bootstrap
-from ducklake_flows.project import all_datasets, get_dataset
+from ducklake_flows.project import get_dataset
 from ducklake_flows.settings import LAKE, load_settings
 from ducklake_flows.staging.layout import new_attempt
 from ducklake_flows.staging.receipt import Failure, Receipt
-from ducklake_flows.storage import check
 from ducklake_flows.testing.failpoints import POINTS, Point
 from tests.conftest import MODELS, Lake, Services
 from tests.faults.conftest import Killer, soaking, staged_as, told
@@ -320,12 +318,9 @@ def test_operations_in_any_order_leave_the_contents_of_a_reference_dict(
         nonlocal made
         made += 1
         storage = request.node.callspec.params["lake"]
-        for name, value in services.environment(storage, tmp_path / f"home{made}").items():
+        for name, value in services.lake(storage, tmp_path / f"home{made}").items():
             monkeypatch.setenv(name, value)
-        chosen = load_settings()
-        check(chosen, create=True)
-        bootstrap(chosen, list(all_datasets().values()))
-        return Lake(chosen)
+        return Lake(load_settings())
 
     run_state_machine_as_test(
         machine(fresh, kill, project),
