@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ducklake_flows.lake.builds import plan_transform, record
+from ducklake_flows.lake.builds import RefusedInterval, plan_transform, record
 from ducklake_flows.models import build
 from ducklake_flows.models.adapter import LakeAdapter
+from ducklake_flows.models.runner import refusals
 from ducklake_flows.settings import load_settings
 from tests.conftest import MODELS, Lake
 
@@ -38,6 +40,7 @@ class Project:
 
     def __init__(self, folder: Path, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.lake = folder, lake
+        self.refused: list[RefusedInterval] = []
         shutil.copytree(MODELS, folder, ignore=shutil.ignore_patterns("models", "audits", "tests", "__pycache__"))
         (folder / "models").mkdir()
         monkeypatch.setenv("LAKE_MODELS", str(folder))
@@ -51,8 +54,12 @@ class Project:
         """Build as a transform does. Returns the intervals built."""
         events: list[dict[str, Any]] = []
         if todo := plan_transform(load_settings(), "prod"):
-            build.build(todo.environment, todo.changed_keys, todo.replan, events.append)
-            record(self.lake.settings, todo, "test")
+            known = [old.request for old in todo.refused]
+            build.build(todo.environment, todo.changed_keys, todo.replan, events.append, known)
+            built = [e for e in events if e["event"] == "model"]
+            moments = [(e["model"], *map(datetime.fromisoformat, (e["start"], e["end"]))) for e in built]
+            self.refused = [r for e in events if e["event"] == "refused" for r in refusals(e, self.lake.settings)]
+            record(self.lake.settings, todo, "test", self.refused, moments)
         return [e for e in events if e["event"] == "model"]
 
     def built(self, name: str) -> list[tuple[str, str]]:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
 from ducklake_flows.errors import RunFailed
-from ducklake_flows.lake.builds import TransformPlan, plan_transform, record
+from ducklake_flows.lake.builds import RefusedInterval, TransformPlan, plan_transform, record
 from ducklake_flows.models import runner
 from ducklake_flows.orchestration import gate
 from ducklake_flows.orchestration.bootstrap import check
 from ducklake_flows.settings import Settings, load_settings
 from ducklake_flows.testing.failpoints import failpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 TURN_SECONDS = 6 * 3600.0
 """Maximum seconds that a transform waits for an earlier one."""
@@ -33,10 +37,11 @@ def transform(environment: str = "prod") -> dict[str, Any]:
         environment: ``prod``, or the name of a development environment.
 
     Returns:
-        The summary: number of changed partitions by dataset, intervals built, seconds.
+        The summary: number of changed partitions by dataset, intervals built and refused, seconds.
 
     Raises:
-        RunFailed: a model or an audit failed; intervals that succeeded stay built.
+        RunFailed: an audit or a row refused intervals: these keep their earlier rows, all others are built. Or a model
+            failed; intervals that succeeded stay built.
     """
     settings = load_settings()
     began = time.monotonic()
@@ -57,17 +62,51 @@ def _bring_up_to_date(settings: Settings, todo: TransformPlan, summary: dict[str
     """Build the planned intervals, then record the attempts that they were built from."""
     counted = ", ".join(f"{count} of {key}" for key, count in summary["partitions"].items())
     get_run_logger().info("transform: %s", counted or "models")
-    request = {"environment": todo.environment, "changed": todo.changed_keys, "replan": todo.replan}
+    request = {
+        "environment": todo.environment,
+        "changed": todo.changed_keys,
+        "replan": todo.replan,
+        "refused": [old.request for old in todo.refused],
+    }
     try:
-        runner.run(request, settings, summary["models"], gate.hold, get_run_logger())
+        refused = runner.run(request, settings, summary["models"], gate.hold, get_run_logger())
     except RunFailed as error:
-        summary["seconds"] = round(time.monotonic() - began, 3)
-        _artifacts(summary, error.message)
-        error.summary = summary
-        raise
+        raise _failed(error, summary, began) from None
     failpoint("before the build is recorded")
+    built = [(m["model"], *(datetime.fromisoformat(m[side]) for side in ("start", "end"))) for m in summary["models"]]
     with gate.hold():
-        record(settings, todo, str(flow_run.id))
+        record(settings, todo, str(flow_run.id), refused, built)
+    if refused:
+        summary["refused"] = [
+            {
+                "model": r.model,
+                "interval": r.span,
+                "check": r.name,
+                "rows": r.rows,
+                "sample": r.sample,
+                "error": r.error,
+            }
+            for r in refused
+        ]
+        raise _failed(RunFailed(refused_text(refused), refused[0].fix), summary, began)
+
+
+def _failed(error: RunFailed, summary: dict[str, Any], began: float) -> RunFailed:
+    """The error with the run's summary, after its artifacts were created."""
+    summary["seconds"] = round(time.monotonic() - began, 3)
+    _artifacts(summary, error.message)
+    error.summary = summary
+    return error
+
+
+def refused_text(refused: Sequence[RefusedInterval]) -> str:
+    """What was refused, one line per interval and audit, at most ten."""
+    count = len({(r.model, r.start) for r in refused})
+    which = "1 interval keeps its" if count == 1 else f"{count} intervals keep their"
+    lines = [f"  {each}" for each in refused[:10]]
+    if len(refused) > 10:
+        lines.append(f"  and {len(refused) - 10} more; see: lake status")
+    return "\n".join([f"{which} earlier rows, also in the models downstream; all others are built.", *lines])
 
 
 def _artifacts(summary: dict[str, Any], error: str = "") -> None:

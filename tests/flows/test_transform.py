@@ -92,27 +92,27 @@ def test_an_interval_whose_partition_has_not_landed_is_never_recorded_as_done(ga
     assert lake.column("SELECT DISTINCT day(flight_date) FROM silver.flights ORDER BY 1") == [1, 2, 3]
 
 
-def test_a_failed_audit_fails_the_run_and_the_next_run_builds_it_again(
-    gated_lake: Lake, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_day_fails_the_run_and_stops_no_other_day(gated_lake: Lake) -> None:
+    """O1: a value that raw accepts and bronze's audit refuses."""
     lake = gated_lake
-    load(lake, 1, rows=2)
+    load(lake, 1, 2, rows=2)
     transform()
-    load(lake, 1, rows=3)
-    # Deletes a row between bronze and silver by hand, since none of our models loses one.
-    from ducklake_flows.lake.connect import connect
-
-    con = connect(lake.settings)
-    con.execute("INSERT INTO raw.flights SELECT * REPLACE (NULL AS dest) FROM raw.flights LIMIT 1")
-    con.close()
-    with pytest.raises(RunFailed, match=r"bronze\.flights") as caught:
+    lake.land("flights/2013-01-01.csv", flights(1, 3).replace(",IAH,", ",NA,", 1))
+    lake.load("flights", "2013-01-01")
+    load(lake, 3, rows=5)
+    with pytest.raises(RunFailed, match="1 interval keeps its earlier rows") as caught:
         transform()
-    assert "not_null" in caught.value.message
-    con = connect(lake.settings)
-    con.execute("DELETE FROM raw.flights WHERE dest IS NULL")
-    con.close()
+    assert "bronze.flights 2013-01-01: audit not_null refuses 1 row, for example" in caught.value.message
+    assert "lake backfill flights --start 2013-01-01" in caught.value.fix
+    (refused,) = caught.value.summary["refused"]
+    assert (refused["check"], refused["rows"], refused["sample"][0]["dest"]) == ("not_null", 1, None)
+    days = "SELECT day(flight_date) AS d, sum(flights)::INT AS n FROM gold.carrier_daily GROUP BY ALL ORDER BY ALL"
+    assert lake.sql(days) == [{"d": 1, "n": 2}, {"d": 2, "n": 2}, {"d": 3, "n": 5}]
+    assert transform()["models"] == [], "the refused day is tried again only after a change"
+    load(lake, 1, rows=4)
     assert built(transform(), "silver.flights") == {("2013-01-01", "2013-01-01")}
     assert lake.sql(GOLD) == lake.sql(RECOMPUTED)
+    assert lake.errors() == []
 
 
 def test_a_lost_state_is_rebuilt(gated_lake: Lake) -> None:

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from ducklake_flows.datasets.partitions import Grain, partition_at
-from ducklake_flows.errors import RunFailed
 from ducklake_flows.lake.builds import project_digest
 from ducklake_flows.lake.connect import connect, connected
 from ducklake_flows.lake.ledger import append
+from ducklake_flows.lake.verify import verify
 from ducklake_flows.models.signals import ready
 from ducklake_flows.project import get_dataset
 from tests.conftest import DATASETS, Lake
@@ -231,15 +231,18 @@ def test_a_value_that_a_model_column_cannot_store_exactly_is_refused_with_its_co
         "MODEL (name silver.whole, kind FULL, columns (id INT, value FLOAT)); SELECT id, value FROM raw.readings",
     )
     load(lake, "2024-01-01", value=2.5)
-    with pytest.raises(RunFailed, match=r"column value: 2\.5 \(DOUBLE\) cannot be stored exactly as INT"):
-        project.build()
+    project.build()
+    assert "column value: 2.5 (DOUBLE) cannot be stored exactly as INT" in project.refused[0].error
+    assert lake.sql("SELECT value FROM silver.readings") == []
     load(lake, "2024-01-01", value=3.0)
     project.build()
     assert lake.sql("SELECT value FROM silver.readings") == [{"value": 3}]
     assert lake.sql("SELECT value FROM silver.whole") == [{"value": 3.0}]
     load(lake, "2024-01-01", value=0.1)
-    with pytest.raises(RunFailed, match=r"silver\.whole.*column value: 0\.1 \(DOUBLE\) cannot be stored exactly"):
-        project.build()
+    project.build()
+    assert {r.model for r in project.refused} == {"silver.readings", "silver.whole"}
+    assert all("column value: 0.1 (DOUBLE) cannot be stored exactly" in r.error for r in project.refused)
+    assert lake.sql("SELECT value FROM silver.whole") == [{"value": 3.0}]
 
 
 def test_an_added_column_rebuilds_no_model_and_a_changed_description_still_rebuilds_changed_days(
@@ -267,6 +270,112 @@ def test_an_added_column_rebuilds_no_model_and_a_changed_description_still_rebui
     found = lake.sql("SELECT value, unit FROM silver.star ORDER BY day")
     assert [tuple(row.values()) for row in found] == [(7, None), (1, None), (1, "m")]
     assert lake.column("SELECT code FROM silver.codes ORDER BY 1") == [1, 2]
+
+
+# Refused
+
+
+BRONZE = model("bronze.readings", READINGS, "day", PUBLISHED, "audits (not_null(columns := (value)))")
+SILVER = model("silver.readings", READINGS.replace("raw.", "bronze."), "day")
+GOLD = model(
+    "gold.daily",
+    "SELECT day, sum(value) AS total FROM silver.readings WHERE day BETWEEN @start_date AND @end_date GROUP BY ALL",
+    "day",
+)
+
+
+def year(lake: Lake, bad: str) -> None:
+    """365 published days with the row number as value; one day has a null."""
+    load(lake, "2023-01-01")
+    with connected(lake.settings) as con:
+        con.execute("DELETE FROM raw.readings")
+        con.execute(
+            "INSERT INTO raw.readings (id, value, day) SELECT n, CASE WHEN d::DATE <> ? THEN n END, d::DATE FROM "
+            "(SELECT unnest(range(365)) AS n, DATE '2023-01-01' + n::INT AS d)",
+            [bad],
+        )
+        row = {"dataset": "readings", "state": "published", "recorded_at": datetime.now(UTC)}
+        days = [date(2023, 1, 1) + timedelta(days=n) for n in range(365)]
+        append(con, "ledger", [{**row, "partition": str(d), "attempt_id": f"0{d}", "token": 1} for d in days])
+
+
+def test_one_bad_day_of_365_stops_no_other_day_and_no_reader_sees_it(lake: Lake, project: Project) -> None:
+    """O1. Former fault: gold stood still for all days, and the bad rows were visible before the audit."""
+    for name, text in (("bronze", BRONZE), ("silver", SILVER), ("gold", GOLD)):
+        project.write(f"models/{name}.sql", text)
+    year(lake, "2023-03-05")
+    events = project.build()
+    assert len([e for e in events if e["model"] == "gold.daily"]) == 2, "one stretch before the day, one after it"
+    (refused,) = project.refused
+    assert (refused.model, refused.span, refused.name, refused.rows) == ("bronze.readings", "2023-03-05", "not_null", 1)
+    assert refused.sample == [{"id": 63, "value": None, "day": "2023-03-05"}]
+    assert "lake backfill readings --start 2023-03-05 --end 2023-03-05" in refused.fix
+    wanted = "SELECT day, value::DOUBLE AS total FROM raw.readings WHERE value IS NOT NULL ORDER BY day"
+    assert len(lake.sql("FROM gold.daily")) == 364
+    assert lake.sql("SELECT day, total::DOUBLE AS total FROM gold.daily ORDER BY day") == lake.sql(wanted)
+    found = "FROM __ducklake_metadata_lake.ducklake_table WHERE table_name LIKE 'bronze__readings__%'"
+    ((name, first),) = (row.values() for row in lake.sql(f"SELECT table_name, begin_snapshot {found}"))
+    (last,) = lake.column("SELECT max(snapshot_id) FROM lake.snapshots()")
+    seen = [
+        lake.column(f"SELECT count(*) FROM sqlmesh__bronze.{name} AT (VERSION => {n}) WHERE value IS NULL")[0]
+        for n in range(first, last + 1)
+    ]
+    assert set(seen) == {0}
+
+    # Another day changes: the refused one is not tried again.
+    load(lake, "2023-06-10", value=7)
+    assert {(e["model"], e["start"]) for e in project.build()} == {
+        (name, "2023-06-10") for name in ("bronze.readings", "silver.readings", "gold.daily")
+    }
+    assert project.refused == []
+    notes = [f for f in verify(lake.settings) if f.check == "model audit"]
+    assert [(f.subject, f.severity) for f in notes] == [("bronze.readings 2023-03-05", "note")]
+
+    # The day is corrected: it is built down to gold.
+    load(lake, "2023-03-05", value=8)
+    assert {(e["model"], e["start"]) for e in project.build()} == {
+        (name, "2023-03-05") for name in ("bronze.readings", "silver.readings", "gold.daily")
+    }
+    assert lake.column("SELECT count(*) FROM gold.daily") == [365]
+    assert [f for f in verify(lake.settings) if f.check == "model audit"] == []
+
+
+def test_a_refused_interval_keeps_its_earlier_rows_and_a_changed_audit_tries_it_again(
+    lake: Lake, project: Project
+) -> None:
+    limit = "audits (accepted_range(column := value, min_v := 1))"
+    months = (
+        "SELECT date_trunc('month', day)::DATE AS month_from, sum(value) AS total FROM bronze.readings "
+        "WHERE day BETWEEN @start_date AND @end_date GROUP BY ALL"
+    )
+    project.write("models/bronze.sql", model("bronze.readings", READINGS, "day", PUBLISHED, limit))
+    project.write("models/view.sql", "MODEL (name silver.view, kind VIEW); SELECT day, value FROM bronze.readings")
+    through = "SELECT day, value FROM silver.view WHERE day BETWEEN @start_date AND @end_date"
+    project.write("models/gold.sql", model("gold.readings", through, "day"))
+    project.write("models/months.sql", model("gold.months", months, "month_from", "cron '@monthly'"))
+    project.write("models/whole.sql", "MODEL (name gold.whole, kind FULL); SELECT sum(value) AS s FROM bronze.readings")
+    days = [f"2024-01-{n:02}" for n in range(1, 32)]
+    load(lake, *days)
+    project.build()
+    load(lake, days[4], value=0)
+    load(lake, days[9], value=5)
+    built = {(e["model"], e["start"]) for e in project.build()}
+    assert [str(r) for r in project.refused] == [
+        'bronze.readings 2024-01-05: audit accepted_range refuses 1 row, for example {"id": 1, "value": 0, '
+        '"day": "2024-01-05"}'
+    ]
+    # The month contains the refused day, so it keeps its rows. The full table reads the earlier day.
+    assert not [m for m, _ in built if m == "gold.months"]
+    assert ("gold.readings", days[9]) in built
+    assert ("gold.readings", days[4]) not in built
+    for table, total in (("bronze.readings", 35), ("gold.readings", 35), ("gold.months", 31), ("gold.whole", 35)):
+        column = {"gold.months": "total", "gold.whole": "s"}.get(table, "sum(value)")
+        assert lake.column(f"SELECT ({column})::INT FROM {table}") == [total], table
+    project.write("models/bronze.sql", model("bronze.readings", READINGS, "day", PUBLISHED, limit.replace("1", "0")))
+    project.build()
+    assert project.refused == []
+    assert lake.column("SELECT total::INT FROM gold.months") == [34]
+    assert [f for f in verify(lake.settings) if f.check == "model audit"] == []
 
 
 # What is planned

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.datasets.partitions import Grain, parse_partition
 from ducklake_flows.errors import BadInput
@@ -13,13 +14,69 @@ from ducklake_flows.lake import ledger
 from ducklake_flows.lake.connect import commit_message, connected
 from ducklake_flows.lake.fence import advance_fence
 from ducklake_flows.lake.schema import table_columns
+from ducklake_flows.settings import LAKE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
+
+    from duckdb import DuckDBPyConnection
 
     from ducklake_flows.datasets.dataset import Dataset
     from ducklake_flows.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedInterval:
+    """An interval of a model whose new rows were refused: the model keeps its earlier rows for it.
+
+    Args:
+        model: The model, ``bronze.flights``.
+        start: Its start, UTC.
+        end: Its end, excluded, UTC.
+        name: The audit that refused rows; "" if the model's query failed on a row.
+        rows: Number of rows that the audit refused; None if the query failed.
+        sample: Up to three of these rows, by column.
+        error: Why, in one line.
+        datasets: The datasets that the model is built from, also through other models.
+    """
+
+    model: str
+    start: datetime
+    end: datetime
+    name: str
+    rows: int | None
+    sample: Sequence[Mapping[str, Any]]
+    error: str
+    datasets: Sequence[str]
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """The interval as a build takes it: ``start`` and ``end`` in ms since 1970."""
+        start, end = (int(moment.replace(tzinfo=UTC).timestamp() * 1000) for moment in (self.start, self.end))
+        return {"model": self.model, "start": start, "end": end}
+
+    @property
+    def span(self) -> str:
+        """The interval as text: a day, an hour, or its first and last day."""
+        if self.end - self.start < timedelta(days=1):
+            return self.start.strftime("%Y-%m-%dT%H:%M" if self.start.minute else "%Y-%m-%dT%H")
+        last = (self.end - timedelta(microseconds=1)).date()
+        return str(last) if last == self.start.date() else f"{self.start.date()}..{last}"
+
+    @property
+    def fix(self) -> str:
+        """The next command."""
+        first, last = self.start.date(), (self.end - timedelta(microseconds=1)).date()
+        which = self.datasets[0] if len(self.datasets) == 1 else "DATASET"
+        of = "" if len(self.datasets) == 1 else f" (DATASET: {' or '.join(self.datasets)})"
+        return (
+            f"correct the source, then run: lake backfill {which} --start {first} --end {last} --mode all{of}; "
+            "or correct the model or audit; then run: lake transform"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.span}: {self.error}"
 
 
 @dataclass(frozen=True)
@@ -31,12 +88,14 @@ class TransformPlan:
         changed: The published attempts that the environment was not built from, by dataset and partition.
         project: Digest of the current models.
         replan: Whether the environment was last built with other models, or never built.
+        refused: The intervals that earlier builds refused.
     """
 
     environment: str
     changed: Mapping[str, Mapping[str, str]]
     project: str
     replan: bool
+    refused: Sequence[RefusedInterval] = ()
 
     def __bool__(self) -> bool:
         return bool(self.changed) or self.replan
@@ -65,31 +124,93 @@ def plan_transform(settings: Settings, environment: str) -> TransformPlan:
     with connected(settings, read_only=True) as con:
         unbuilt = ledger.unbuilt(con, environment)
         before = ledger.built_project(con, environment)
+        refused = refused_intervals(con, environment)
     changed: dict[str, dict[str, str]] = {}
     for (dataset, partition), attempt in sorted(unbuilt.items()):
         changed.setdefault(dataset, {})[partition] = attempt
     digest = project_digest(settings.models)
-    return TransformPlan(environment, changed, digest, replan=digest != before)
+    return TransformPlan(environment, changed, digest, digest != before, refused)
 
 
-def record(settings: Settings, todo: TransformPlan, flow_run_id: str) -> None:
-    """Record what the environment was built from. Call it within the gate, after the build has succeeded."""
+def refused_intervals(con: DuckDBPyConnection, environment: str) -> list[RefusedInterval]:
+    """The intervals that an environment's last build of them refused, in order of model and time."""
+    found = con.execute(
+        f"""SELECT model, interval_start, interval_end, name, failed_rows, sample, error, datasets
+            FROM (
+                SELECT * FROM {LAKE}.ops.checks WHERE environment = ?
+                QUALIFY token = max(token) OVER (PARTITION BY model, interval_start, interval_end)
+            )
+            WHERE NOT passed ORDER BY model, interval_start, name""",
+        [environment],
+    ).fetchall()
+    return [
+        RefusedInterval(model, start, end, name, count, json.loads(sample), error, datasets)
+        for model, start, end, name, count, sample, error, datasets in found
+    ]
+
+
+def record(
+    settings: Settings,
+    todo: TransformPlan,
+    flow_run_id: str,
+    refused: Sequence[RefusedInterval] = (),
+    built: Sequence[tuple[str, datetime, datetime]] = (),
+) -> None:
+    """Record what the environment was built from. Call it within the gate, after the build.
+
+    Args:
+        settings: Where the lake is.
+        todo: What was built. Its partitions count as built, even if they were refused: only a new attempt or another
+            model can change that.
+        flow_run_id: The run that built it.
+        refused: The intervals that were refused.
+        built: Model, first and last interval (their starts, UTC) of each stretch that was built: it is no longer
+            refused.
+    """
     with connected(settings) as con:
         con.execute("BEGIN")
         token = advance_fence(con, "transform_fence")
         common = {
             "environment": todo.environment,
-            "project": todo.project,
             "flow_run_id": flow_run_id,
             "recorded_at": datetime.now(UTC),
             "token": token,
         }
         rows = [
-            {**common, "dataset": dataset, "partition": partition, "attempt_id": attempt}
+            {**common, "project": todo.project, "dataset": dataset, "partition": partition, "attempt_id": attempt}
             for dataset, partitions in todo.changed.items()
             for partition, attempt in partitions.items()
         ]
-        ledger.append(con, "builds", rows or [common])
+        ledger.append(con, "builds", rows or [{**common, "project": todo.project}])
+        again = {(r.model, r.start, r.end) for r in refused}
+        settled = {
+            (old.model, old.start, old.end)
+            for old in todo.refused
+            if todo.replan or any(m == old.model and first < old.end and old.start <= last for m, first, last in built)
+        }
+        ledger.append(
+            con,
+            "checks",
+            [
+                {
+                    **common,
+                    "model": r.model,
+                    "interval_start": r.start,
+                    "interval_end": r.end,
+                    "name": r.name,
+                    "passed": False,
+                    "failed_rows": r.rows,
+                    "sample": json.dumps(r.sample),
+                    "error": r.error,
+                    "datasets": list(r.datasets),
+                }
+                for r in refused
+            ]
+            + [
+                {**common, "model": model, "interval_start": start, "interval_end": end, "passed": True}
+                for model, start, end in sorted(settled - again)
+            ],
+        )
         commit_message(con, f"built {todo.environment}", flow_run_id=flow_run_id)
         con.execute("COMMIT")
 

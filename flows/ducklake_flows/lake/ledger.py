@@ -249,7 +249,7 @@ def retyped_row(entry: Entry, fingerprint: str) -> dict[str, Any]:
 
 
 def append(con: DuckDBPyConnection, table: str, added: Sequence[dict[str, Any]]) -> None:
-    """Append rows to ``ops.ledger`` or ``ops.builds``, by column name, within the caller's transaction."""
+    """Append rows to a table of ``ops``, by column name, within the caller's transaction."""
     if not added:
         return
     import pyarrow as pa

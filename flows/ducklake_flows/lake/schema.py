@@ -31,6 +31,10 @@ OPS = {
     "builds": """
         environment VARCHAR, project VARCHAR, dataset VARCHAR, partition VARCHAR, attempt_id VARCHAR,
         flow_run_id VARCHAR, recorded_at TIMESTAMP WITH TIME ZONE, token BIGINT""",
+    "checks": """
+        environment VARCHAR, model VARCHAR, interval_start TIMESTAMP, interval_end TIMESTAMP, name VARCHAR,
+        passed BOOLEAN, failed_rows BIGINT, sample VARCHAR, error VARCHAR, datasets VARCHAR[],
+        flow_run_id VARCHAR, recorded_at TIMESTAMP WITH TIME ZONE, token BIGINT""",
 }
 """Columns of the tables in ``lake.ops``. ``token`` is the fence's, so it orders the rows.
 

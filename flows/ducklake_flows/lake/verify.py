@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.datasets.types import quoted
 from ducklake_flows.lake import ledger, statistics
+from ducklake_flows.lake.builds import refused_intervals
 from ducklake_flows.lake.connect import connected, literal, rows
 from ducklake_flows.lake.fence import FENCES, count_rows
 from ducklake_flows.lake.schema import qualified, table_columns
@@ -362,9 +363,12 @@ def _snapshots(con: DuckDBPyConnection, since: datetime | None) -> Iterator[Find
 
 
 def _builds(con: DuckDBPyConnection) -> Iterator[Finding]:
-    """Check that the models were built from all published attempts."""
+    """Check that the models were built from all published attempts, and that no interval was refused."""
     if not ledger.built_project(con, "prod"):
         return
+    for refused in refused_intervals(con, "prod"):
+        what = f"keeps its earlier rows: {refused.error}; {refused.fix}"
+        yield Finding("note", "model audit", f"{refused.model} {refused.span}", what)
     stale = Counter(dataset for dataset, _ in ledger.unbuilt(con, "prod"))
     for dataset, count in stale.items():
         yield Finding(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlmesh.core.config import AutoCategorizationMode, CategorizerConfig
 from sqlmesh.core.console import NoopConsole, set_console
-from sqlmesh.core.context import Context
 from sqlmesh.core.node import IntervalUnit
 from sqlmesh.core.snapshot import Snapshot, SnapshotChangeCategory, SnapshotId, start_date
 from sqlmesh.core.snapshot.definition import snapshots_to_dag
@@ -17,6 +17,7 @@ from sqlmesh.utils.errors import SQLMeshError
 
 from ducklake_flows.datasets.partitions import Grain, parse_partition
 from ducklake_flows.errors import RunFailed
+from ducklake_flows.models.scheduler import Interval, LakeContext, Refusal, Refused
 from ducklake_flows.project import get_dataset
 from ducklake_flows.settings import LAKE, load_settings
 
@@ -26,34 +27,11 @@ Span = tuple[datetime, datetime]
 
 
 class _Console(NoopConsole):
-    """Reports every evaluated interval to the caller and collects failures."""
+    """Reports warnings to the caller and collects failures."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
         self.failures: list[str] = []
-
-    def update_snapshot_evaluation_progress(
-        self,
-        snapshot: Snapshot,
-        interval: tuple[int, int],
-        batch_idx: int,
-        duration_ms: int | None,
-        num_audits_passed: int,
-        num_audits_failed: int,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        self._report(
-            {
-                "event": "model",
-                "model": snapshot.name.replace('"', "").removeprefix(f"{LAKE}."),
-                "start": _named(to_datetime(interval[0]), snapshot.node.interval_unit),
-                "end": _named(to_datetime(interval[1]) - timedelta(microseconds=1), snapshot.node.interval_unit),
-                "seconds": round((duration_ms or 0) / 1000, 3),
-                "audits_passed": num_audits_passed,
-                "audits_failed": num_audits_failed,
-            }
-        )
 
     def log_failed_models(self, errors: Sequence[Any]) -> None:
         for error in errors:
@@ -72,7 +50,13 @@ def _named(moment: datetime, unit: IntervalUnit | None) -> str:
     return moment.strftime("%Y-%m-%dT%H" if unit is IntervalUnit.HOUR else "%Y-%m-%dT%H:%M")
 
 
-def build(environment: str, changed: Mapping[str, Sequence[str]], replan: bool, report: Report) -> None:
+def build(
+    environment: str,
+    changed: Mapping[str, Sequence[str]],
+    replan: bool,
+    report: Report,
+    refused: Sequence[Mapping[str, Any]] = (),
+) -> None:
     """Bring an environment's models up to date.
 
     Args:
@@ -80,15 +64,17 @@ def build(environment: str, changed: Mapping[str, Sequence[str]], replan: bool, 
         changed: Partitions whose published attempt differs from the one the models were built from, by dataset.
         replan: Whether the models' files changed, or the environment was never built. Independent of it, a plan is
             made when the environment's models differ from the project's: a raw table's columns or first day changed.
-        report: Called with a dict for every interval evaluated.
+        report: Called with a dict for every interval that is built or refused.
+        refused: The intervals that an earlier build refused: ``model``, ``start`` and ``end`` in ms since 1970. Those
+            without a changed partition are not tried again, unless the models' files changed.
 
     Raises:
-        RunFailed: a model or an audit failed; the message names it. Intervals that succeeded stay built.
+        RunFailed: a model failed; the message names it. Intervals that succeeded stay built.
     """
     console = _Console(report)
     set_console(console)
     try:
-        context = _context()
+        context = _context(report)
         found = context.state_reader.get_environment(environment)
         built = {s.snapshot_id for s in found.snapshots} if found else set()
         # Includes the environment's old models: a changed model may inherit the intervals of its predecessor.
@@ -98,7 +84,10 @@ def build(environment: str, changed: Mapping[str, Sequence[str]], replan: bool, 
             context.state_sync.remove_intervals([one], remove_shared_versions=True)
         # If SQLMesh's state was lost, there is no environment: build everything. Repeat an unfinished plan.
         whole = found is not None and found.finalized_ts is not None
-        if replan or not whole or {s.snapshot_id for s in context.snapshots.values()} != built:
+        plans = replan or not whole or {s.snapshot_id for s in context.snapshots.values()} != built
+        if not plans:
+            _keep_refused(context, refused, touched)
+        if plans:
             _plan(context, environment)
             touched = list(_touched(context, set(), changed))
         if touched:
@@ -130,17 +119,64 @@ def clean_up(report: Report) -> None:
     console = _Console(report)
     set_console(console)
     try:
-        _context().run_janitor(ignore_ttl=False)
+        _context(report).run_janitor(ignore_ttl=False)
     except SQLMeshError as error:
         cause = " ".join(str(error).split())[:400]
         raise RunFailed(f"SQLMesh's janitor failed: {cause}", "lake transform, then run: lake maintain") from error
 
 
-def _context() -> Context:
-    return Context(paths=[str(load_settings().models)])
+def _context(report: Report) -> LakeContext:
+    """The project's models, with a scheduler that reports each interval that is built or refused."""
+
+    def event(kind: str, snapshot: Snapshot, interval: Interval) -> dict[str, Any]:
+        unit = snapshot.node.interval_unit
+        return {
+            "event": kind,
+            "model": _short(snapshot.name),
+            "start": _named(to_datetime(interval[0]), unit),
+            "end": _named(to_datetime(interval[1]) - timedelta(microseconds=1), unit),
+        }
+
+    def built(snapshot: Snapshot, interval: Interval, seconds: float, audits: Sequence[Any]) -> None:
+        failed = sum(bool(audit.count) for audit in audits)
+        counts = {"audits_passed": len(audits) - failed, "audits_failed": failed}
+        report({**event("model", snapshot, interval), "seconds": round(seconds, 3), **counts})
+
+    def refused(snapshot: Snapshot, interval: Interval, refusals: Sequence[Refusal]) -> None:
+        dag = snapshots_to_dag(context.snapshots.values())
+        raws = [_short(i.name) for i in dag.upstream(snapshot.snapshot_id) if _short(i.name).startswith("raw.")]
+        report(
+            {
+                **event("refused", snapshot, interval),
+                "interval": interval,
+                "refusals": [asdict(refusal) for refusal in refusals],
+                "datasets": sorted(name.removeprefix("raw.") for name in raws),
+                "downstream": sorted(_short(i.name) for i in dag.downstream(snapshot.snapshot_id)),
+            }
+        )
+
+    context = LakeContext(paths=[str(load_settings().models)])
+    context.refused = Refused(refused, built)
+    return context
 
 
-def _plan(context: Context, environment: str) -> None:
+def _short(name: str) -> str:
+    """A model's name without the lake's catalog and quotes: ``bronze.flights``."""
+    return name.replace('"', "").removeprefix(f"{LAKE}.")
+
+
+def _keep_refused(
+    context: LakeContext, refused: Sequence[Mapping[str, Any]], touched: Sequence[tuple[Snapshot, Interval]]
+) -> None:
+    """Leave out the intervals that were refused before, unless a partition that they are built from has changed."""
+    names = {_short(snapshot.name): snapshot.name for snapshot in context.snapshots.values()}
+    for old in refused:
+        name, start, end = names.get(old["model"]), old["start"], old["end"]
+        if name and not any(s.name == name and a < end and start < b for s, (a, b) in touched):
+            context.refused.add(name, (start, end))
+
+
+def _plan(context: LakeContext, environment: str) -> None:
     """Apply the project's models to the environment and build new and changed ones."""
     # External models are categorised below: SQLMesh cannot compare them if the earlier columns are unknown.
     config = CategorizerConfig.all_full().copy(update={"external": AutoCategorizationMode.OFF})
@@ -157,7 +193,7 @@ def _plan(context: Context, environment: str) -> None:
 
 
 def _touched(
-    context: Context, built: set[SnapshotId], changed: Mapping[str, Sequence[str]]
+    context: LakeContext, built: set[SnapshotId], changed: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[Snapshot, tuple[int, int]]]:
     """The models downstream of changed partitions, each with its overlapping intervals, in ms since the epoch.
 
@@ -172,7 +208,7 @@ def _touched(
     by_id = context.state_reader.get_snapshots(wanted)
     dag = snapshots_to_dag(by_id.values())
     for key, partitions in changed.items():
-        raws = [i for i in by_id if i.name.replace('"', "") == f"{LAKE}.raw.{key}"]
+        raws = [i for i in by_id if _short(i.name) == f"raw.{key}"]
         spans = _spans(key, partitions)
         for snapshot in (by_id[i] for raw in raws for i in dag.downstream(raw) if i in by_id):
             if not snapshot.is_model or snapshot.model.kind.is_view or snapshot.model.kind.is_external:

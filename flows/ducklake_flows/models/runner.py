@@ -11,11 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any
 
 from ducklake_flows.errors import LakeError, RunFailed
+from ducklake_flows.lake.builds import RefusedInterval
 
 if TYPE_CHECKING:
     from ducklake_flows.settings import Settings
@@ -63,7 +65,9 @@ def prepared(settings: Settings) -> Iterator[None]:
                 process.kill()
 
 
-def run(request: dict[str, Any], settings: Settings, models: list[dict[str, Any]], gate: Gate, log: Log) -> None:
+def run(
+    request: dict[str, Any], settings: Settings, models: list[dict[str, Any]], gate: Gate, log: Log
+) -> list[RefusedInterval]:
     """Run the build process until it ends.
 
     Args:
@@ -73,10 +77,14 @@ def run(request: dict[str, Any], settings: Settings, models: list[dict[str, Any]
         gate: Held on behalf of the build.
         log: Receives progress and warnings.
 
+    Returns:
+        The intervals that were refused; all others are built.
+
     Raises:
-        RunFailed: a model or an audit failed, or the process died.
+        RunFailed: a model failed, or the process died.
     """
     failure: LakeError | None = None
+    refused: list[RefusedInterval] = []
     process = start(settings)
     assert process.stdin is not None  # noqa: S101 - all three are pipes
     assert process.stdout is not None  # noqa: S101
@@ -97,6 +105,9 @@ def run(request: dict[str, Any], settings: Settings, models: list[dict[str, Any]
                 elif event["event"] == "model":
                     log.info("built %(model)s %(start)s..%(end)s in %(seconds)s s", event)
                     models.append({k: v for k, v in event.items() if k != "event"})
+                elif event["event"] == "refused":
+                    refused += refusals(event, settings)
+                    log.error("refused %s", refused[-1])
                 elif event["event"] == "warning":
                     log.warning(settings.redact(event["text"]))
                 elif event["event"] == "failed":
@@ -109,6 +120,25 @@ def run(request: dict[str, Any], settings: Settings, models: list[dict[str, Any]
         raise RunFailed(
             f"The build process ended with exit code {code}.\n{settings.redact(noise.text())}", "lake transform"
         )
+    return refused
+
+
+def refusals(event: Mapping[str, Any], settings: Settings) -> list[RefusedInterval]:
+    """The reasons for which a build refused an interval, from its report."""
+    start, end = (datetime.fromtimestamp(ms / 1000, UTC).replace(tzinfo=None) for ms in event["interval"])
+    return [
+        RefusedInterval(
+            event["model"],
+            start,
+            end,
+            each["check"],
+            each["rows"],
+            each["sample"],
+            settings.redact(each["error"]),
+            event["datasets"],
+        )
+        for each in event["refusals"]
+    ]
 
 
 def _say(pipe: IO[str], line: str) -> None:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Serve one request: ``{"environment", "changed", "replan"}`` builds models, ``{"janitor": true}`` cleans up.
+    """Serve one request; see `ducklake_flows.models.build`.
 
-    See `ducklake_flows.models.build`.
+    ``{"environment", "changed", "replan", "refused"}`` builds models, ``{"janitor": true}`` cleans up.
     """
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # library output goes to stderr, so that stdout holds only events
@@ -50,7 +50,7 @@ def main() -> int:
         if request.get("janitor"):
             clean_up(report)
         else:
-            build(request["environment"], request["changed"], request["replan"], report)
+            build(request["environment"], request["changed"], request["replan"], report, request["refused"])
     except LakeError as error:
         report({"event": "failed", "message": error.message, "fix": error.fix})
         return 1

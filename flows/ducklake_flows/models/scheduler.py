@@ -1,0 +1,278 @@
+"""SQLMesh's scheduler for the lake: an interval is written, audited, then committed; a refused one stops no other.
+
+Stock SQLMesh audits an interval after its commit, so readers see rows that an audit refuses. It evaluates many
+intervals in one batch, and a batch that fails stops every model downstream for all of them. Here the audits run in the
+interval's own transaction. A batch that is refused is halved until the refused intervals are found. These keep their
+earlier rows, and so do the same intervals downstream; all others are built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+from sqlglot import exp
+from sqlmesh.core.context import Context
+from sqlmesh.core.notification_target import NotificationEvent
+from sqlmesh.core.scheduler import Scheduler
+from sqlmesh.core.snapshot import Snapshot, SnapshotEvaluator
+from sqlmesh.core.snapshot.definition import expand_range, merge_intervals
+from sqlmesh.utils.errors import AuditError, SQLMeshError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from sqlmesh.core.model.definition import AuditResult
+
+Interval = tuple[int, int]
+"""Start and end, end excluded, in ms since 1970, UTC: SQLMesh's own form."""
+
+DATA_ERRORS = (duckdb.DataError, duckdb.IntegrityError, duckdb.InvalidInputException)
+"""DuckDB's errors that a row causes: a failed cast, a value out of range, a call of `error()`."""
+
+SAMPLE = 3
+"""Rows shown of those that an audit refuses."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why an interval was not committed.
+
+    Args:
+        check: The audit's name; "" if the query itself failed on a row.
+        rows: Number of rows that the audit refused; None if the query failed.
+        sample: Up to `SAMPLE` of these rows, by column.
+        error: The error's text.
+    """
+
+    check: str
+    rows: int | None
+    sample: Sequence[Mapping[str, Any]]
+    error: str
+
+
+class AuditsFailed(SQLMeshError):
+    """A blocking audit refused rows; the transaction is rolled back."""
+
+    def __init__(self, refusals: Sequence[Refusal], errors: Sequence[AuditError]) -> None:
+        super().__init__("; ".join(r.error for r in refusals))
+        self.refusals, self.errors = refusals, errors
+
+
+ROW_ERRORS = (AuditsFailed, *DATA_ERRORS)
+"""Errors of which other intervals may be free."""
+
+
+class AuditingEvaluator(SnapshotEvaluator):
+    """Keeps an interval's transaction open until its audits have passed."""
+
+    _open: contextlib.ExitStack | None = None
+
+    def evaluate(self, snapshot: Snapshot, **kwargs: Any) -> str | None:
+        """Write an interval. The transaction stays open: `audit` commits it or rolls it back."""
+        with contextlib.ExitStack() as held:
+            if snapshot.is_model and snapshot.is_materialized:
+                held.enter_context(self.get_adapter(snapshot.model_gateway).transaction())
+            written: str | None = super().evaluate(snapshot, **kwargs)
+            self._open = held.pop_all()
+        return written
+
+    def audit(self, snapshot: Snapshot, **kwargs: Any) -> list[AuditResult]:
+        """Audit an interval. If `evaluate` has just written it, commit it, or roll it back.
+
+        Raises:
+            AuditsFailed: a blocking audit refused the interval that was just written.
+        """
+        held, self._open = self._open, None
+        if held is None:
+            return list(super().audit(snapshot, **kwargs))
+        with held:
+            results: list[AuditResult] = super().audit(snapshot, **kwargs)
+            if failed := [r for r in results if r.count and r.blocking]:
+                adapter = self.get_adapter(snapshot.model_gateway)
+                errors = [_error(result, adapter.dialect) for result in failed]
+                raise AuditsFailed([_refusal(e, self._sample(adapter, e.query)) for e in errors], errors)
+        return results
+
+    def _sample(self, adapter: Any, query: exp.Query) -> list[dict[str, Any]]:
+        """The first rows that an audit refuses, as plain values."""
+        first = exp.select("*").from_(query.subquery("audit")).limit(SAMPLE)
+        result = adapter.cursor.execute(first.sql(dialect=adapter.dialect, identify=True))
+        names = [column[0] for column in result.description]
+        return [dict(zip(names, map(_plain, row), strict=True)) for row in result.fetchall()]
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float | None.__class__) else str(value)
+
+
+def _error(result: AuditResult, dialect: str) -> AuditError:
+    """SQLMesh's error for a result with refused rows."""
+    found: Any = result  # `count` and `query` are None only for a skipped audit
+    return AuditError(found.audit.name, found.audit_args, found.count, found.query, found.model, dialect)
+
+
+def _refusal(error: AuditError, sample: Sequence[Mapping[str, Any]]) -> Refusal:
+    rows = "1 row" if error.count == 1 else f"{error.count:,} rows"
+    example = f", for example {json.dumps(sample[0])}" if sample else ""
+    return Refusal(error.audit_name, error.count, sample, f"audit {error.audit_name} refuses {rows}{example}")
+
+
+@dataclass
+class Refused:
+    """The intervals that are not built, by the model's full name.
+
+    Args:
+        report: Called with the model, the interval and the reasons when an interval is refused.
+        built: Called with the model, the interval, the seconds and the audits' results when one is committed.
+    """
+
+    report: Callable[[Snapshot, Interval, Sequence[Refusal]], None]
+    built: Callable[[Snapshot, Interval, float, Sequence[AuditResult]], None]
+    _intervals: dict[str, list[Interval]] = field(default_factory=dict)
+
+    def add(self, name: str, interval: Interval) -> None:
+        """Do not build this interval of a model, nor the same time of the models downstream."""
+        self._intervals.setdefault(name, []).append(interval)
+
+    def of(self, names: Iterable[str]) -> list[Interval]:
+        """The intervals of these models."""
+        return [interval for name in names for interval in self._intervals.get(name, [])]
+
+
+class LakeScheduler(Scheduler):
+    """Builds what can be built of a batch; see the module's text."""
+
+    refused: Refused
+
+    def evaluate(  # type: ignore[override]
+        self, snapshot: Snapshot, *, start: Any, end: Any, batch_index: int, **kwargs: Any
+    ) -> list[AuditResult]:
+        """Build the intervals of a batch that are not refused, in as few transactions as possible.
+
+        Raises:
+            AuditsFailed, duckdb.Error: rows were refused in a model whose intervals are not independent. It keeps its
+                old rows, and the models downstream are not built.
+        """
+        results: list[AuditResult] = []
+        built = False
+
+        def build(interval: Interval) -> None:
+            nonlocal built
+            began = time.monotonic()
+            # After the first interval, the table exists and has rows.
+            more = {**kwargs, "target_table_exists": True} if built else kwargs
+            audited = super(LakeScheduler, self).evaluate(
+                snapshot, start=interval[0], end=interval[1], batch_index=batch_index + built, **more
+            )
+            built = True
+            results.extend(audited)
+            self.refused.built(snapshot, interval, time.monotonic() - began, audited)
+
+        if not snapshot.is_incremental_by_time_range:
+            try:
+                build((start, end))
+            except ROW_ERRORS as error:
+                # The models downstream can still read the earlier rows of a table that is always built as a whole.
+                if not (snapshot.is_full and kwargs.get("target_table_exists")):
+                    raise
+                self._refuse(snapshot, (start, end), error)
+            return results
+        for stretch in self._stretches(snapshot, (start, end)):
+            for interval, cause in _largest(stretch, snapshot, build):
+                self.refused.add(snapshot.name, interval)
+                self._refuse(snapshot, interval, cause)
+                if snapshot.depends_on_past:
+                    self.refused.add(snapshot.name, (interval[0], _END))
+                    return results
+        return results
+
+    def _stretches(self, snapshot: Snapshot, batch: Interval) -> list[Interval]:
+        """The parts of a batch for which neither the model nor one that it reads is refused."""
+        refused = self.refused.of([snapshot.name, *self._read_by_time(snapshot)])
+        if not refused:
+            return [batch]
+        free = []
+        for unit in _units(snapshot, batch):
+            if any(start < unit[1] and unit[0] < end for start, end in refused):
+                self.refused.add(snapshot.name, unit)
+            else:
+                free.append(unit)
+        return list(merge_intervals(free))
+
+    def _read_by_time(self, snapshot: Snapshot) -> Iterator[str]:
+        """The models that a model reads by time, also through views."""
+        for parent in snapshot.parents:
+            read = self.snapshots.get(parent)
+            if read is not None and read.is_incremental_by_time_range:
+                yield read.name
+            elif read is not None and read.is_model and not read.is_materialized:
+                yield from self._read_by_time(read)
+
+    def _refuse(self, snapshot: Snapshot, interval: Interval, error: Exception) -> None:
+        if isinstance(error, AuditsFailed):
+            refusals = error.refusals
+            for each in error.errors:
+                self.notification_target_manager.notify(NotificationEvent.AUDIT_FAILURE, each)
+        else:
+            refusals = [Refusal("", None, [], " ".join(str(error).split())[:400])]
+        self.refused.report(snapshot, interval, refusals)
+
+
+_END = 2**62
+"""After every interval."""
+
+
+def _largest(
+    stretch: Interval, snapshot: Snapshot, build: Callable[[Interval], None]
+) -> Iterator[tuple[Interval, Exception]]:
+    """Build a stretch as a whole; its halves if a row is refused; and so on.
+
+    Yields:
+        Each single interval that is refused, in order of time, and why.
+    """
+    try:
+        build(stretch)
+    except ROW_ERRORS as error:
+        units = _units(snapshot, stretch)
+        if len(units) == 1:
+            yield stretch, error
+            return
+        middle = units[len(units) // 2][0]
+        for half in ((stretch[0], middle), (middle, stretch[1])):
+            yield from _largest(half, snapshot, build)
+
+
+def _units(snapshot: Snapshot, stretch: Interval) -> list[Interval]:
+    """The single intervals of a stretch: days, hours, months."""
+    moments = expand_range(*stretch, snapshot.node.interval_unit)
+    return list(itertools.pairwise(moments))
+
+
+class LakeContext(Context):
+    """A context whose plans and runs use the lake's scheduler."""
+
+    refused: Refused
+
+    def create_scheduler(self, snapshots: Iterable[Snapshot], snapshot_evaluator: SnapshotEvaluator) -> Scheduler:
+        """The lake's scheduler for these models."""
+        made = LakeScheduler(
+            snapshots,
+            AuditingEvaluator(
+                snapshot_evaluator.adapters,
+                ddl_concurrent_tasks=snapshot_evaluator.ddl_concurrent_tasks,
+                selected_gateway=snapshot_evaluator.selected_gateway,
+            ),
+            self.state_sync,
+            default_catalog=self.default_catalog,
+            max_workers=self.concurrent_tasks,
+            console=self.console,
+            notification_target_manager=self.notification_target_manager,
+        )
+        made.refused = self.refused
+        return made
