@@ -48,7 +48,7 @@ def make_project(folder: Path, *datasets: Path, models: Path = MODELS) -> Path:
     """Make a folder a project with these dataset folders and models."""
     folders = ", ".join(f'"{path}"' for path in datasets or (DEMO, DATASETS))
     folder.mkdir(parents=True, exist_ok=True)
-    table = f'[tool.ducklake-flows]\ndatasets = [{folders}]\nmodels = "{models}"\n'
+    table = f'[tool.ducklake-flows]\ndatasets = [{folders}]\nmodels = "{models}"\nenvironments = ["dev"]\n'
     (folder / "pyproject.toml").write_text(table)
     return folder
 

@@ -12,6 +12,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
 from ducklake_flows.errors import BadInput, CommitConflict, GateBusy, RunFailed
+from ducklake_flows.lake.builds import built_environments
 from ducklake_flows.lake.maintenance import figures, steps
 from ducklake_flows.models import runner
 from ducklake_flows.orchestration import gate
@@ -96,7 +97,8 @@ def _clean_models(settings: Settings) -> tuple[bool, RunFailed | None]:
         except GateBusy:
             return False, None
         try:
-            runner.run({"janitor": True}, settings, [], gate.hold, get_run_logger())
+            for environment in built_environments(settings):
+                runner.run({"janitor": True, "environment": environment}, settings, [], gate.hold, get_run_logger())
         except RunFailed as error:
             return True, error
     return True, None

@@ -42,7 +42,7 @@ def pipeline(
         RunFailed: some partitions or models failed; all others are done.
     """
     failure: RunFailed | None = None
-    with runner.prepared(load_settings()):
+    with runner.prepared(load_settings(), environment):
         try:
             ingested = ingest(datasets, start, end, mode, workers)
         except RunFailed as error:

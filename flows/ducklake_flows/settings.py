@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +28,13 @@ LAKE = "lake"
 TABLE = ("tool", "ducklake-flows")
 """The table of `pyproject.toml` that makes a folder a project."""
 
+KEYS = ("datasets", "models", "environments")
+"""The table's keys."""
+
+
+PROD = "prod"
+"""The environment of models that everyone reads."""
+
 
 class Settings(BaseSettings):
     """Where the project and its lake are, and how to reach them. The defaults give the embedded lake in ``.lake``.
@@ -41,6 +49,8 @@ class Settings(BaseSettings):
     project: Path | None = None
     datasets: Annotated[tuple[Path, ...], NoDecode] = ()
     models: Path | None = None
+    environments: Annotated[tuple[str, ...], NoDecode] = ()
+    models_environment: str = PROD
     home: Path = Path(".lake")
     catalog: str = ""
     catalog_password: SecretStr | None = None
@@ -78,6 +88,11 @@ class Settings(BaseSettings):
         """Several folders are a list, or a text with the path separator of the system (``:``) between them."""
         return [path for path in value.split(os.pathsep) if path] if isinstance(value, str) else value
 
+    @field_validator("environments", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return [name for name in value.split(",") if name] if isinstance(value, str) else value
+
     @field_validator("models", mode="before")
     @classmethod
     def _no_path_is_none(cls, value: Any) -> Any:
@@ -114,6 +129,13 @@ class Settings(BaseSettings):
         return value if value is not None and value.get_secret_value() else None
 
     @model_validator(mode="after")
+    def _environment_names(self) -> Self:
+        for name in self.environments:
+            if not re.fullmatch(r"[a-z][a-z0-9_]{0,30}", name) or name == PROD:
+                raise ValueError(f"environments: {name!r} is no name: a-z, 0-9 and _, at most 31, not {PROD}")
+        return self
+
+    @model_validator(mode="after")
     def _s3_needs_keys(self) -> Self:
         names = [n for n in ("data_path", "landing") if getattr(self, n).startswith("s3://")]
         if names and not (self.s3_key_id and self.s3_secret):
@@ -135,6 +157,7 @@ class Settings(BaseSettings):
             listed = [listed] if isinstance(listed, str) else listed
             found["datasets"] = found["datasets"] or tuple(map(absolute, listed))
             found["models"] = absolute(self.models or table.get("models", "sqlmesh_project"))
+            found["environments"] = self.environments or tuple(table.get("environments", ()))
         elif self.models is not None:
             found["models"] = absolute(self.models)
         for name, path in found.items():
@@ -158,6 +181,18 @@ class Settings(BaseSettings):
         if "://" not in self.state:
             object.__setattr__(self, "state", str(absolute(self.state)))
         return self
+
+    def check_environment(self, name: str) -> None:
+        """Check the name of an environment of models.
+
+        Raises:
+            BadInput: it is neither ``prod`` nor declared.
+        """
+        if name not in (PROD, *self.environments):
+            raise BadInput(
+                f"There is no environment {name!r}: {', '.join((PROD, *self.environments))}.",
+                f'declare it in pyproject.toml, [{".".join(TABLE)}]: environments = ["{name}"]',
+            )
 
     @property
     def embedded(self) -> bool:
@@ -190,7 +225,10 @@ class Settings(BaseSettings):
         """The settings without secrets as environment variables, for a child process in any folder."""
         names = ("project", "home", "catalog", "data_path", "landing", "state", "models")
         found = {f"LAKE_{n.upper()}": str(getattr(self, n)) for n in names if getattr(self, n) is not None}
-        return found | {"LAKE_DATASETS": os.pathsep.join(map(str, self.datasets))}
+        return found | {
+            "LAKE_DATASETS": os.pathsep.join(map(str, self.datasets)),
+            "LAKE_ENVIRONMENTS": ",".join(self.environments),
+        }
 
     def worker_environment(self) -> dict[str, str]:
         """The environment of an extraction worker: no database passwords and no notification URL."""
@@ -218,16 +256,19 @@ def _table(folder: Path) -> dict[str, Any] | None:
     if not isinstance(tool, dict) or not isinstance(table := tool.get(TABLE[1]), dict):
         return None
     where = f"{path}: [{'.'.join(TABLE)}]"
-    if unknown := [key for key in table if key not in ("datasets", "models")]:
+    if unknown := [key for key in table if key not in KEYS]:
         raise BadInput(
             f"{where} has the unknown key {unknown[0]!r}.",
-            "remove the key; the table takes `datasets` and `models`, all other settings are LAKE_ variables in the "
-            "environment or .env",
+            "remove the key; the table takes `datasets`, `models` and `environments`, all other settings are LAKE_ "
+            "variables in the environment or .env",
         )
     listed = table.get("datasets", [])
     folders = [*(listed if isinstance(listed, list) else [listed]), table.get("models", "")]
     if not all(isinstance(folder, str) for folder in folders):
         raise BadInput(f"{where}: `datasets` is a folder or a list of folders, and `models` a folder.", "correct it")
+    names = table.get("environments", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BadInput(f"{where}: `environments` is a list of names.", "correct it")
     return table
 
 

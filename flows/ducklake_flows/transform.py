@@ -34,7 +34,8 @@ def transform(environment: str = "prod") -> dict[str, Any]:
     """Build the models whose input changed and their downstream models, only for the affected intervals.
 
     Args:
-        environment: ``prod``, or the name of a development environment.
+        environment: ``prod``, or one of the project's other environments. Those have tables of their own, built from
+            the same raw tables.
 
     Returns:
         The summary: number of changed partitions by dataset, intervals built and refused, seconds.
@@ -44,6 +45,7 @@ def transform(environment: str = "prod") -> dict[str, Any]:
             failed; intervals that succeeded stay built.
     """
     settings = load_settings()
+    settings.check_environment(environment)
     began = time.monotonic()
     summary: dict[str, Any] = {"environment": environment, "flow_run": flow_run.name, "partitions": {}, "models": []}
     check(settings)

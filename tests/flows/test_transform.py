@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from ducklake_flows.errors import RunFailed
+from ducklake_flows.errors import BadInput, RunFailed
+from ducklake_flows.lake.builds import environments
 from ducklake_flows.models import runner as room
+from ducklake_flows.orchestration.environments import check_promotion, drop
 from ducklake_flows.transform import transform
 from tests.conftest import MODELS, Lake
 from tests.flows.test_ingest import flights
@@ -112,6 +114,51 @@ def test_a_refused_day_fails_the_run_and_stops_no_other_day(gated_lake: Lake) ->
     load(lake, 1, rows=4)
     assert built(transform(), "silver.flights") == {("2013-01-01", "2013-01-01")}
     assert lake.sql(GOLD) == lake.sql(RECOMPUTED)
+    assert lake.errors() == []
+
+
+def test_an_environment_has_tables_that_are_not_those_of_prod(gated_lake: Lake) -> None:
+    """O10. Former fault: a transform in dev replaced the intervals of prod's tables."""
+    lake = gated_lake
+    load(lake, 1, 2, rows=3)
+    transform()
+
+    def tables(environment: str) -> dict[str, int]:
+        """The tables of an environment, each with the last snapshot that changed it."""
+        where = "=" if environment == "dev" else "<>"
+        found = lake.column(
+            "SELECT table_name FROM duckdb_tables() WHERE schema_name LIKE 'sqlmesh\\_\\_%' ESCAPE '\\' "
+            f"AND schema_name {where} 'sqlmesh__dev'"
+        )
+        changes = lake.sql("SELECT snapshot_id, changes::VARCHAR AS text FROM lake.snapshots()")
+        return {name: max(c["snapshot_id"] for c in changes if name in c["text"]) for name in found}
+
+    prod = tables("prod")
+    load(lake, 2, rows=7)
+    transform("dev")
+    assert tables("prod") == prod
+    assert len(tables("dev")) == len(prod) == 6
+    in_dev = GOLD.replace("gold.", "gold__dev.")
+    assert lake.sql(in_dev) == lake.sql(RECOMPUTED)
+    assert lake.column("SELECT sum(flights)::INT FROM gold.carrier_daily") == [6]
+    state = {e.name: (e.is_current, e.changed) for e in environments(lake.settings)}
+    assert state == {"prod": (True, 1), "dev": (True, 0)}
+    check_promotion(lake.settings, "dev")
+
+    load(lake, 3, rows=1)
+    with pytest.raises(BadInput, match="dev was not built from the current models and partitions"):
+        check_promotion(lake.settings, "dev")
+    drop(lake.settings, "dev")
+    assert tables("dev") == {}
+    assert lake.column("SELECT count(*) FROM duckdb_views() WHERE schema_name LIKE '%__dev'") == [0]
+    assert [e.built_at is None for e in environments(lake.settings)] == [False, True]
+    assert tables("prod") == prod
+    assert built(transform("dev"), "silver.flights") == {("2013-01-01", "2013-01-03")}
+    transform()
+    assert lake.sql(GOLD) == lake.sql(in_dev) == lake.sql(RECOMPUTED)
+    with pytest.raises(BadInput, match="no environment 'nope': prod, dev") as caught:
+        transform("nope")
+    assert 'environments = ["nope"]' in caught.value.fix
     assert lake.errors() == []
 
 

@@ -29,6 +29,9 @@ app = typer.Typer(
     add_completion=False,
 )
 
+environments_app = typer.Typer(no_args_is_help=False)
+app.add_typer(environments_app, name="environments")
+
 Names = Annotated[list[str] | None, typer.Argument(metavar="DATASET...", help="Datasets; default: all.")]
 Start = Annotated[str | None, typer.Option(help="First day, YYYY-MM-DD; default: each dataset's start.")]
 End = Annotated[str | None, typer.Option(help="Last day, included; default: each dataset's end.")]
@@ -39,7 +42,8 @@ AsJson = Annotated[
 Workers = Annotated[int, typer.Option(min=1, help="Processes of the local Dask cluster.")]
 MODES = ", ".join(mode.option for mode in Mode)
 PlanMode = Annotated[str, typer.Option(metavar="MODE[,MODE...]", help=f"Which partitions to run: {MODES}; or several.")]
-Environment = Annotated[str, typer.Option(help="SQLMesh's environment.")]
+Environment = Annotated[str, typer.Option(help="The environment of models: prod, or one of `lake environments`.")]
+EnvironmentName = Annotated[str, typer.Argument(metavar="NAME", help="The environment.")]
 
 SOURCES = ("files", "rest_api", "sql_database")
 
@@ -191,6 +195,51 @@ def transform(environment: Environment = "prod", as_json: AsJson = False) -> Non
         from ducklake_flows.cli import show
 
         show.transformed(summary)
+
+
+@environments_app.callback(invoke_without_command=True)
+def environments(context: typer.Context, as_json: AsJson = False) -> None:
+    """Show the environments of models; promote or drop one."""
+    if context.invoked_subcommand is not None:
+        return
+    from dataclasses import asdict
+
+    from ducklake_flows.lake.builds import environments as found
+
+    listed = found(load_settings())
+    if as_json:
+        _json([asdict(e) for e in listed])
+    else:
+        from ducklake_flows.cli import show
+
+        show.environments(listed)
+
+
+@environments_app.command()
+def promote(name: EnvironmentName, as_json: AsJson = False) -> None:
+    """Build prod from the models that this environment was built with, if nothing in it is refused or outdated."""
+    settings = load_settings()
+    _server(settings)
+    from ducklake_flows.orchestration.environments import check_promotion
+    from ducklake_flows.transform import transform as flow
+
+    check_promotion(settings, name)
+    summary = _finish(lambda: flow("prod"), as_json)
+    if not as_json:
+        from ducklake_flows.cli import show
+
+        show.transformed(summary)
+
+
+@environments_app.command()
+def drop(name: EnvironmentName) -> None:
+    """Drop an environment's tables and views. prod and the raw tables are not touched."""
+    settings = load_settings()
+    _server(settings)
+    from ducklake_flows.orchestration.environments import drop as do
+
+    do(settings, name)
+    _echo(f"Dropped {name}. Build it again with: lake transform --environment {name}")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from decimal import Decimal
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TextIO
@@ -16,6 +17,8 @@ from ducklake_flows.states import State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from ducklake_flows.lake.builds import Environment
 
 console = Console(highlight=False, markup=False, emoji=False)
 
@@ -139,6 +142,24 @@ def ingested(summary: Mapping[str, Any]) -> None:
         console.print(f"No source (yet): {', '.join(absent[:3])}{more}.", style="dim")
     for left in summary["left_out"]:
         console.print(f"Skipped: {left['error']}", style="dim")
+
+
+def environments(found: Sequence[Environment]) -> None:
+    """Print the environments of models, one line each."""
+    table = Table(
+        "environment",
+        "built at (UTC)",
+        "models",
+        "changed partitions",
+        "refused intervals",
+        box=None,
+        header_style="dim",
+    )
+    for e in found:
+        built = e.built_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M") if e.built_at else "not built"
+        models = "" if not e.built_at else "current" if e.is_current else "outdated"
+        table.add_row(e.name, built, models, f"{e.changed:,}", f"{e.refused:,}")
+    console.print(table)
 
 
 def transformed(summary: Mapping[str, Any]) -> None:

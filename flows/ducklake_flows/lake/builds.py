@@ -14,7 +14,7 @@ from ducklake_flows.lake import ledger
 from ducklake_flows.lake.connect import commit_message, connected
 from ducklake_flows.lake.fence import advance_fence
 from ducklake_flows.lake.schema import table_columns
-from ducklake_flows.settings import LAKE
+from ducklake_flows.settings import LAKE, PROD
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -212,6 +212,62 @@ def record(
             ],
         )
         commit_message(con, f"built {todo.environment}", flow_run_id=flow_run_id)
+        con.execute("COMMIT")
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """The state of an environment of models.
+
+    Args:
+        name: Its name.
+        built_at: When it was last built; None if it has no tables.
+        is_current: Whether it was built with the current models.
+        changed: Number of published partitions that it was not built from yet.
+        refused: Number of refused intervals.
+    """
+
+    name: str
+    built_at: datetime | None
+    is_current: bool
+    changed: int
+    refused: int
+
+
+def environments(settings: Settings) -> list[Environment]:
+    """The project's environments, ``prod`` first, and their state.
+
+    Raises:
+        NotInitialised: there is no lake yet.
+        BadInput: the project has no folder of models.
+    """
+    found = []
+    for name in (PROD, *settings.environments):
+        with connected(settings, read_only=True) as con:
+            (moment,) = con.execute(
+                f"SELECT max(recorded_at) FROM {LAKE}.ops.builds WHERE environment = ?", [name]
+            ).fetchall()[0]
+            is_built = bool(ledger.built_project(con, name))
+        todo = plan_transform(settings, name)
+        changed = sum(map(len, todo.changed.values()))
+        refused = {(r.model, r.start) for r in todo.refused}
+        found.append(Environment(name, moment if is_built else None, not todo.replan, changed, len(refused)))
+    return found
+
+
+def built_environments(settings: Settings) -> list[str]:
+    """The environments that have tables: all that were built, and ``prod``."""
+    with connected(settings, read_only=True) as con:
+        return [name for name in (PROD, *settings.environments) if name == PROD or ledger.built_project(con, name)]
+
+
+def record_dropped(settings: Settings, environment: str) -> None:
+    """Record that an environment has no tables: its next transform builds everything. Call it within the gate."""
+    with connected(settings) as con:
+        con.execute("BEGIN")
+        row = {"token": advance_fence(con, "transform_fence"), "recorded_at": datetime.now(UTC), "project": ""}
+        ledger.append(con, "builds", [{**row, "environment": environment}])
+        commit_message(con, f"dropped {environment}")
         con.execute("COMMIT")
 
 

@@ -125,6 +125,25 @@ def clean_up(report: Report) -> None:
         raise RunFailed(f"SQLMesh's janitor failed: {cause}", "lake transform, then run: lake maintain") from error
 
 
+def drop(environment: str, report: Report) -> None:
+    """Drop an environment's views and all its tables.
+
+    Raises:
+        RunFailed: SQLMesh failed; what is left is dropped by the same call again.
+    """
+    set_console(_Console(report))
+    try:
+        context = _context(report)
+        if context.state_reader.get_environment(environment):
+            context.invalidate_environment(environment, sync=True)
+        context.run_janitor(ignore_ttl=True)
+    except SQLMeshError as error:
+        cause = " ".join(str(error).split())[:400]
+        raise RunFailed(
+            f"The environment {environment} was not dropped: {cause}", "run the same command again"
+        ) from error
+
+
 def _context(report: Report) -> LakeContext:
     """The project's models, with a scheduler that reports each interval that is built or refused."""
 

@@ -23,7 +23,7 @@ from ducklake_flows.errors import LakeError, NotInitialised
 from ducklake_flows.lake.builds import Raw, read_raw
 from ducklake_flows.models.adapter import check_lake, lake_connection
 from ducklake_flows.project import all_datasets
-from ducklake_flows.settings import LAKE, Settings, find_project, load_settings
+from ducklake_flows.settings import LAKE, PROD, Settings, find_project, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,7 +90,15 @@ def lake_settings(folder: Path) -> Settings:
 
 
 def project_config(settings: Settings) -> Config:
-    """SQLMesh's configuration: gateway, state and loader."""
+    """SQLMesh's configuration: gateway, state and loader.
+
+    SQLMesh's environments share the tables of equal models, so a build in one would replace intervals of the others.
+    Here each environment but prod has a state and a schema of tables that no other uses.
+    """
+    settings.check_environment(settings.models_environment)
+    suffix = "" if settings.models_environment == PROD else f"_{settings.models_environment}"
+    # Without a time to live: only `lake environments drop` drops an environment.
+    own: dict[str, Any] = {"physical_schema_mapping": {".*": f"sqlmesh_{suffix}"}, "environment_ttl": None}
     return Config(
         default_gateway=LAKE,
         gateways={
@@ -98,16 +106,17 @@ def project_config(settings: Settings) -> Config:
                 connection=lake_connection(settings),
                 state_connection=_state_connection(settings),
                 # Not "sqlmesh": DuckDB gives the state file's catalog this name, and the reference would be ambiguous.
-                state_schema="state",
+                state_schema=f"state{suffix}",
                 test_connection=DuckDBConnectionConfig(),
             )
         },
         model_defaults=ModelDefaultsConfig(dialect="duckdb", cron="@daily"),
         loader=LakeLoader,
-        cache_dir=str(settings.home / "sqlmesh-cache"),
+        cache_dir=str(settings.home / f"sqlmesh-cache{suffix}"),
         disable_anonymized_analytics=True,
         # The models' Python code belongs to this project. Inferring its packages costs a second per plan.
         infer_python_dependencies=False,
+        **(own if suffix else {}),
     )
 
 

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ducklake_flows.errors import LakeError, RunFailed
 from ducklake_flows.lake.builds import RefusedInterval
+from ducklake_flows.settings import PROD
 
 if TYPE_CHECKING:
     from ducklake_flows.settings import Settings
@@ -37,7 +38,7 @@ Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 _prepared: list[subprocess.Popen[str]] = []
 
 
-def start(settings: Settings) -> subprocess.Popen[str]:
+def start(settings: Settings, environment: str = PROD) -> subprocess.Popen[str]:
     """Start the build process, which imports SQLMesh and waits for its request; or take the one that is `prepared`."""
     if _prepared:
         return _prepared.pop()
@@ -47,14 +48,14 @@ def start(settings: Settings) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **settings.environment()},
+        env={**os.environ, **settings.environment(), "LAKE_MODELS_ENVIRONMENT": environment},
     )
 
 
 @contextlib.contextmanager
-def prepared(settings: Settings) -> Iterator[None]:
+def prepared(settings: Settings, environment: str) -> Iterator[None]:
     """Start a build process early to hide its import time. It is killed at the end of the block if unused."""
-    process = start(settings)
+    process = start(settings, environment)
     _prepared.append(process)
     try:
         yield
@@ -85,7 +86,7 @@ def run(
     """
     failure: LakeError | None = None
     refused: list[RefusedInterval] = []
-    process = start(settings)
+    process = start(settings, request["environment"])
     assert process.stdin is not None  # noqa: S101 - all three are pipes
     assert process.stdout is not None  # noqa: S101
     assert process.stderr is not None  # noqa: S101

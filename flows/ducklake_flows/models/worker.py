@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def main() -> int:
     """Serve one request; see `ducklake_flows.models.build`.
 
-    ``{"environment", "changed", "replan", "refused"}`` builds models, ``{"janitor": true}`` cleans up.
+    ``{"environment", "changed", "replan", "refused"}`` builds models, ``{"environment", "janitor": true}`` cleans up,
+    ``{"environment", "drop": true}`` drops an environment's views and tables.
     """
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # library output goes to stderr, so that stdout holds only events
@@ -40,7 +41,7 @@ def main() -> int:
             report({"event": "leave"})
 
     from ducklake_flows.models.adapter import LakeAdapter
-    from ducklake_flows.models.build import build, clean_up
+    from ducklake_flows.models.build import build, clean_up, drop
 
     LakeAdapter.gate = gate
     if not (line := sys.stdin.readline()):
@@ -49,6 +50,8 @@ def main() -> int:
     try:
         if request.get("janitor"):
             clean_up(report)
+        elif request.get("drop"):
+            drop(request["environment"], report)
         else:
             build(request["environment"], request["changed"], request["replan"], report, request["refused"])
     except LakeError as error:
