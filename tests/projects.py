@@ -58,7 +58,7 @@ class Project:
             build.build(todo.environment, todo.changed_keys, todo.replan, events.append, known)
             built = [e for e in events if e["event"] == "model"]
             moments = [(e["model"], *map(datetime.fromisoformat, (e["start"], e["end"]))) for e in built]
-            self.refused = [r for e in events if e["event"] == "refused" for r in refusals(e, self.lake.settings)]
+            self.refused = [r for e in events if e["event"] == "refused" for r in refusals(e)]
             record(self.lake.settings, todo, "test", self.refused, moments)
         return [e for e in events if e["event"] == "model"]
 

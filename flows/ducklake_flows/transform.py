@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -15,6 +16,7 @@ from ducklake_flows.lake.builds import RefusedInterval, TransformPlan, plan_tran
 from ducklake_flows.models import runner
 from ducklake_flows.orchestration import gate
 from ducklake_flows.orchestration.bootstrap import check
+from ducklake_flows.orchestration.model_runs import ModelRuns
 from ducklake_flows.settings import Settings, load_settings
 from ducklake_flows.testing.failpoints import failpoint
 
@@ -71,7 +73,8 @@ def _bring_up_to_date(settings: Settings, todo: TransformPlan, summary: dict[str
         "refused": [old.request for old in todo.refused],
     }
     try:
-        refused = runner.run(request, settings, summary["models"], gate.hold, get_run_logger())
+        with ModelRuns(UUID(str(flow_run.id))) as graph:
+            refused = runner.run(request, settings, summary["models"], gate.hold, get_run_logger(), graph.report)
     except RunFailed as error:
         raise _failed(error, summary, began) from None
     failpoint("before the build is recorded")

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterName
+from prefect.client.schemas.sorting import FlowRunSort
 
 from ducklake_flows.errors import BadInput, RunFailed
 from ducklake_flows.lake.builds import environments
@@ -32,6 +35,15 @@ def load(lake: Lake, *days: int, rows: int) -> None:
     for day in days:
         lake.land(f"flights/2013-01-{day:02}.csv", flights(day, rows))
     lake.load("flights", *(f"2013-01-{day:02}" for day in days))
+
+
+def last_task_runs() -> dict[str, str | None]:
+    """The task runs of the last transform: name and state."""
+    with get_client(sync_client=True) as client:
+        named = FlowRunFilter(name=FlowRunFilterName(any_=["transform prod"]))
+        (run,) = client.read_flow_runs(flow_run_filter=named, sort=FlowRunSort.START_TIME_DESC, limit=1)
+        found = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+    return {str(task.name): task.state_name for task in found}
 
 
 def built(summary: dict[str, Any], layer: str) -> set[tuple[str, str]]:
@@ -106,6 +118,10 @@ def test_a_refused_day_fails_the_run_and_stops_no_other_day(gated_lake: Lake) ->
         transform()
     assert "bronze.flights 2013-01-01: audit not_null refuses 1 row, for example" in caught.value.message
     assert "lake backfill flights --start 2013-01-01" in caught.value.fix
+    states = last_task_runs()
+    assert states["bronze.flights 2013-01-01"] == "Failed"
+    assert states["gold.carrier_daily 2013-01-03"] == "Completed"
+    assert "gold.carrier_daily 2013-01-01" not in states
     (refused,) = caught.value.summary["refused"]
     assert (refused["check"], refused["rows"], refused["sample"][0]["dest"]) == ("not_null", 1, None)
     days = "SELECT day(flight_date) AS d, sum(flights)::INT AS n FROM gold.carrier_daily GROUP BY ALL ORDER BY ALL"

@@ -156,6 +156,9 @@ def _context(report: Report) -> LakeContext:
             "end": _named(to_datetime(interval[1]) - timedelta(microseconds=1), unit),
         }
 
+    def begun(snapshot: Snapshot, interval: Interval) -> None:
+        report({**event("begun", snapshot, interval), "reads": [_short(parent.name) for parent in snapshot.parents]})
+
     def built(snapshot: Snapshot, interval: Interval, seconds: float, audits: Sequence[Any]) -> None:
         failed = sum(bool(audit.count) for audit in audits)
         counts = {"audits_passed": len(audits) - failed, "audits_failed": failed}
@@ -175,7 +178,7 @@ def _context(report: Report) -> LakeContext:
         )
 
     context = LakeContext(paths=[str(load_settings().models)])
-    context.refused = Refused(refused, built)
+    context.refused = Refused(begun, refused, built)
     return context
 
 

@@ -67,7 +67,12 @@ def prepared(settings: Settings, environment: str) -> Iterator[None]:
 
 
 def run(
-    request: dict[str, Any], settings: Settings, models: list[dict[str, Any]], gate: Gate, log: Log
+    request: dict[str, Any],
+    settings: Settings,
+    models: list[dict[str, Any]],
+    gate: Gate,
+    log: Log,
+    watch: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> list[RefusedInterval]:
     """Run the build process until it ends.
 
@@ -77,6 +82,7 @@ def run(
         models: Every interval that is built is appended, in order of the reports.
         gate: Held on behalf of the build.
         log: Receives progress and warnings.
+        watch: Called with each report of an interval: ``begun``, ``model`` (built) or ``refused``.
 
     Returns:
         The intervals that were refused; all others are built.
@@ -106,8 +112,14 @@ def run(
                 elif event["event"] == "model":
                     log.info("built %(model)s %(start)s..%(end)s in %(seconds)s s", event)
                     models.append({k: v for k, v in event.items() if k != "event"})
+                    watch(event)
+                elif event["event"] == "begun":
+                    watch(event)
                 elif event["event"] == "refused":
-                    refused += refusals(event, settings)
+                    for each in event["refusals"]:
+                        each["error"] = settings.redact(each["error"])
+                    refused += refusals(event)
+                    watch(event)
                     log.error("refused %s", refused[-1])
                 elif event["event"] == "warning":
                     log.warning(settings.redact(event["text"]))
@@ -124,7 +136,7 @@ def run(
     return refused
 
 
-def refusals(event: Mapping[str, Any], settings: Settings) -> list[RefusedInterval]:
+def refusals(event: Mapping[str, Any]) -> list[RefusedInterval]:
     """The reasons for which a build refused an interval, from its report."""
     start, end = (datetime.fromtimestamp(ms / 1000, UTC).replace(tzinfo=None) for ms in event["interval"])
     return [
@@ -135,7 +147,7 @@ def refusals(event: Mapping[str, Any], settings: Settings) -> list[RefusedInterv
             each["check"],
             each["rows"],
             each["sample"],
-            settings.redact(each["error"]),
+            each["error"],
             event["datasets"],
         )
         for each in event["refusals"]

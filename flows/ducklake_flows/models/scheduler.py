@@ -128,10 +128,12 @@ class Refused:
     """The intervals that are not built, by the model's full name.
 
     Args:
+        begun: Called with the model and the batch before it is built.
         report: Called with the model, the interval and the reasons when an interval is refused.
         built: Called with the model, the interval, the seconds and the audits' results when one is committed.
     """
 
+    begun: Callable[[Snapshot, Interval], None]
     report: Callable[[Snapshot, Interval, Sequence[Refusal]], None]
     built: Callable[[Snapshot, Interval, float, Sequence[AuditResult]], None]
     _intervals: dict[str, list[Interval]] = field(default_factory=dict)
@@ -164,6 +166,7 @@ class LakeScheduler(Scheduler):
 
         def build(interval: Interval) -> None:
             nonlocal built
+            self.refused.begun(snapshot, interval)
             began = time.monotonic()
             # After the first interval, the table exists and has rows.
             more = {**kwargs, "target_table_exists": True} if built else kwargs
