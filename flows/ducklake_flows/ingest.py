@@ -43,6 +43,7 @@ def ingest(
     workers: int = 2,
     partitions: list[str] | None = None,
     due: bool = False,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Extract and publish partitions of datasets.
 
@@ -54,6 +55,7 @@ def ingest(
         workers: Processes of the local Dask cluster; ignored with an existing cluster.
         partitions: Only these partitions, by key, instead of a range.
         due: Only the datasets whose schedule hour (UTC) equals the hour for which the run was scheduled.
+        force: Publish partitions again even if their rows are unchanged; the mode is then ``all``.
 
     Returns:
         The summary: counts, rows, bytes, commits, seconds by stage.
@@ -65,6 +67,7 @@ def ingest(
     chosen = get_datasets(datasets or [])
     if due:
         chosen = [d for d in chosen if d.schedule_hour == flow_run.scheduled_start_time.hour]
+    mode = Mode.all if force else mode
     summary = Summary([d.key for d in chosen], flow_run.name or "")
     check(settings)
     planned, summary.left_out = plan_each(settings, chosen, start, end, mode, partitions, named=bool(datasets))
@@ -83,6 +86,7 @@ def ingest(
             {p.partition for p in todo},
             planned={(p.dataset, p.partition): p.entry.newest for p in todo if p.entry},
             recheck=Mode.all in ([mode] if isinstance(mode, Mode) else mode),
+            force=force,
         )
         with contextlib.closing(publisher):
             _extract_and_publish(settings, todo, {d.key: d for d in chosen}, publisher, workers, summary)

@@ -195,7 +195,7 @@ def test_plan_status_and_verify_print_json(year: tuple[Command, str]) -> None:
     status = year[0].json("status", "flights")
     assert sum(p["rows"] for p in status) == 336_776
     assert year[0].json("verify") == []
-    assert year[0].json("repair") == {"changes": []}
+    assert year[0].json("repair") == {"dry_run": False, "damaged": [], "changes": []}
 
 
 @pytest.mark.parametrize("command", ["plan", "status"])

@@ -56,11 +56,8 @@ def looked_up(lake: Lake) -> list[int]:
 
 def test_wrong_statistics_are_found_in_the_catalog_and_by_query_results(wrong: Lake) -> None:
     found = wrong.errors()
-    assert (
-        "statistics: raw.readings: column value: the table's min is 1000, but a file's is smaller: 0; run: lake repair"
-        in found
-    )
-    assert "answers: raw.readings: column value: = 0 gives 0, but a scan gives 1; run: lake repair" in found
+    assert "statistics: raw.readings: column value: the table's min is 1000, but a file's is smaller: 0" in found
+    assert "answers: raw.readings: column value: = 0 gives 0, but a scan gives 1" in found
     assert {f.partition(":")[0] for f in found} == {"statistics", "answers"}
 
 

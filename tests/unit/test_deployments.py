@@ -37,6 +37,7 @@ def test_the_deployments_have_exactly_these_schedules_limits_and_triggers(
         "transform": ({"daily": "45 7 * * *"}, (1, "ENQUEUE"), [events.PUBLISHED]),
         "pipeline": ({}, (1, "ENQUEUE"), []),
         "maintain": ({"nightly": "15 3 * * *"}, (1, "CANCEL_NEW"), []),
+        "verify": ({"nightly": "45 3 * * 1-6", "weekly": "45 3 * * 0"}, (1, "CANCEL_NEW"), []),
     }
 
 

@@ -168,6 +168,9 @@ def backfill(
     end: End = None,
     mode: PlanMode = Mode.missing_failed.option,
     workers: Workers = DEFAULT_WORKERS,
+    force: Annotated[
+        bool, typer.Option("--force", help="Publish again, even if the rows are unchanged; implies --mode all.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Extract and publish partitions."""
@@ -177,7 +180,7 @@ def backfill(
     _server(load_settings(), local_workers=True)
     from ducklake_flows.ingest import ingest
 
-    summary = _finish(lambda: ingest(keys, first, last, modes, workers), as_json)
+    summary = _finish(lambda: ingest(keys, first, last, modes, workers, force=force), as_json)
     if not as_json:
         from ducklake_flows.cli import show
 
@@ -272,17 +275,16 @@ def verify(
     from ducklake_flows.lake.verify import verify as check
     from ducklake_flows.project import broken_datasets
 
-    settings = load_settings()
-    found, moment = [], _moment(since)
+    settings, moment = load_settings(), _moment(since)
     storage.check(settings)
-    for finding in check(settings, moment):
-        found.append(finding)
-        if not as_json:
-            _echo(f"{finding.severity}: {finding.subject}: {finding.message} ({finding.check})")
+    found = list(check(settings, moment))
     errors = sum(f.severity == "error" for f in found)
     if as_json:
         _json([asdict(f) for f in found])
     else:
+        from ducklake_flows.cli import show
+
+        show.verified(found)
         _echo(f"{errors} broken." if errors else f"The lake is right{f' since {moment}' if moment else ''}.")
     _end(broken_datasets().values())
     if errors:
@@ -329,17 +331,22 @@ def rollback(
 
 
 @app.command()
-def repair(as_json: AsJson = False) -> None:
-    """Recompute statistics that `lake verify` finds wrong from the files, as a new commit."""
+def repair(
+    names: Names = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the damaged partitions and files.")] = False,
+    workers: Workers = DEFAULT_WORKERS,
+    as_json: AsJson = False,
+) -> None:
+    """Repair what `lake verify` finds: publish lost rows again, correct statistics."""
+    keys = _keys(names) if names else None
     _server(load_settings())
     from ducklake_flows.repair import repair as flow
 
-    summary = _finish(flow, as_json)
+    summary = _finish(lambda: flow(keys, dry_run, workers), as_json)
     if not as_json:
-        for change in summary["changes"]:
-            subject = f"{change['table']} {change['subject']}".rstrip()
-            _echo(f"{subject}: {change['before']}  ->  {change['after']}")
-        _echo(f"{len(summary['changes'])} repaired." if summary["changes"] else "Nothing to repair.")
+        from ducklake_flows.cli import show
+
+        show.repaired(summary)
 
 
 @app.command()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ducklake_flows.lake.builds import Environment
+    from ducklake_flows.lake.verify import Finding
 
 console = Console(highlight=False, markup=False, emoji=False)
 
@@ -194,6 +195,44 @@ def maintained(summary: Mapping[str, Any]) -> None:
     for text in summary["left"]:
         console.print(f"Postponed to the next run: {text}", markup=False)
     console.print("Dry run: nothing was changed." if summary["dry_run"] else f"{summary['seconds']:.1f} s.")
+
+
+EACH = 3
+"""Maximum findings of one kind that are printed."""
+
+
+def verified(found: Sequence[Finding]) -> None:
+    """Print the findings, at most `EACH` of one check, and the commands that repair them."""
+    for (severity, check), group in groupby(sorted(found, key=_kind), key=_kind):
+        findings = list(group)
+        for f in findings[:EACH]:
+            console.print(f"{severity}: {f.subject}: {f.message} ({check})", soft_wrap=True)
+        if len(findings) > EACH:
+            console.print(f"{severity}: {len(findings) - EACH} more of this kind ({check}); --json lists all")
+    for fix in dict.fromkeys(f.fix for f in sorted(found, key=_kind)):
+        checks = dict.fromkeys(f.check for f in found if f.fix == fix)
+        console.print(f"next:  {fix}  ({', '.join(checks)})", soft_wrap=True)
+
+
+def _kind(finding: Finding) -> tuple[str, str]:
+    return finding.severity, finding.check
+
+
+def repaired(summary: Mapping[str, Any]) -> None:
+    """Print what a repair found and did."""
+    for row in summary["damaged"]:
+        name = f"{row['dataset']} {row['partition']}".rstrip()
+        console.print(f"{name}: {row['found']}" + (f"  ->  {row['done']}" if row["done"] else ""), soft_wrap=True)
+    for change in summary["changes"]:
+        subject = f"{change['table']} {change['subject']}".rstrip()
+        console.print(f"{subject}: {change['before']}  ->  {change['after']}", soft_wrap=True)
+    count = len(summary["damaged"])
+    if summary["dry_run"]:
+        console.print(f"{count} damaged. Dry run: nothing was changed, and statistics were not checked.")
+    elif count or summary["changes"]:
+        console.print(f"{count} partitions and files, {len(summary['changes'])} values of the catalog repaired.")
+    else:
+        console.print("Nothing to repair.")
 
 
 def seconds(stages: Mapping[str, float]) -> None:

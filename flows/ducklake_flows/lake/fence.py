@@ -51,8 +51,17 @@ def advance_fence(con: DuckDBPyConnection, fence: Fence) -> int:
     con.execute(f"UPDATE {LAKE}.ops.{fence} SET token = token + 1")
     found = con.execute(f"SELECT token FROM {LAKE}.ops.{fence}").fetchall()
     if len(found) != 1:
-        raise LakeError(f"ops.{fence} has {len(found)} rows instead of one.", "lake verify")
+        raise LakeError(f"ops.{fence} has {len(found)} rows instead of one.", "lake repair")
     return int(found[0][0])
+
+
+def renew_fence(con: DuckDBPyConnection, fence: Fence) -> None:
+    """Replace all rows of a fence table by one, within the open transaction. Its token is above every recorded one."""
+    recorded = "ledger" if fence == "fence" else "builds"
+    tokens = f"SELECT token FROM {LAKE}.ops.{fence} UNION ALL SELECT token FROM {LAKE}.ops.{recorded}"
+    highest = con.execute(f"SELECT coalesce(max(token), 0) FROM ({tokens})").fetchall()[0][0]
+    con.execute(f"DELETE FROM {LAKE}.ops.{fence}")
+    con.execute(f"INSERT INTO {LAKE}.ops.{fence} VALUES ({highest + 1})")
 
 
 def claim_snapshot(con: DuckDBPyConnection, snapshot: int, tables: Sequence[int], mark: str) -> None:

@@ -200,6 +200,15 @@ def history(con: DuckDBPyConnection, dataset: str, partition: str) -> list[dict[
     )
 
 
+def fingerprints(con: DuckDBPyConnection, attempt_id: str) -> set[str]:
+    """The fingerprints of an attempt's rows: as published, and after its columns were widened."""
+    found = con.execute(
+        f"SELECT DISTINCT fingerprint FROM {LAKE}.ops.ledger WHERE attempt_id = {literal(attempt_id)} "
+        f"AND (state IN {_PUBLISHED} OR state = '{RETYPED}')"
+    ).fetchall()
+    return {fingerprint for (fingerprint,) in found}
+
+
 def receipt_row(receipt: Receipt) -> dict[str, Any]:
     """The ledger row of a published receipt, without the columns that all rows of a transaction share."""
     return {

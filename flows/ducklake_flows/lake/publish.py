@@ -39,10 +39,11 @@ from ducklake_flows.datasets.types import quoted
 from ducklake_flows.errors import CatalogError, CommitConflict, LakeError, PublishedInBetween, Rejected
 from ducklake_flows.lake import ledger, statistics
 from ducklake_flows.lake.connect import commit_message, connect
+from ducklake_flows.lake.damage import lost_files
 from ducklake_flows.lake.evolve import READ, Contents, Fit, contents, evolve, fit, full_paths
 from ducklake_flows.lake.faults import Forbidden, explain, text_of
 from ducklake_flows.lake.fence import advance_fence
-from ducklake_flows.lake.repair import repair, settle
+from ducklake_flows.lake.repair import drop, repair, settle
 from ducklake_flows.lake.schema import qualified, table_columns
 from ducklake_flows.settings import LAKE, Settings
 from ducklake_flows.staging.receipt import Failure, Outcome, Receipt
@@ -102,6 +103,7 @@ class Publisher:
         planned: The newest attempt in the ledger when the run was planned, by dataset and partition. The receipts of
             the run never count as older than this attempt, even if the clocks of two hosts differ.
         recheck: Compare a receipt that the ledger calls unchanged with the rows in the table.
+        force: Publish a receipt even if its rows are published already.
     """
 
     def __init__(
@@ -113,12 +115,13 @@ class Publisher:
         *,
         planned: Mapping[tuple[str, str], str] | None = None,
         recheck: bool = False,
+        force: bool = False,
     ) -> None:
         self._settings = settings
         self._ledger = ledger.LedgerCache(expected)
         self._datasets = {d.key: d for d in datasets}
         self._flow_run_id = flow_run_id
-        self._planned, self._recheck = planned or {}, recheck
+        self._planned, self._recheck, self._force = planned or {}, recheck, force
         self._con: DuckDBPyConnection | None = None
         self._filled: set[str] = set()
         """Tables that are known to have statistics."""
@@ -146,7 +149,8 @@ class Publisher:
 
         A receipt that cannot be registered (for example because its file is missing) does not stop the others: the
         outcomes are then published one at a time, and that receipt becomes a failure. DuckDB's errors mislead while a
-        connection fails, so an error is blamed on a receipt only if it recurs on a new connection.
+        connection fails, so an error is blamed on a receipt only if it recurs on a new connection. If the error is that
+        a file of the replaced rows is lost, the file is dropped from the catalog first; see `repair.drop`.
 
         Raises:
             CommitConflict: other writers won every retry.
@@ -223,6 +227,8 @@ class Publisher:
                 raise meaning from error
             self.close()
             if meaning is None:
+                if self._drop_lost(group):
+                    raise CommitConflict("Lost files were dropped from the catalog.", "lake verify") from error
                 raise
             self._unanswered = token if token is not None else self._unanswered
             raise meaning from error
@@ -230,6 +236,20 @@ class Publisher:
             self._abandon(con)
             raise
         return result
+
+    def _drop_lost(self, group: Sequence[Outcome]) -> bool:
+        """Drop the lost files of a single partition, which keep its rows from being replaced. Returns whether any was.
+
+        Until the partition is published, a moment later, readers see it without these rows instead of an error.
+        """
+        if len(group) > 1 or not isinstance(group[0], Receipt):
+            return False  # the caller publishes the group again one at a time
+        receipt = group[0]
+        lost = lost_files(self._settings, self._datasets[receipt.dataset], receipt.partition)
+        if lost:
+            log.warning("%s %s: dropping lost files: %s", receipt.dataset, receipt.partition, ", ".join(lost))
+            drop(self._settings, lost)
+        return bool(lost)
 
     def _abandon(self, con: DuckDBPyConnection) -> None:
         """Roll back and discard the cached ledger: the transaction may have read rows that were never committed."""
@@ -285,7 +305,8 @@ class Publisher:
                 continue
             receipt = replace(outcome, fingerprint=way.fingerprint or outcome.fingerprint)
             entry = self._ledger.entries.get((outcome.dataset, outcome.partition))
-            if entry is not None and entry.fingerprint == receipt.fingerprint and self._is_there(receipt, held):
+            is_same = entry is not None and entry.fingerprint == receipt.fingerprint and not self._force
+            if entry is not None and is_same and self._is_there(receipt, held):
                 result.unchanged.append(outcome)
                 if entry.state != "published" or entry.source_version != receipt.source_version:
                     # The published attempt's rows are also the rows of this source version.
@@ -349,7 +370,10 @@ class Publisher:
             return False
         if isinstance(outcome, Failure) or entry is None or not entry.attempt_id:
             return True
-        if outcome.restores:
+        if outcome.supersedes:
+            if outcome.supersedes != entry.attempt_id and self._recheck:
+                result.older.append(outcome)
+                return False
             if outcome.supersedes != entry.attempt_id:
                 raise PublishedInBetween(
                     f"{outcome.dataset} {outcome.partition} was published again after the rollback was staged; "

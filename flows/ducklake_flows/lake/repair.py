@@ -1,5 +1,8 @@
 """Repair: recompute statistics in the catalog that differ from those of the files, in one fenced commit.
 
+Drop: take lost files out of the catalog, in a commit of the same kind. DuckLake itself reads a file before it deletes
+its rows, so that it cannot replace a partition whose file is gone.
+
 Settle: rewrite a table's statistics where DuckLake 1.5.5 would merge them wrongly with those of the next file. DuckLake
 stores "no minimum and no maximum" in two cases that it does not distinguish:
 
@@ -26,23 +29,31 @@ by that id, so open connections read them again.
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from ducklake_flows.datasets.partitions import parse_partition
+from ducklake_flows.datasets.types import quoted
 from ducklake_flows.errors import CatalogError, CommitConflict
-from ducklake_flows.lake import statistics
-from ducklake_flows.lake.connect import connected
-from ducklake_flows.lake.fence import META, claim_snapshot
+from ducklake_flows.lake import ledger, statistics
+from ducklake_flows.lake.connect import commit_message, connected, literal, rows
+from ducklake_flows.lake.faults import explain
+from ducklake_flows.lake.fence import FENCES, META, advance_fence, claim_snapshot, count_rows, renew_fence
+from ducklake_flows.lake.schema import qualified
+from ducklake_flows.settings import LAKE
 from ducklake_flows.testing.failpoints import failpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Set
+    from collections.abc import Callable, Collection, Mapping, Sequence, Set
 
     from duckdb import DuckDBPyConnection
 
+    from ducklake_flows.datasets.dataset import Dataset
     from ducklake_flows.settings import Settings
 
 _Planned = tuple[list[tuple[str, list[Any]]], list[int], list["Change"]]
@@ -69,12 +80,13 @@ class Change:
     after: str
 
 
-def repair(settings: Settings, only: Set[str] | None = None) -> list[Change]:
+def repair(settings: Settings, only: Set[str] | None = None, lost: Set[str] = frozenset()) -> list[Change]:
     """Correct the statistics that `lake verify` finds wrong. Call it within the gate.
 
     Args:
         settings: Where the lake is.
         only: Only these tables, by schema and name; None means all.
+        lost: Do not read these files, by full path: they are missing or unreadable.
 
     Returns:
         The changes; empty if nothing was wrong.
@@ -84,7 +96,7 @@ def repair(settings: Settings, only: Set[str] | None = None) -> list[Change]:
         CommitConflict: other writers were first in every retry.
         CatalogError: the catalog or a file cannot be read, or the catalog cannot be written.
     """
-    return _committed(settings, lambda con: _plan(con, settings, only))
+    return _committed(settings, lambda con: _plan(con, settings, only, lost))
 
 
 def settle(settings: Settings, only: Set[str] | None = None) -> list[Change]:
@@ -104,6 +116,104 @@ def settle(settings: Settings, only: Set[str] | None = None) -> list[Change]:
         CatalogError: the catalog cannot be read or written.
     """
     return _committed(settings, lambda con: _unsettled(con, only))
+
+
+def drop(settings: Settings, paths: Sequence[str]) -> list[Change]:
+    """Take lost files out of the tables. Call it within the gate, right before their partition is published again.
+
+    Snapshots from before still name the files, and cannot be read.
+
+    Args:
+        settings: Where the lake is.
+        paths: Full paths of data or delete files. With a delete file, its data file is dropped.
+
+    Returns:
+        The changes; empty if no live table has these files.
+
+    Raises:
+        CommitConflict: other writers were first in every retry.
+        CatalogError: the catalog cannot be read or written.
+    """
+    return _committed(settings, lambda con: _dropped(con, settings, paths))
+
+
+def restore_fences(settings: Settings) -> list[Change]:
+    """Give each fence table one row again, if it was changed by hand. Call it within the gate.
+
+    Returns:
+        The changes; empty if nothing had to change.
+    """
+    changes = []
+    with connected(settings) as con:
+        for fence in FENCES:
+            if (count := count_rows(con, fence)) != 1:
+                con.execute("BEGIN")
+                renew_fence(con, fence)
+                commit_message(con, "repair")
+                con.execute("COMMIT")
+                changes.append(Change(f"ops.{fence}", "", f"{count} rows", "1 row"))
+    return changes
+
+
+def remove(settings: Settings, dataset: Dataset, partitions: Collection[str]) -> list[Change]:
+    """Delete the rows of partitions that were never published. Call it within the gate.
+
+    The rows stay readable in earlier snapshots until these expire.
+
+    Raises:
+        CommitConflict: another writer changed the lake first.
+        CatalogError: the catalog cannot be read or written.
+    """
+    import duckdb
+
+    values = ", ".join(literal(parse_partition(key, dataset.grain).value) for key in partitions)
+    where = f"WHERE {quoted(dataset.partition_column)} IN ({values})" if dataset.partition_column else ""
+    try:
+        with connected(settings) as con:
+            con.execute("BEGIN")
+            token = advance_fence(con, "fence")
+            entries = ledger.latest(con, dataset.key)
+            if any(entries[dataset.key, key].attempt_id for key in partitions if (dataset.key, key) in entries):
+                raise CommitConflict(f"{dataset.key} was published meanwhile.", "lake repair")
+            (count,) = con.execute(f"DELETE FROM {qualified(dataset)} {where}").fetchall()[0]
+            commit_message(con, "repair", token=token)
+            con.execute("COMMIT")
+    except duckdb.Error as error:
+        raise explain(error, settings, committing=True) or error from error
+    what = f"{count:,} rows that are not in the ledger"
+    return [Change(dataset.table, ", ".join(sorted(partitions)), what, "removed")]
+
+
+def forget_builds(settings: Settings, paths: Collection[str]) -> None:
+    """Let the next transform build the intervals of lost files of models again. Call it within the gate.
+
+    Args:
+        settings: Where the lake is.
+        paths: The lost files. If one names no day, everything is built again.
+    """
+    found = [re.findall(r"=(\d{4}-\d{2}-\d{2})", path) for path in paths]
+    days = {day for each in found for day in each} if all(found) else set()
+    with connected(settings) as con:
+        con.execute("BEGIN")
+        token = advance_fence(con, "transform_fence")
+        built = rows(
+            con,
+            f"""SELECT environment, dataset, partition, arg_max(project, token) AS project
+                FROM {LAKE}.ops.builds WHERE dataset IS NOT NULL GROUP BY ALL""",
+        )
+        projects = {row["environment"]: ledger.built_project(con, row["environment"]) for row in built}
+        common = {"attempt_id": "", "recorded_at": datetime.now(UTC), "token": token}
+        ledger.append(
+            con,
+            "builds",
+            [
+                {**row, **common, "project": projects[row["environment"]]}
+                for row in built
+                if not days or any(day.startswith(row["partition"]) or row["partition"].startswith(day) for day in days)
+            ],
+        )
+        commit_message(con, "repair")
+        con.execute("COMMIT")
 
 
 def _committed(settings: Settings, plan: Callable[[DuckDBPyConnection], _Planned]) -> list[Change]:
@@ -147,7 +257,7 @@ def _once(settings: Settings, mark: str, plan: Callable[[DuckDBPyConnection], _P
                     return changes
                 if _latest(con) != snapshot:
                     raise CommitConflict(f"Another writer changed the lake first: {text}", "lake repair") from error
-        raise CatalogError(f"The statistics could not be repaired: {text}", "lake verify") from error
+        raise CatalogError(f"The catalog could not be repaired: {text}", "lake verify") from error
     return changes
 
 
@@ -163,13 +273,13 @@ def _is_there(con: DuckDBPyConnection, mark: str) -> bool:
     return any(json.loads(info or "{}").get("repair") == mark for (info,) in found)
 
 
-def _plan(con: DuckDBPyConnection, settings: Settings, only: Set[str] | None) -> _Planned:
+def _plan(con: DuckDBPyConnection, settings: Settings, only: Set[str] | None, lost: Set[str]) -> _Planned:
     """Plan the changes of `repair`. Reads only."""
     statements: list[tuple[str, list[Any]]] = []
     changes: list[Change] = []
     tables: set[int] = set()
     statistics.load(con, only)
-    for file in statistics.wrong_files(con, settings, every=True):
+    for file in statistics.wrong_files(con, settings, every=True, lost=lost):
         stated, where = "ducklake_data_file", f"data_file_id = {file.file_id}"
         if file.column_id is not None:
             stated, where = "ducklake_file_column_stats", f"{where} AND column_id = {file.column_id}"
@@ -219,6 +329,32 @@ def _unsettled(con: DuckDBPyConnection, only: Set[str] | None) -> _Planned:
         statistics.load(con, unbounded)
         _add_columns(con, statements, tables, changes)
     return statements, sorted(tables), changes
+
+
+def _dropped(con: DuckDBPyConnection, settings: Settings, paths: Sequence[str]) -> _Planned:
+    """Plan the changes of `drop`. Reads only."""
+    live = con.execute(
+        f"""WITH folder AS ({statistics.folders_sql(settings.data_path)}), named AS ({statistics.NAMED})
+            SELECT f.table_id, f.data_file_id, t.name, f.record_count,
+                   {_full_path("f")} AS path, {_full_path("d")} AS delete_path
+            FROM {META}.ducklake_data_file f JOIN folder USING (table_id) JOIN named t USING (table_id)
+            LEFT JOIN {META}.ducklake_delete_file d ON d.data_file_id = f.data_file_id AND d.end_snapshot IS NULL
+            WHERE f.end_snapshot IS NULL"""
+    ).fetchall()
+    lost = [row for row in live if not {row[4], row[5]}.isdisjoint(paths)]
+    ids = ", ".join(str(file) for _, file, *_ in lost)
+    # The repair's own snapshot, which is in the table by now.
+    now = f"(SELECT max(snapshot_id) FROM {META}.ducklake_snapshot)"
+    statements: list[tuple[str, list[Any]]] = [
+        (f"UPDATE {META}.{table} SET end_snapshot = {now} WHERE data_file_id IN ({ids}) AND end_snapshot IS NULL", [])
+        for table in ("ducklake_data_file", "ducklake_delete_file")
+    ]
+    changes = [Change(name, path, f"{count:,} rows", "lost, dropped") for _, _, name, count, path, _ in lost]
+    return statements, sorted({table for table, *_ in lost}), changes
+
+
+def _full_path(file: str) -> str:
+    return f"CASE WHEN {file}.path_is_relative THEN folder.path ELSE '' END || {file}.path"
 
 
 def _add_columns(

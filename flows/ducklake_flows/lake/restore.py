@@ -1,4 +1,7 @@
-"""Rollback: read the previous attempt's rows from a snapshot and stage them as a new attempt.
+"""Restore: read rows that were published before from a snapshot, and stage them as a new attempt.
+
+`stage_previous` is for a rollback: the rows before the published ones. `stage_published` is for a repair: the published
+rows, after they were lost.
 
 A path is registered at most once, so the old files are not registered again. They are deleted after their snapshot
 expires.
@@ -9,13 +12,18 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+from ducklake_flows.datasets.partitions import Grain
 from ducklake_flows.datasets.types import quoted
-from ducklake_flows.errors import BadInput
+from ducklake_flows.errors import BadInput, Rejected
 from ducklake_flows.lake.connect import connected, literal, rows
-from ducklake_flows.lake.ledger import history
+from ducklake_flows.lake.fence import META
+from ducklake_flows.lake.ledger import fingerprints, history
 from ducklake_flows.lake.schema import qualified
 from ducklake_flows.settings import LAKE, Settings
 from ducklake_flows.staging.inspect import inspect
@@ -24,12 +32,13 @@ from ducklake_flows.staging.receipt import Receipt
 from ducklake_flows.storage import open_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from duckdb import DuckDBPyConnection
 
     from ducklake_flows.datasets.dataset import Dataset
     from ducklake_flows.datasets.partitions import Partition
+    from ducklake_flows.staging.inspect import Inspection
 
 
 def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -> Receipt:
@@ -57,29 +66,108 @@ def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -
         seen = inspect(dataset, [partition], [str(file)])[0]
         if seen.fingerprint != target["fingerprint"]:
             raise BadInput(f"The rows of the previous attempt at {name} differ from what was published.", "lake verify")
-        attempt = new_attempt()
-        staged = staged_path(dataset, partition, attempt, 0)
-        size = file.stat().st_size
-        if seen.rows:
-            stage = open_storage(settings.data_path, settings)
-            stage.put(file, staged)
-            stage.sync([staged])
+        receipt = _staged(settings, dataset, partition, file, seen, started)
+    return replace(
+        receipt,
+        # The version that was rolled back: once the source is fixed, the partition is stale and a run loads it again.
+        source_version=current["source_version"] or "",
+        restores=target["attempt_id"],
+        supersedes=current["attempt_id"],
+    )
+
+
+def stage_published(settings: Settings, dataset: Dataset, partition: Partition) -> Receipt:
+    """Stage the published rows again, from the last snapshot that has them as the ledger says. The caller publishes.
+
+    Raises:
+        BadInput: nothing was published, or no snapshot that can be read has the rows.
+    """
+    import duckdb
+
+    started = time.monotonic()
+    name = f"{dataset.key} {partition}"
+    with connected(settings, read_only=True) as con, tempfile.TemporaryDirectory(prefix="lake-repair-") as work:
+        published = history(con, dataset.key, partition.key)
+        if not published:
+            raise BadInput(f"{name} was never published.", f"lake status {dataset.key}")
+        current = published[-1]
+        wanted = fingerprints(con, current["attempt_id"])
+        file = Path(work) / "rows.parquet"
+        for snapshot in _snapshots_with(con, dataset, partition):
+            try:
+                _copy(con, dataset, partition, snapshot, file)
+                seen = inspect(dataset, [partition], [str(file)])[0]
+            except (duckdb.Error, Rejected):
+                continue  # its files are lost, too, or are cleaned up
+            if seen.fingerprint in wanted:
+                break
+        else:
+            raise BadInput(
+                f"No snapshot of the lake has the published rows of {name} any more.",
+                f"load another version from its source: {backfill(dataset, partition, '--mode all')}",
+            )
+        receipt = _staged(settings, dataset, partition, file, seen, started)
+    return replace(
+        receipt,
+        source_version=current["source_version"] or "",
+        restores=current["restores"] or "",
+        supersedes=current["attempt_id"],
+    )
+
+
+def backfill(dataset: Dataset, partition: Partition, options: str) -> str:
+    """The command that runs one partition."""
+    if dataset.grain is Grain.full:
+        return f"lake backfill {dataset.key} {options}"
+    day, last = partition.start.date(), (partition.end - timedelta(hours=1)).date()
+    return f"lake backfill {dataset.key} --start {day} --end {last} {options}"
+
+
+def _staged(
+    settings: Settings, dataset: Dataset, partition: Partition, file: Path, seen: Inspection, started: float
+) -> Receipt:
+    """Stage a local file as a new attempt."""
+    attempt = new_attempt()
+    staged = staged_path(dataset, partition, attempt, 0)
+    if seen.rows:
+        stage = open_storage(settings.data_path, settings)
+        stage.put(file, staged)
+        stage.sync([staged])
     return Receipt(
         dataset=dataset.key,
         partition=partition.key,
         attempt_id=attempt,
         files=(staged,) if seen.rows else (),
         rows=seen.rows,
-        bytes=size if seen.rows else 0,
+        bytes=file.stat().st_size if seen.rows else 0,
         columns=seen.columns,
         fingerprint=seen.fingerprint,
-        # The version that was rolled back: once the source is fixed, the partition is stale and a run loads it again.
-        source_version=current["source_version"] or "",
+        source_version="",
         seconds=time.monotonic() - started,
         peak_rss=0,
-        restores=target["attempt_id"],
-        supersedes=current["attempt_id"],
     )
+
+
+def _snapshots_with(con: DuckDBPyConnection, dataset: Dataset, partition: Partition) -> Iterator[int]:
+    """Snapshots with each earlier state of a partition, latest first: the last one before each change of its files."""
+    there = sorted(row["snapshot_id"] for row in rows(con, f"SELECT snapshot_id FROM {LAKE}.snapshots()"))
+    column = dataset.partition_column
+    folder = f"{column}={quote(partition.value, safe='-')}/" if column else ""
+    changed = con.execute(
+        f"""SELECT DISTINCT unnest([f.end_snapshot, d.begin_snapshot, d.end_snapshot, f.begin_snapshot]) AS changed
+            FROM {META}.ducklake_data_file f
+            JOIN {META}.ducklake_table t USING (table_id) JOIN {META}.ducklake_schema s USING (schema_id)
+            LEFT JOIN {META}.ducklake_delete_file d USING (data_file_id)
+            WHERE t.end_snapshot IS NULL AND s.end_snapshot IS NULL AND s.schema_name = 'raw'
+              AND t.table_name = {literal(dataset.key)} AND contains(f.path, {literal(folder)})"""
+    ).fetchall()
+    since = -1
+    states = []
+    for change in sorted(int(found) for (found,) in changed if found is not None):
+        states.append([snapshot for snapshot in there if since <= snapshot < change])
+        since = change
+    for state in reversed(states):
+        yield from state[-1:]
 
 
 def _shown(row: Mapping[str, Any]) -> str:

@@ -229,7 +229,7 @@ def bare(con: DuckDBPyConnection, only: Set[str] | None = None) -> list[tuple[in
         The id, and the schema and name, of each table.
     """
     return con.execute(
-        f"SELECT table_id, name FROM ({_NAMED}) ANTI JOIN {META}.ducklake_table_stats USING (table_id) "
+        f"SELECT table_id, name FROM ({NAMED}) ANTI JOIN {META}.ducklake_table_stats USING (table_id) "
         f"WHERE {_among(only)} ORDER BY table_id"
     ).fetchall()
 
@@ -237,7 +237,7 @@ def bare(con: DuckDBPyConnection, only: Set[str] | None = None) -> list[tuple[in
 def unbounded(con: DuckDBPyConnection, only: Set[str] | None = None) -> set[str]:
     """The live tables, or those in `only`, with a column without minimum and maximum, by schema and name."""
     found = con.execute(
-        f"""SELECT DISTINCT name FROM ({_NAMED})
+        f"""SELECT DISTINCT name FROM ({NAMED})
             JOIN {META}.ducklake_table_stats t USING (table_id)
             JOIN {META}.ducklake_table_column_stats s USING (table_id)
             WHERE s.min_value IS NULL AND s.max_value IS NULL AND t.record_count > 0 AND {_among(only)}"""
@@ -286,7 +286,7 @@ def wrong_columns(con: DuckDBPyConnection) -> list[TableColumn]:
     return sorted((c for c in found if c), key=lambda c: (c.table, c.column_id))
 
 
-_NAMED = f"""
+NAMED = f"""
     SELECT t.table_id, s.schema_name || '.' || t.table_name AS name
     FROM {META}.ducklake_table t
     JOIN {META}.ducklake_schema s ON s.schema_id = t.schema_id AND s.end_snapshot IS NULL
@@ -422,7 +422,12 @@ def _scan_inlined(con: DuckDBPyConnection) -> None:
 
 
 def wrong_files(
-    con: DuckDBPyConnection, settings: Settings, since: datetime | None = None, *, every: bool = False
+    con: DuckDBPyConnection,
+    settings: Settings,
+    since: datetime | None = None,
+    *,
+    every: bool = False,
+    lost: Set[str] = frozenset(),
 ) -> list[FileColumn]:
     """The files for which the catalog and the file's footer differ. Call `load` first.
 
@@ -434,8 +439,9 @@ def wrong_files(
         since: Check all files registered since this moment. None: per table, the `SAMPLE` newest files and as many
             others, evenly spread over the older ones.
         every: Check all files.
+        lost: Except for these, by full path: they are missing or unreadable.
     """
-    files = con.execute(_paths_sql(settings.data_path, since, every=every)).fetchall()
+    files = [f for f in con.execute(_paths_sql(settings.data_path, since, every=every)).fetchall() if f[1] not in lost]
     if not files:
         return []
     con.execute("CREATE OR REPLACE TEMP TABLE read_file (data_file_id BIGINT, path VARCHAR, mapping_id BIGINT)")
@@ -486,13 +492,7 @@ def _paths_sql(data_path: str, since: datetime | None, *, every: bool) -> str:
             f"(SELECT snapshot_time::TIMESTAMPTZ FROM {META}.ducklake_snapshot WHERE snapshot_id = begun) >= {moment}"
         )
     return f"""
-        WITH folder AS (
-            SELECT t.table_id, CASE WHEN t.path_is_relative THEN
-                       CASE WHEN s.path_is_relative THEN {literal(data_path)} ELSE '' END || s.path
-                   ELSE '' END || t.path AS path
-            FROM {META}.ducklake_table t JOIN {META}.ducklake_schema s USING (schema_id)
-            WHERE t.end_snapshot IS NULL AND s.end_snapshot IS NULL
-        ), file AS (
+        WITH folder AS ({folders_sql(data_path)}), file AS (
             SELECT f.data_file_id, CASE WHEN f.path_is_relative THEN folder.path ELSE '' END || f.path AS path,
                    f.begin_snapshot AS begun, f.mapping_id,
                    row_number() OVER (PARTITION BY f.table_id ORDER BY f.data_file_id DESC) AS newest,
@@ -502,6 +502,16 @@ def _paths_sql(data_path: str, since: datetime | None, *, every: bool) -> str:
             WHERE f.encryption_key IS NULL OR f.encryption_key = ''
         )
         SELECT data_file_id, path, mapping_id FROM file WHERE {chosen}"""
+
+
+def folders_sql(data_path: str) -> str:
+    """Select the folder of each live table: id and full path. Paths of files are relative to it."""
+    return f"""
+        SELECT t.table_id, CASE WHEN t.path_is_relative THEN
+                   CASE WHEN s.path_is_relative THEN {literal(data_path)} ELSE '' END || s.path
+               ELSE '' END || t.path AS path
+        FROM {META}.ducklake_table t JOIN {META}.ducklake_schema s USING (schema_id)
+        WHERE t.end_snapshot IS NULL AND s.end_snapshot IS NULL"""
 
 
 _FOOTERS = """

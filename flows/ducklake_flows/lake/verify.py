@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Literal
 
 from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.datasets.types import quoted
-from ducklake_flows.lake import ledger, statistics
+from ducklake_flows.lake import damage, ledger, statistics
 from ducklake_flows.lake.builds import refused_intervals
 from ducklake_flows.lake.connect import connected, literal, rows
 from ducklake_flows.lake.fence import FENCES, count_rows
 from ducklake_flows.lake.schema import qualified, table_columns
 from ducklake_flows.project import all_datasets
 from ducklake_flows.settings import LAKE, Settings
-from ducklake_flows.staging.inspect import ALGORITHM, fingerprint_sql, fingerprint_text
 from ducklake_flows.staging.layout import attempt_of
 from ducklake_flows.storage import open_storage
 
@@ -32,6 +31,10 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
     from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.storage import Storage
+
+REPAIR = "lake repair"
+BACKUP = "restore the lake from a backup: docs/operations.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +46,14 @@ class Finding:
         check: The promise that was checked.
         subject: The table, partition or path that it concerns.
         message: What was found.
+        fix: The command that repairs it, or what to do if no command does.
     """
 
     severity: Literal["error", "note"]
     check: str
     subject: str
     message: str
+    fix: str = REPAIR
 
 
 def verify(settings: Settings, since: datetime | None = None) -> Iterator[Finding]:
@@ -79,20 +84,36 @@ def verify(settings: Settings, since: datetime | None = None) -> Iterator[Findin
                 published.setdefault(key, {})[partition] = entry
         files = dict(_files(con, None if since is None else {f"raw.{key}" for key in published}))
         yield from _registered_once(files)
-        if since is None:
-            yield from _storage(settings, con, files)
-        yield from _statistics(settings, con, None if since is None else files.keys(), since)
-        for dataset in all_datasets().values():
-            entries = published.get(dataset.key, {})
-            if dataset.table not in tables or not (entries or files.get(dataset.table)):
-                continue
+        storage = open_storage(settings.data_path, settings)
+        there = damage.stored(storage) if since is None else None
+        lost: set[str] = set()
+        datasets = [
+            dataset
+            for dataset in all_datasets().values()
+            if dataset.table in tables and (published.get(dataset.key) or files.get(dataset.table))
+        ]
+        if there is not None:
+            others = {table: found for table, found in files.items() if table not in {d.table for d in datasets}}
+            for finding, path in _storage(storage, others, there):
+                lost.add(path)
+                yield finding
+            yield from _orphans(settings, con, storage, there)
+        for dataset in datasets:
+            columns, entries = tables[dataset.table], published.get(dataset.key, {})
             only = None if since is None or dataset.partition_column is None else entries.keys()
+            found = damage.find(settings, con, dataset, columns, entries, files.get(dataset.table, []), only, there)
+            for one in found:
+                yield Finding("error", one.check, f"{one.dataset} {one.partition}", one.message)
+            lost.update(path for one in found for path in one.lost)
+            broken = {one.partition for one in found if one.check != "rows"}
+            whole = {key: entry for key, entry in entries.items() if key not in broken}
+            paths = [path for path, _ in files.get(dataset.table, []) if path not in lost]
             try:
-                yield from _rows(con, dataset, tables[dataset.table], entries, only)
-                yield from _paths(con, dataset, tables[dataset.table], files, only)
-                yield from _answers(con, dataset, tables[dataset.table], entries)
+                yield from _paths(con, dataset, columns, paths, None if only is None else whole.keys())
+                yield from _answers(con, dataset, columns, whole)
             except duckdb.Error as error:
                 yield Finding("error", "file readable", dataset.table, " ".join(str(error).split())[:300])
+        yield from _statistics(settings, con, None if since is None else files.keys(), since, lost)
         yield from _snapshots(con, since)
         yield from _builds(con)
 
@@ -104,65 +125,40 @@ def _fences(con: DuckDBPyConnection) -> Iterator[Finding]:
             yield Finding("error", "fence", f"ops.{fence}", f"has {count} rows instead of one")
 
 
-def _files(con: DuckDBPyConnection, only: Set[str] | None) -> Iterator[tuple[str, list[str]]]:
-    """The full paths of the registered files, by table; of all tables or those in `only`."""
+def _files(con: DuckDBPyConnection, only: Set[str] | None) -> Iterator[tuple[str, list[tuple[str, int]]]]:
+    """The registered files by table, see `damage.registered`; of all tables or those in `only`."""
     for schema, table in con.execute(
         "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = ?", [LAKE]
     ).fetchall():
-        if only is not None and f"{schema}.{table}" not in only:
-            continue
-        found = con.execute(
-            f"SELECT data_file, delete_file FROM ducklake_list_files('{LAKE}', ?, schema => ?)", [table, schema]
-        ).fetchall()
-        yield f"{schema}.{table}", [path for pair in found for path in pair if path]
+        if only is None or f"{schema}.{table}" in only:
+            yield f"{schema}.{table}", damage.registered(con, f"{schema}.{table}")
 
 
-def _registered_once(files: Mapping[str, list[str]]) -> Iterator[Finding]:
-    for table, paths in files.items():
-        for path, count in Counter(paths).items():
+def _registered_once(files: Mapping[str, list[tuple[str, int]]]) -> Iterator[Finding]:
+    for table, found in files.items():
+        for path, count in Counter(path for path, _ in found).items():
             if count > 1:
                 yield Finding("error", "registered once", table, f"{path} is registered {count} times")
 
 
-def _storage(settings: Settings, con: DuckDBPyConnection, files: Mapping[str, list[str]]) -> Iterator[Finding]:
-    """Find registered files that are missing; count staged files without a ledger row."""
-    storage = open_storage(settings.data_path, settings)
-    there = {storage.url + storage.relative(info.path) for info in storage.list()}
-    for table, paths in files.items():
-        for path in dict.fromkeys(paths):
-            if path not in there and path.startswith(storage.url):
-                yield Finding("error", "file exists", table, f"{path} is missing")
-    staged = {attempt_of(path): path for path in there if path.startswith(f"{storage.url}raw/") and attempt_of(path)}
-    orphans = staged.keys() - ledger.attempts_in(con, staged)
-    if orphans:
-        what = f"{len(orphans)} staged files without a ledger row, from runs in progress or killed"
-        yield Finding("note", "orphans", settings.data_path, what)
+def _storage(
+    storage: Storage, files: Mapping[str, list[tuple[str, int]]], there: Mapping[str, int]
+) -> Iterator[tuple[Finding, str]]:
+    """Find the registered files that are missing, each with its path."""
+    for table, found in files.items():
+        for path, fault in damage.absent(storage, found, there):
+            fix = BACKUP if table.startswith(("ops.", "raw.")) else REPAIR
+            yield Finding("error", "file exists", table, f"{path} {fault}", fix), path
 
 
-def _rows(
-    con: DuckDBPyConnection,
-    dataset: Dataset,
-    columns: Mapping[str, str],
-    entries: Mapping[str, ledger.Entry],
-    only: Set[str] | None,
+def _orphans(
+    settings: Settings, con: DuckDBPyConnection, storage: Storage, there: Mapping[str, int]
 ) -> Iterator[Finding]:
-    """Compare the rows of published partitions, all or those in `only`, with the ledger: by count and fingerprint."""
-    column = dataset.partition_column
-    key = f"strftime({quoted(column)}, '{dataset.grain.key_format}')" if column else "'full'"
-    found = con.execute(
-        f"SELECT {key}, count(*), {fingerprint_sql(columns)} FROM {qualified(dataset)} {_where(dataset, only)} "
-        "GROUP BY ALL"
-    ).fetchall()
-    here = {partition: (count, fingerprint_text(count, digest)) for partition, count, digest in found if count}
-    for partition, entry in entries.items():
-        count, fingerprint = here.pop(partition, (0, fingerprint_text(0, 0)))
-        subject = f"{dataset.key} {partition}"
-        if count != entry.rows:
-            yield Finding("error", "rows", subject, f"has {count:,} rows, but the ledger says {entry.rows:,}")
-        elif entry.fingerprint.startswith(f"{ALGORITHM}:") and fingerprint != entry.fingerprint:
-            yield Finding("error", "rows", subject, "has rows that differ from the staged ones")
-    for partition, (count, _) in here.items():
-        yield Finding("error", "rows", f"{dataset.key} {partition}", f"has {count:,} rows that are not in the ledger")
+    """Count the staged files without a ledger row."""
+    staged = {attempt_of(path) for path in there if path.startswith(f"{storage.url}raw/")} - {""}
+    if orphans := staged - ledger.attempts_in(con, staged):
+        what = f"{len(orphans)} staged files without a ledger row, from runs in progress or killed"
+        yield Finding("note", "orphans", settings.data_path, what, "lake maintain (once they are a day old)")
 
 
 def _where(dataset: Dataset, only: Set[str] | None) -> str:
@@ -176,17 +172,17 @@ def _paths(
     con: DuckDBPyConnection,
     dataset: Dataset,
     columns: Mapping[str, str],
-    files: Mapping[str, list[str]],
+    files: Sequence[str],
     only: Set[str] | None,
 ) -> Iterator[Finding]:
     """Check that the partition value in a file's path is that of its rows: DuckLake trusts the path."""
     column = dataset.partition_column
     if column is None:
         return
-    paths = [p for p in files.get(dataset.table, []) if f"/{column}=" in p]
+    paths = [p for p in files if f"/{column}=" in p]
     if only is not None:
         values = {parse_partition(key, dataset.grain).value for key in only}
-        paths = [p for p in paths if _said(p, column) in values]
+        paths = [p for p in paths if damage.partition_in(p, column) in values]
     if not paths:
         return
     # A source may have a column named filename.
@@ -198,41 +194,39 @@ def _paths(
         f"FROM read_parquet(?, hive_partitioning => false, filename => {literal(name)}) GROUP BY {quoted(name)}",
         [paths],
     ).fetchall():
-        if not whole or not low == high == datetime.fromisoformat(_said(path, column)):
+        if not whole or not low == high == datetime.fromisoformat(damage.partition_in(path, column)):
             what = f"{low} to {high}" + ("" if whole else ", and rows without a value")
             yield Finding("error", "partition column", dataset.table, f"{path} holds {what}")
 
 
-def _said(path: str, column: str) -> str:
-    """The partition value in a file's path."""
-    return path.rpartition(f"/{column}=")[2].partition("/")[0].replace("%20", " ").replace("%3A", ":")
-
-
 def _statistics(
-    settings: Settings, con: DuckDBPyConnection, only: Set[str] | None, since: datetime | None
+    settings: Settings, con: DuckDBPyConnection, only: Set[str] | None, since: datetime | None, lost: Set[str]
 ) -> Iterator[Finding]:
-    """Check the statistics that DuckLake answers from, of all tables or those in `only`, against the files."""
+    """Check the statistics that DuckLake answers from, of all tables or those in `only`, against the files.
+
+    Files in `lost` are left out.
+    """
     import duckdb
 
     statistics.load(con, only)
     for table in statistics.wrong_rows(con):
-        what = f"the table's statistics say {table.said:,} rows, but its files have {table.right:,}; run: lake repair"
+        what = f"the table's statistics say {table.said:,} rows, but its files have {table.right:,}"
         yield Finding("error", "statistics", table.table, what)
     for column in statistics.wrong_columns(con):
         for fault in column.faults:
-            what = f"column {column.column}: the table's {fault}; run: lake repair"
+            what = f"column {column.column}: the table's {fault}"
             yield Finding("error", "statistics", column.table, what)
         if not column.faults:
             what = (
                 f"column {column.column}: the table has neither min nor max, and DuckLake would set both from the "
-                "next file alone; run: lake repair"
+                "next file alone"
             )
             yield Finding("note", "statistics", column.table, what)
     try:
-        for file in statistics.wrong_files(con, settings, since):
+        for file in statistics.wrong_files(con, settings, since, lost=lost):
             where = f"column {file.column}: " if file.column else ""
             for fault in file.faults:
-                what = f"{where}the catalog's {fault}, in {file.path}; run: lake repair"
+                what = f"{where}the catalog's {fault}, in {file.path}"
                 yield Finding("error", "statistics", file.table, what)
     except duckdb.Error as error:
         yield Finding("error", "file readable", "footers", " ".join(str(error).split())[:300])
@@ -309,7 +303,7 @@ def _answers(
         found = [_one(con, question, dataset, where) for question in questions]
     for question, mine, theirs in zip(questions, found, right, strict=True):
         if mine != theirs:
-            said = f"{question.what} gives {str(mine)[:200]}, but a scan gives {str(theirs)[:200]}; run: lake repair"
+            said = f"{question.what} gives {str(mine)[:200]}, but a scan gives {str(theirs)[:200]}"
             yield Finding("error", "answers", dataset.table, f"column {question.column}: {said}")
 
 
@@ -358,7 +352,11 @@ def _snapshots(con: DuckDBPyConnection, since: datetime | None) -> Iterator[Find
     ).fetchall():
         if token not in tokens:
             yield Finding(
-                "error", "snapshot", f"{dataset} {partition}", f"no snapshot has token {token} ({count} ledger rows)"
+                "error",
+                "snapshot",
+                f"{dataset} {partition}",
+                f"no snapshot has token {token} ({count} ledger rows)",
+                BACKUP,
             )
 
 
@@ -367,10 +365,8 @@ def _builds(con: DuckDBPyConnection) -> Iterator[Finding]:
     if not ledger.built_project(con, "prod"):
         return
     for refused in refused_intervals(con, "prod"):
-        what = f"keeps its earlier rows: {refused.error}; {refused.fix}"
-        yield Finding("note", "model audit", f"{refused.model} {refused.span}", what)
+        subject = f"{refused.model} {refused.span}"
+        yield Finding("note", "model audit", subject, f"keeps its earlier rows: {refused.error}", refused.fix)
     stale = Counter(dataset for dataset, _ in ledger.unbuilt(con, "prod"))
     for dataset, count in stale.items():
-        yield Finding(
-            "note", "models", dataset, f"{count} partitions are newer than silver and gold; run: lake transform"
-        )
+        yield Finding("note", "models", dataset, f"{count} partitions are newer than silver and gold", "lake transform")

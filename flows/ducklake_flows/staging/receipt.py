@@ -30,7 +30,8 @@ class Receipt:
         profile: Seconds by stage, in order; the partition's share if several partitions shared a stage.
         source_values: Number of non-null values of each column that the source gave; its rows are under "".
         values: The same numbers in the staged files.
-        supersedes: For a rollback: the attempt that it replaces. It is refused if another one has been published since.
+        supersedes: For a rollback or a repair from a snapshot: the attempt that it replaces. It is refused if another
+            one has been published since.
     """
 
     dataset: str

@@ -1,0 +1,118 @@
+"""Restores damaged partitions: keeps what is still damaged, and publishes rows of earlier snapshots again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ducklake_flows.datasets.partitions import parse_partition
+from ducklake_flows.errors import BadInput
+from ducklake_flows.lake import repair
+from ducklake_flows.lake.damage import find_all
+from ducklake_flows.lake.publish import Publisher
+from ducklake_flows.lake.restore import stage_published
+from ducklake_flows.orchestration import events, gate
+from ducklake_flows.orchestration.chunks import GROUP
+from ducklake_flows.project import get_dataset
+from ducklake_flows.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ducklake_flows.lake.damage import Damaged
+    from ducklake_flows.settings import Settings
+    from ducklake_flows.staging.receipt import Receipt
+
+
+class Restoring:
+    """The damaged partitions of a repair, and what was done about each.
+
+    Args:
+        settings: Where the lake is.
+        damaged: The partitions.
+        flow_run_id: Recorded in the ledger.
+    """
+
+    def __init__(self, settings: Settings, damaged: Sequence[Damaged], flow_run_id: str) -> None:
+        self._settings, self._flow_run_id = settings, flow_run_id
+        self._damaged = {(d.dataset, d.partition): d for d in damaged}
+        self._left = dict(self._damaged)
+        self._done: dict[tuple[str, str], str] = {}
+        self._why: dict[tuple[str, str], str] = {}
+
+    def loadable(self) -> dict[str, list[str]]:
+        """The partitions to load from their sources, by dataset. A rolled back one must not get its source's rows."""
+        return _by_dataset(d for d in self._left.values() if d.state != State.rolled_back)
+
+    def loaded(self) -> None:
+        """Record the partitions that a run has published from their sources."""
+        self._check(self.loadable(), "published from its source")
+
+    def from_snapshots(self) -> None:
+        """Publish the rows of the last good snapshots."""
+        receipts: list[Receipt] = []
+        for key, damaged in self._left.items():
+            if damaged.state:
+                dataset = get_dataset(damaged.dataset)
+                try:
+                    receipts.append(stage_published(self._settings, dataset, parse_partition(key[1], dataset.grain)))
+                except BadInput as error:
+                    self._why[key] = f"{error.message} {error.fix}"
+        keys: dict[str, list[str]] = {}
+        for receipt in receipts:
+            keys.setdefault(receipt.dataset, []).append(receipt.partition)
+        publisher = Publisher(self._settings, [get_dataset(key) for key in keys], self._flow_run_id, recheck=True)
+        try:
+            for first in range(0, len(receipts), GROUP):
+                with gate.hold():
+                    result = publisher.publish(receipts[first : first + GROUP])
+                events.published(result)
+                self._why |= {(f.dataset, f.partition): f.error for f in result.failures}
+        finally:
+            publisher.close()
+        self._check(keys, "published from a snapshot")
+
+    def remove_unknown(self) -> list[repair.Change]:
+        """Delete the rows of partitions that were never published and could not be loaded."""
+        changes: list[repair.Change] = []
+        unknown = [d for d in self._left.values() if not d.state]
+        for key, partitions in _by_dataset(unknown).items():
+            with gate.hold():
+                changes += repair.drop(self._settings, [path for d in unknown if d.dataset == key for path in d.lost])
+                changes += repair.remove(self._settings, get_dataset(key), partitions)
+            self._check({key: partitions}, "removed: neither the ledger nor the source has it")
+        return changes
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every damaged partition, what was found, and what was done; for tables."""
+        return [
+            {"dataset": d.dataset, "partition": d.partition, "found": d.message, "done": self._done.get(key, "")}
+            for key, d in self._damaged.items()
+        ]
+
+    @property
+    def lost(self) -> set[str]:
+        """The lost files of partitions that are still damaged."""
+        return {path for damaged in self._left.values() for path in damaged.lost}
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """The partitions that are still damaged, by name, with the reason."""
+        return {" ".join(key): self._why.get(key, damaged.message) for key, damaged in self._left.items()}
+
+    def _check(self, tried: dict[str, list[str]], how: str) -> None:
+        """Look again at partitions, and record those that are right now."""
+        for key, partitions in tried.items():
+            still = {d.partition: d for d in find_all(self._settings, [get_dataset(key)], partitions)}
+            for partition in partitions:
+                if partition in still:
+                    self._left[key, partition] = still[partition]
+                else:
+                    self._done[key, partition] = how
+                    del self._left[key, partition]
+
+
+def _by_dataset(damaged: Iterable[Damaged]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for one in damaged:
+        found.setdefault(one.dataset, []).append(one.partition)
+    return found
