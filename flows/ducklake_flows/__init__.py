@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ducklake_flows.datasets.contract import Contract
     from ducklake_flows.datasets.dataset import Dataset, Source
     from ducklake_flows.datasets.partitions import Grain, Partition
-    from ducklake_flows.errors import LakeError, NoSource, SourceError
+    from ducklake_flows.errors import LakeError, NoSource, SourceError, SourceUnavailable
     from ducklake_flows.lake.query import open_lake
     from ducklake_flows.orchestration.sqlmesh_gate import sqlmesh_config
     from ducklake_flows.settings import Settings, load_settings
@@ -32,6 +32,7 @@ _PLACES = {
     "Settings": "settings",
     "Source": "datasets.dataset",
     "SourceError": "errors",
+    "SourceUnavailable": "errors",
     "at_least": "datasets.audits",
     "expect": "datasets.audits",
     "load_settings": "settings",
@@ -52,6 +53,7 @@ __all__ = [
     "Settings",
     "Source",
     "SourceError",
+    "SourceUnavailable",
     "at_least",
     "expect",
     "load_settings",

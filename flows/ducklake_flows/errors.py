@@ -90,6 +90,14 @@ class SourceError(LakeError):
     """The source has data for this partition, but it cannot be read according to the contract."""
 
 
+class SourceUnavailable(SourceError):
+    """The source does not answer now, or changed while it was read: the partition is read again (`Dataset.retries`)."""
+
+
+class SourceTimeout(SourceError):
+    """The source gave nothing within the dataset's timeout. Not retried: a retry would occupy the worker as long."""
+
+
 class Rejected(LakeError):
     """The partition was read, but its rows violate the dataset's contract or an audit."""
 

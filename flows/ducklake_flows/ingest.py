@@ -21,7 +21,7 @@ from ducklake_flows.orchestration.extraction import Extraction
 from ducklake_flows.orchestration.names import ingest_name
 from ducklake_flows.orchestration.progress import progress
 from ducklake_flows.orchestration.summary import Summary, create_artifacts, failures_text, next_step
-from ducklake_flows.plan import LeftOut, Planned, counts, plan_each
+from ducklake_flows.plan import LeftOut, Planned, counts, plan_each, stale_left
 from ducklake_flows.project import broken_datasets, get_datasets
 from ducklake_flows.settings import Settings, load_settings
 from ducklake_flows.states import Mode, State
@@ -75,9 +75,10 @@ def ingest(
         summary.left_out += [LeftOut(key, error, is_fault=True) for key, error in broken_datasets().items()]
     summary.planned = dict(counts(planned))
     summary.no_source = [f"{p.dataset} {p.partition}" for p in planned if p.state is State.no_source and not p.runs]
+    summary.stale = stale_left(planned)
     todo = [p for p in planned if p.runs]
     summary.add_seconds("plan", began)
-    logger.info("plan: %d of %d partitions to do", len(todo), len(planned))
+    logger.info("plan: %s", "; ".join([f"{len(todo)} of {len(planned)} partitions to do", *summary.stale]))
     if todo:
         publisher = Publisher(
             settings,

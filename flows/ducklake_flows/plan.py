@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ducklake_flows import storage
@@ -12,6 +13,7 @@ from ducklake_flows.datasets.partitions import Partition, parse_partition
 from ducklake_flows.errors import BadInput, LakeError, SourceError, StorageError, redacted
 from ducklake_flows.lake.connect import connected
 from ducklake_flows.lake.ledger import Entry, latest
+from ducklake_flows.project import get_dataset
 from ducklake_flows.states import PUBLISHED, Mode, State
 
 if TYPE_CHECKING:
@@ -164,12 +166,45 @@ def plan_each(
             entry = entries.get((dataset.key, partition.key))
             state = _state(entry, version)
             absent = version is None and state is not State.published
-            runs = dataset.complete if absent else state in states
+            runs = (
+                dataset.complete if absent else state in states or _also_runs(dataset, partition, state, entry, modes)
+            )
             planned.append(Planned(dataset.key, partition.key, state, runs, version, entry))
     faults = {str(left.error): left.error for left in left_out if left.is_fault}
     if not planned and len(faults) == 1:
         raise next(iter(faults.values()))
     return planned, left_out
+
+
+def _also_runs(
+    dataset: Dataset, partition: Partition, state: State, entry: Entry | None, modes: Sequence[Mode]
+) -> bool:
+    """Whether a mode runs a partition although its states do not contain the partition's state.
+
+    A run of new and failed partitions also takes those whose source changed within the dataset's `recheck`. A run of
+    stale partitions also takes those that were published, but failed when their changed source was read.
+    """
+    if state is State.stale and Mode.missing_failed in modes:
+        return dataset.is_rechecked(partition, datetime.now(UTC).replace(tzinfo=None))
+    return state in Mode.failed.states and Mode.stale in modes and bool(entry and entry.attempt_id)
+
+
+def stale_left(planned: Sequence[Planned]) -> list[str]:
+    """One line per dataset with stale partitions that the plan does not run: how many, which, and how to run them."""
+    lines = []
+    keys: dict[str, list[str]] = {}
+    for p in planned:
+        if p.state is State.stale and not p.runs:
+            keys.setdefault(p.dataset, []).append(p.partition)
+    for key, partitions in keys.items():
+        dataset = get_dataset(key)
+        span = min(partitions) if len(partitions) == 1 else f"{min(partitions)}..{max(partitions)}"
+        count = "1 partition is" if len(partitions) == 1 else f"{len(partitions)} partitions are"
+        where = " outside the recheck window" if dataset.recheck else ""
+        bounds = (parse_partition(found(partitions), dataset.grain).start.date() for found in (min, max))
+        span_given = " --start {} --end {}".format(*bounds) if dataset.needs_start else ""
+        lines.append(f"{key}: {count} stale{where} ({span}): lake backfill {key}{span_given} --mode stale")
+    return lines
 
 
 def _source_error(dataset: Dataset, error: Exception) -> LakeError:
@@ -181,7 +216,7 @@ def _source_error(dataset: Dataset, error: Exception) -> LakeError:
     fix = error.fix if isinstance(error, LakeError) else ""
     return SourceError(
         f"The source of {dataset.key} cannot be listed: {cause}",
-        fix or "fix the cause, then run the same command again",
+        fix or f"fix the cause; to see that it is fixed: lake plan {dataset.key}",
     )
 
 

@@ -18,7 +18,9 @@ from ducklake_flows.lake.verify import verify as check
 from ducklake_flows.project import get_dataset
 from ducklake_flows.repair import repair
 from ducklake_flows.states import Mode
+from ducklake_flows.transform import transform
 from ducklake_flows.verify import verify
+from tests.projects import PUBLISHED, Project, model
 
 if TYPE_CHECKING:
     from tests.conftest import Lake
@@ -141,3 +143,34 @@ def test_force_publishes_unchanged_partitions_again(gated_lake: Lake) -> None:
     assert gated_lake.column("SELECT count(DISTINCT attempt_id) FROM ops.ledger") == [2]
     assert gated_lake.column("SELECT count(*) FROM raw.readings") == [3]
     assert gated_lake.errors() == []
+
+
+def test_a_lost_file_of_a_model_is_built_again(
+    gated_lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = gated_lake
+    project = Project(tmp_path / "models", lake, monkeypatch)
+    project.write(
+        "models/all.sql",
+        model(
+            "bronze.readings",
+            "SELECT id, day FROM raw.readings WHERE day BETWEEN @start_date AND @end_date",
+            "day",
+            PUBLISHED,
+        ),
+    )
+    for number in (1, 2):
+        land(lake, number, number)
+    lake.load("readings", day(1), day(2))
+    transform()
+    (table,) = lake.column("SELECT table_name FROM duckdb_tables() WHERE schema_name = 'sqlmesh__bronze'")
+    files = lake.column(f"SELECT data_file FROM ducklake_list_files('lake', '{table}', schema => 'sqlmesh__bronze')")
+    for file in files:
+        Path(file).unlink()
+    found = [f for f in check(lake.settings) if f.severity == "error"]
+    assert {(f.check, f.subject, f.fix) for f in found} == {("file exists", f"sqlmesh__bronze.{table}", "lake repair")}
+    summary = repair()
+    assert {row["done"] for row in summary["damaged"]} == {"built again"}
+    assert {m["model"] for m in summary["transform"]["models"]} == {"bronze.readings"}
+    assert lake.column("SELECT count(*) FROM bronze.readings GROUP BY day ORDER BY day") == [1, 2]
+    assert lake.errors() == []

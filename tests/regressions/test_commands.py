@@ -6,8 +6,8 @@ import errno
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,8 @@ from ducklake_flows.lake.query import query
 from ducklake_flows.lake.schema import bootstrap
 from ducklake_flows.lake.verify import verify
 from ducklake_flows.orchestration.extraction import lost_because
-from ducklake_flows.plan import Planned, make_plan, plan_each, strays
-from ducklake_flows.project import all_datasets, broken_datasets, get_datasets
+from ducklake_flows.plan import Planned, make_plan, plan_each, stale_left, strays
+from ducklake_flows.project import all_datasets, broken_datasets, get_dataset, get_datasets
 from ducklake_flows.settings import load_settings
 from ducklake_flows.states import Mode, State
 from ducklake_flows.storage import check, open_storage
@@ -297,6 +297,41 @@ def test_several_modes_select_their_union(lake: Lake) -> None:
     assert chosen(Mode.missing_failed) == chosen(Mode.missing, Mode.failed) == ["2", "3"]
 
 
+def test_a_changed_source_is_loaded_again_within_its_recheck_window(lake: Lake, shown: Callable[[], str]) -> None:
+    """O8: three old files changed; the scheduled run did nothing and said nothing."""
+    days = ("2024-01-01", "2024-01-02", "2024-01-03")
+    for rows in (1, 2):
+        for day in days:
+            lake.land(f"readings/{day}.jsonl", [{"n": n} for n in range(rows)])
+        if rows == 1:
+            lake.load("readings", *days)
+    since = datetime.now(UTC).replace(tzinfo=None) - datetime(2024, 1, 3, 1)
+    dataset = replace(get_dataset("readings"), recheck=since)  # only the last day ended later
+
+    def chosen(*modes: Mode) -> list[str]:
+        return [p.partition for p in make_plan(lake.settings, [dataset], mode=modes) if p.runs]
+
+    assert chosen(Mode.missing_failed) == ["2024-01-03"]
+    assert chosen(Mode.missing) == []
+    assert chosen(Mode.stale) == list(days)
+    planned = make_plan(lake.settings, [dataset])
+    show.plan(planned, {})
+    told = "readings: 2 partitions are stale (2024-01-01..2024-01-02): lake backfill readings --mode stale"
+    assert stale_left(planned) == [told]
+    assert told in shown()
+
+
+def test_a_stale_partition_that_failed_is_still_run_by_the_mode_stale(lake: Lake) -> None:
+    """O7: the changed file was bad and was put right; the same command found nothing to do."""
+    day = "2024-01-01"
+    for content in ([{"n": 1}], "", [{"n": 2}]):
+        lake.land(f"readings/{day}.jsonl", content)
+        if content != [{"n": 2}]:
+            lake.load("readings", day)
+    (planned, *_) = make_plan(lake.settings, get_datasets(["readings"]), mode=Mode.stale)
+    assert (planned.state, planned.runs) == (State.failed, True)
+
+
 def test_the_plan_names_files_that_belong_to_no_partition(lake: Lake, shown: Callable[[], str]) -> None:
     datasets = [two_days("tidy", Said({})), two_days("messy", Said({}, ("a/2024-1-2.csv", "b", "c", "[d]")))]
     assert strays(datasets) == {"messy": ["a/2024-1-2.csv", "b", "c", "[d]"]}
@@ -338,9 +373,10 @@ def test_markup_in_values_is_printed_literally(shown: Callable[[], str], monkeyp
         "older": 0,
         "no_source": [odd],
         "left_out": [{"dataset": "a", "error": odd}],
+        "stale": [odd],
     }
     show.ingested(summary)
-    assert shown().count(odd) == 8
+    assert shown().count(odd) == 9
     assert Console(file=io.StringIO()).render_str("[red]x").plain == "x", "Rich's own default"
 
 

@@ -165,3 +165,33 @@ def test_a_wrong_key_or_partition_column_is_an_error_where_the_dataset_is_define
 ) -> None:
     with pytest.raises(BadInput, match=said):
         Dataset("a", lambda partition: [], **{"partition_column": "day", **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "means"),
+    [("7 days", 7 * 24), ("1 hour", 1), ("2weeks", 14 * 24), (3, 72), (timedelta(hours=5), 5)],
+)
+def test_a_recheck_window_is_written_as_text_days_or_a_timedelta(given: Any, means: int) -> None:
+    dataset = Dataset("a", lambda _: [], partition_column="day", recheck=given)
+    assert dataset.recheck == timedelta(hours=means)
+    end = parse_partition("2024-01-01", Grain.day).end
+    assert dataset.is_rechecked(Partition("2024-01-01"), end + timedelta(hours=means))
+    assert not dataset.is_rechecked(Partition("2024-01-01"), end + timedelta(hours=means, seconds=1))
+    whole = Dataset("b", lambda _: [], Grain.full, recheck=given)
+    assert whole.is_rechecked(Partition("full", Grain.full), datetime(2024, 1, 1))
+    assert not Dataset("c", lambda _: [], Grain.full).is_rechecked(Partition("full", Grain.full), end)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("recheck", value) for value in ("7", "a week", "0 days", -1, 0, timedelta(0), 1.5, True)),
+        *(("retries", value) for value in (-1, 11, 1.5, None, "2")),
+        *(("retry_delay", value) for value in (-1, 61, float("nan"), None)),
+        *(("timeout", value) for value in (0, -5, "1 hour")),
+    ],
+)
+def test_a_wrong_time_or_number_of_retries_is_refused_with_an_example(name: str, value: Any) -> None:
+    with pytest.raises(BadInput, match=f"a: {name} is ") as caught:
+        Dataset("a", lambda _: [], partition_column="day", **{name: value})
+    assert caught.value.fix

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ducklake_flows.plan import Planned, counts
+from ducklake_flows.plan import Planned, counts, stale_left
 from ducklake_flows.states import State
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ def plan(planned: Sequence[Planned], strays: Mapping[str, Sequence[str]]) -> Non
             f"{dataset}: {len(names)} files belong to no partition: {', '.join(names[:3])}{more}", style="yellow"
         )
     console.print(f"{len(todo)} partitions to do." if todo else "Nothing to do.")
+    for line in stale_left(planned):
+        console.print(line, style="yellow", soft_wrap=True)
 
 
 def status(planned: Sequence[Planned]) -> None:
@@ -130,7 +132,11 @@ def _together(states: set[str]) -> str:
 def ingested(summary: Mapping[str, Any]) -> None:
     """Print what a backfill did."""
     if not summary["published"] and not summary["unchanged"] and not summary["older"]:
-        console.print("Nothing to do: every partition with a source is published.")
+        console.print(
+            "Nothing to do: every partition with a source is published."
+            if not summary["stale"]
+            else "Nothing to do, except for changed sources."
+        )
     else:
         console.print(
             f"Published {summary['published']} partitions, {summary['rows']:,} rows, in {summary['commits']} commits"
@@ -143,6 +149,8 @@ def ingested(summary: Mapping[str, Any]) -> None:
         console.print(f"No source (yet): {', '.join(absent[:3])}{more}.", style="dim")
     for left in summary["left_out"]:
         console.print(f"Skipped: {left['error']}", style="dim")
+    for line in summary["stale"]:
+        console.print(line, style="yellow", soft_wrap=True)
 
 
 def environments(found: Sequence[Environment]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ducklake_flows.datasets.contract import Contract, like
@@ -87,6 +88,14 @@ class Dataset:
         rate: Maximum items per second for one run, all its workers together. An item is what the source yields, such as
             a page. None: unlimited.
         schedule_hour: The hour of the day (UTC, 0 to 23) at which the ingest deployment runs the dataset; None: never.
+        recheck: How long after its end a published partition is loaded again if its source changes, without being asked
+            for: ``"7 days"``, a timedelta, or a number of days. Older ones are counted as stale and run with the mode
+            ``stale``. A partition of grain ``full`` never ends, so any value loads it again. None: never.
+        retries: How often a partition is read again after an error that may pass, such as a lost connection or HTTP
+            503; see ``ducklake_flows.extract.transient``.
+        retry_delay: Seconds before the first retry, at most 60. Each further delay is twice as long, up to 60 s, plus
+            a random part. The worker reads the other partitions of its chunk first.
+        timeout: Maximum seconds that the source may take for its next item; then the partition fails. None: unlimited.
     """
 
     key: str
@@ -101,6 +110,10 @@ class Dataset:
     complete: bool = False
     rate: float | None = None
     schedule_hour: int | None = None
+    recheck: timedelta | str | int | None = None
+    retries: int = 2
+    retry_delay: float = 5.0
+    timeout: float | None = 3600.0
 
     def __post_init__(self) -> None:
         if not KEY.fullmatch(self.key):
@@ -120,6 +133,18 @@ class Dataset:
             raise BadInput(f"{self.key}: rate must be above 0 items per second, not {self.rate}.")
         if self.schedule_hour is not None and not 0 <= self.schedule_hour <= 23:
             raise BadInput(f"{self.key}: schedule_hour must be from 0 to 23, not {self.schedule_hour}.")
+        object.__setattr__(self, "recheck", _window(self.key, self.recheck))
+        for name, value, low, high in (
+            ("retries", self.retries, 0, 10),
+            ("retry_delay", self.retry_delay, 0, 60),
+            ("timeout", self.timeout, 0.1, math.inf),
+        ):
+            kinds = (int,) if name == "retries" else (int, float)
+            if (value is None and name != "timeout") or (value is not None and type(value) not in kinds):
+                raise BadInput(f"{self.key}: {name} is {value!r}, not a number.", f"for example: {name}={high // 2}")
+            if value is not None and not low <= value <= high:
+                allowed = f"from {low} to {high}" if high < math.inf else f"of at least {low}"
+                raise BadInput(f"{self.key}: {name} is {value!r}.", f"give a number {allowed}")
         if self.partition_column and column_name(self.partition_column) != self.partition_column:
             raise BadInput(f"{self.key}: {self.partition_column!r} is not a column name.", like(self.partition_column))
         if self.partition_column is not None and self.partition_column in self.contract.columns:
@@ -175,6 +200,15 @@ class Dataset:
             found.pop()
         return found
 
+    def is_rechecked(self, partition: Partition, now: datetime) -> bool:
+        """Whether a partition is within the window in which a changed source is loaded again.
+
+        Args:
+            partition: The partition.
+            now: The present, in UTC, without zone.
+        """
+        return isinstance(self.recheck, timedelta) and now - partition.end <= self.recheck
+
     def versions(self, partitions: Sequence[Partition]) -> dict[str, str]:
         """The version of each partition that the source has, by key; ``""`` if the source cannot tell before a read."""
         if isinstance(self.source, Source):
@@ -188,3 +222,26 @@ class Dataset:
             found = {name: data_type for name, data_type in own.items() if name} | dict(known or {})
             return self.source.read(partition, replace(self.contract, known=found))
         return self.source(partition)
+
+
+_UNITS = ("minute", "hour", "day", "week")
+
+
+def _window(key: str, given: timedelta | str | int | None) -> timedelta | None:
+    """The time that a dataset's `recheck` means.
+
+    Raises:
+        BadInput: it is not a time above zero.
+    """
+    found: timedelta | None = None
+    if isinstance(given, timedelta):
+        found = given
+    elif isinstance(given, int) and not isinstance(given, bool):
+        found = timedelta(days=min(given, timedelta.max.days))
+    elif isinstance(given, str) and (parts := re.fullmatch(rf"(\d{{1,6}}) ?({'|'.join(_UNITS)})s?", given.strip())):
+        found = timedelta(**{f"{parts[2]}s": int(parts[1])})
+    elif given is None:
+        return None
+    if found is None or found <= timedelta(0):
+        raise BadInput(f"{key}: recheck is {given!r}.", 'write it like this: recheck="7 days" (minutes, hours, weeks)')
+    return found

@@ -49,6 +49,7 @@ class Attempt:
         files: The staged rows, in local Parquet files.
         paths: The staged files' paths, below the data path.
         staged: Number of non-null values of each column, and of rows, in the staged files.
+        tries: Which try of its partition in this chunk it is, from 1.
     """
 
     partition: Partition
@@ -63,6 +64,7 @@ class Attempt:
     origins: dict[str, str] = field(default_factory=dict)
     staged: dict[str, int] = field(default_factory=dict)
     profile: dict[str, float] = field(default_factory=dict)
+    tries: int = 1
 
     @property
     def seconds(self) -> float:
@@ -74,6 +76,10 @@ class Attempt:
         self.id = new_attempt()
         self.error, self.seen, self.files, self.paths = None, None, [], []
         self.given, self.natural, self.origins = Counter(), {}, {}
+
+    def again(self) -> Attempt:
+        """Another try of the partition."""
+        return Attempt(self.partition, self.source_version, tries=self.tries + 1)
 
     def take(self, table: pa.Table, dataset: Dataset) -> pa.Table:
         """Convert a table of rows to the contract, add the partition column, count values and record types.

@@ -6,16 +6,22 @@ partition does not affect the others: a value that cannot be stored or a read er
 itself fails the run, every partition of the chunk is run again separately.
 
 A chunk has a time budget. Once it is used up, no new partition starts, and partitions not started are returned.
+
+A partition whose source failed in a way that may pass is read again after the others, up to the dataset's `retries`.
+The chunk waits only if it has nothing else to read, and for all failed partitions together: a source that is down costs
+a chunk the sum of the delays, once. What was read of a failed try is discarded.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_exponential, wait_random
 
 from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.datasets.partitions import parse_partition
@@ -25,9 +31,11 @@ from ducklake_flows.extract.attempt import Attempt, said, timed
 from ducklake_flows.extract.items import items_of, tables_of
 from ducklake_flows.extract.outcome import cause_of, outcome_of
 from ducklake_flows.extract.pace import Pace
+from ducklake_flows.extract.reader import Reader
 from ducklake_flows.extract.scratch import scratch, sweep
 from ducklake_flows.extract.split import split
 from ducklake_flows.extract.stage import put, sync
+from ducklake_flows.extract.transient import is_transient
 from ducklake_flows.project import get_dataset
 from ducklake_flows.sources.values import Unfit
 from ducklake_flows.staging.inspect import MARK
@@ -38,8 +46,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from tenacity import AttemptManager
+
     from ducklake_flows.settings import Settings
     from ducklake_flows.staging.receipt import Outcome
+
+LONGEST_DELAY = 60.0
+"""Maximum seconds before a retry, without its random part."""
 
 
 class Stopped(BaseException):
@@ -94,7 +107,7 @@ def extract(
             raise Stopped
 
     run = _Run(dataset, table or {}, go_on, Pace(pace, go_on), time.monotonic() + limit)
-    with scratch() as work:
+    with scratch() as work, contextlib.closing(run):
         begun = run.all(attempts, work)
         for attempt in begun:
             go_on()
@@ -118,30 +131,50 @@ class _Run:
         self, dataset: Dataset, table: Mapping[str, str], go_on: Callable[[], None], pace: Pace, until: float
     ) -> None:
         self._dataset, self._table, self._go_on, self._pace, self._until = dataset, table, go_on, pace, until
+        self._reader: Reader[pa.Table] = Reader(dataset.timeout and dataset.timeout + pace.seconds, go_on)
+
+    def close(self) -> None:
+        """End the thread that reads the source."""
+        self._reader.close()
 
     def all(self, attempts: Sequence[Attempt], work: Path) -> list[Attempt]:
-        """Run the attempts together, or each separately if dlt fails the run. Returns the started attempts."""
-        begun = self._once(attempts, work / "chunk")
-        if begun is not None:
-            return begun
+        """Run the attempts together, or each separately if dlt fails the run.
+
+        Returns:
+            The last tries of the started attempts.
+        """
+        if len(attempts) > 1:
+            begun = self._once(attempts, work / "chunk")
+            if begun is not None:
+                return begun
         begun = []
         for number, attempt in enumerate(attempts):
             if number == 0 or time.monotonic() < self._until:
-                begun += self._once([attempt], work / str(number)) or []
+                begun.append(self._alone(attempt, work / str(number)))
         return begun
+
+    def _alone(self, attempt: Attempt, work: Path) -> Attempt:
+        """Run one attempt, and further tries if they may succeed. Returns the last."""
+        work.mkdir()
+        for number in self._tries():
+            attempt = attempt if number.retry_state.attempt_number == 1 else attempt.again()
+            self._once([attempt], work / str(attempt.tries))
+            number.retry_state.set_result(_may_succeed(attempt))
+        return attempt
 
     def _once(self, attempts: Sequence[Attempt], work: Path) -> list[Attempt] | None:
         """Run the attempts through dlt once and set their files.
 
         Returns:
-            The started attempts; None if dlt failed a run of several partitions: the failing one is unknown.
+            The last tries of the started attempts; None if dlt failed a run of several partitions: the failing one is
+            unknown.
         """
         from dlt.pipeline.exceptions import PipelineStepFailed
 
         begun: list[Attempt] = []
         mark = len(attempts) > 1
         try:
-            tables = self._tables(self._in_time(attempts, begun), mark)
+            tables = self._tables(self._in_turn(attempts, begun), mark)
             shapes = dlt_run.run(tables, self._dataset.key, work, partial(timed, begun))
             with timed(begun, "inspect"):
                 split(self._dataset, begun, shapes, self._table, work)
@@ -153,28 +186,58 @@ class _Run:
         except Rejected as error:
             for attempt in begun:
                 attempt.error = attempt.error or error
-        return begun
+        return _last(begun)
 
-    def _in_time(self, attempts: Sequence[Attempt], begun: list[Attempt]) -> Iterator[Attempt]:
+    def _in_turn(self, attempts: Sequence[Attempt], begun: list[Attempt]) -> Iterator[Attempt]:
+        """Start the attempts, as many as the time allows; then, of several, further tries of those that may succeed."""
         for attempt in attempts:
             if begun and time.monotonic() >= self._until:
-                return
+                break
             attempt.begin()
             begun.append(attempt)
             yield attempt
+        if len(attempts) == 1:
+            return  # `_alone` runs it again: without a mark, the rows of its tries could not be told apart
+        for number in self._tries():
+            if number.retry_state.attempt_number > 1:
+                for attempt in filter(_may_succeed, _last(begun)):
+                    begun.append(attempt.again())
+                    begun[-1].begin()
+                    yield begun[-1]
+            number.retry_state.set_result(any(map(_may_succeed, _last(begun))))
+
+    def _tries(self) -> Iterable[AttemptManager]:
+        """Yields once, and again after a delay while the result is true, up to the dataset's retries."""
+        delay = self._dataset.retry_delay
+        return Retrying(
+            retry=retry_if_result(bool),
+            stop=stop_after_attempt(1 + self._dataset.retries),
+            wait=wait_exponential(delay, max=LONGEST_DELAY) + wait_random(0, delay),
+            sleep=self._wait,
+            retry_error_callback=lambda _: None,
+        )
+
+    def _wait(self, seconds: float) -> None:
+        """Wait before the next tries, unless the chunk must stop."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._go_on()
+            time.sleep(min(left, 0.5))
 
     def _tables(self, attempts: Iterable[Attempt], mark: bool) -> Iterator[pa.Table]:
         """The rows of all attempts. A source's error or an unfit value ends its attempt, which keeps the error."""
         for number, attempt in enumerate(attempts):
             try:
-                for table in tables_of(self._items(attempt), self._dataset.contract):
-                    if table is not None and table.num_rows:
-                        found = attempt.take(table, self._dataset)
-                        if mark:
-                            found = found.append_column(
-                                MARK, pa.chunked_array([pa.repeat(pa.scalar(number, pa.int64()), found.num_rows)])
-                            )
-                        yield found
+                items = tables_of(self._items(attempt), self._dataset.contract)
+                with contextlib.closing(self._reader.read(items)) as tables:
+                    for table in tables:
+                        if table.num_rows:
+                            found = attempt.take(table, self._dataset)
+                            if mark:
+                                found = found.append_column(
+                                    MARK, pa.chunked_array([pa.repeat(pa.scalar(number, pa.int64()), found.num_rows)])
+                                )
+                            yield found
             except Unfit as error:
                 attempt.error = said(error)
             except Exception as error:  # noqa: BLE001 - an error of a source fails its partition, not the chunk
@@ -192,10 +255,21 @@ class _Run:
             self._pace.wait()
 
 
+def _last(begun: Sequence[Attempt]) -> list[Attempt]:
+    """The last try of each partition, in the order in which the partitions began."""
+    return list({attempt.partition.key: attempt for attempt in begun}.values())
+
+
+def _may_succeed(attempt: Attempt) -> bool:
+    """Whether an attempt failed in a way that may pass."""
+    return attempt.error is not None and is_transient(attempt.error)
+
+
 def warm_up() -> None:
     """Run a two-row extraction once so that imports and caches are warm."""
     sweep()
     dataset = Dataset("warm_up", lambda _: [pa.table({"row": [1]})], partition_column="day")
     attempts = [Attempt(parse_partition(key, dataset.grain), "") for key in ("2000-01-01", "2000-01-02")]
-    with scratch() as work:
-        _Run(dataset, {}, lambda: None, Pace(0, lambda: None), math.inf).all(attempts, work)
+    run = _Run(dataset, {}, lambda: None, Pace(0, lambda: None), math.inf)
+    with scratch() as work, contextlib.closing(run):
+        run.all(attempts, work)

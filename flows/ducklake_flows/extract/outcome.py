@@ -50,7 +50,7 @@ def _failure(dataset: Dataset, attempt: Attempt, error: Exception) -> Failure:
         attempt.partition.key,
         attempt.id,
         state,
-        _text(error),
+        f"after {attempt.tries} tries: {_text(error)}" if attempt.tries > 1 else _text(error),
         attempt.source_version,
         attempt.seconds,
         attempt.profile,

@@ -18,7 +18,7 @@ class Pace:
     """
 
     def __init__(self, seconds: float, go_on: Callable[[], None]) -> None:
-        self._seconds, self._go_on = seconds, go_on
+        self.seconds, self._go_on = seconds, go_on
         # The previous chunk in the same slot may have just asked.
         self._due, self._may = time.monotonic() + seconds, not seconds
 
@@ -29,8 +29,8 @@ class Pace:
             self._may = left <= 0
             self._go_on()
             time.sleep(min(max(left, 0), 0.5))
-        self._due = time.monotonic() + self._seconds
+        self._due = time.monotonic() + self.seconds
 
     def asked(self) -> None:
         """Use the token: the source has answered."""
-        self._may = not self._seconds
+        self._may = not self.seconds

@@ -37,6 +37,7 @@ class Summary:
     failed: list[Failure] = field(default_factory=list)
     no_source: list[str] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
     commits: int = 0
     snapshot_id: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -100,6 +101,7 @@ class Summary:
             "failed": [{"dataset": f.dataset, "partition": f.partition, "error": f.error} for f in self.failed],
             "no_source": sorted(self.no_source),
             "left_out": [{"dataset": out.dataset, "error": out.error.message} for out in self.left_out],
+            "stale": self.stale,
             "rows": self.rows,
             "bytes": sum(r.bytes for r in self.published),
             "commits": self.commits,
@@ -149,6 +151,7 @@ def create_artifacts(summary: Summary) -> None:
         *(f"    - `{f.dataset} {f.partition}` {f.error}" for f in summary.failed[:20]),
         f"- no source: {len(summary.no_source)} {', '.join(summary.no_source[:10])}",
         *(f"- left out: `{out.dataset}` {out.error.message}" for out in summary.left_out),
+        *(f"- {line}" for line in summary.stale),
         "",
         "| stage | seconds |",
         "| --- | ---: |",
@@ -179,8 +182,10 @@ def failures_text(summary: Summary) -> str:
 
 
 def next_step(summary: Summary) -> str:
-    """The next step after a run with failures."""
+    """The next step after a run with failures: a command that retries them, however the run was started."""
     if not summary.failed:
         return summary.faults[0].error.fix
-    which = "partition" if len(summary.failed) == 1 else "partitions"
-    return f"fix the cause, then run the same command again to retry the failed {which}"
+    datasets = dict.fromkeys(f.dataset for f in summary.failed)
+    days = [f"{f.partition}-01"[:10] for f in summary.failed if f.partition != "full"]
+    span = f" --start {min(days)} --end {max(days)}" if days else ""
+    return f"fix the cause, then run: lake backfill {' '.join(datasets)}{span}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ducklake_flows.datasets.partitions import Grain, Partition, parse_partition
-from ducklake_flows.errors import BadInput, NoSource, SourceError
+from ducklake_flows.errors import BadInput, NoSource, SourceError, SourceUnavailable
 from ducklake_flows.settings import load_settings
 from ducklake_flows.storage import File, Storage, open_storage
 
@@ -149,8 +149,8 @@ class Files:
 
         Raises:
             NoSource: no file matches.
-            SourceError: a file is empty or truncated, has other columns or values of another type, or changed while it
-                was read.
+            SourceError: a file is empty or truncated, or has other columns or values of another type.
+            SourceUnavailable: a file changed while it was read.
         """
         landing = self._landing()
         files = self._found([partition], landing).get(partition.key, [])
@@ -160,10 +160,12 @@ class Files:
         before = {name: landing.find(name) for name in (landing.relative(info.path) for info in files)}
         with contextlib.ExitStack() as opened:
             read = {"csv": self._csv, "parquet": self._parquet}.get(self.format, self._json)
-            yield from read(landing, files, contract, opened)
-            for name, info in before.items():
-                if landing.find(name) != info:
-                    raise SourceError(f"{name} changed while it was read", "run the same command again")
+            try:
+                yield from read(landing, files, contract, opened)
+            except SourceError:
+                _check_unchanged(landing, before)  # half of a file that is being written cannot be read
+                raise
+            _check_unchanged(landing, before)
 
     def _csv(
         self,
@@ -480,6 +482,13 @@ _MAGIC_FIX = {
     "Parquet": 'set format="parquet" in the dataset',
     "UTF-16": "set encoding='utf-16' in the dataset",
 }
+
+
+def _check_unchanged(landing: Storage, before: Mapping[str, File | None]) -> None:
+    """Compare files, by name, with their state before they were read."""
+    for name, info in before.items():
+        if landing.find(name) != info:
+            raise SourceUnavailable(f"{name} changed while it was read", "load it once it is complete")
 
 
 def _check_end(path: Path, size: int) -> None:
