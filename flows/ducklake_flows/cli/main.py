@@ -41,6 +41,8 @@ MODES = ", ".join(mode.option for mode in Mode)
 PlanMode = Annotated[str, typer.Option(metavar="MODE[,MODE...]", help=f"Which partitions to run: {MODES}; or several.")]
 Environment = Annotated[str, typer.Option(help="SQLMesh's environment.")]
 
+UNITS = ("hour", "day", "week", "month", "year")
+
 SOURCES = ("files", "rest_api", "sql_database")
 
 INTERRUPTED = 130
@@ -196,16 +198,37 @@ def transform(environment: Environment = "prod", as_json: AsJson = False) -> Non
 @app.command()
 def status(
     name: Annotated[str | None, typer.Argument(metavar="DATASET", help="One dataset; default: all.")] = None,
+    start: Start = None,
+    end: End = None,
+    by: Annotated[
+        str | None, typer.Option(help=f"What a mark stands for: {', '.join(UNITS)}; default: what fits.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Print again every few seconds, until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the state of every partition: a grid, counts, the last errors."""
-    planned, left_out = _plan([name] if name else None, None, None, Mode.missing_failed.option, recorded=True)
+    """Show the state of every partition: a grid, counts, the failures by cause."""
+    if by is not None and by not in UNITS:
+        raise BadInput(f"--by {by!r} is not known.", f"choose from {', '.join(UNITS)}")
+    if watch and as_json:
+        raise BadInput("--watch and --json cannot be combined.", "choose one")
+    first, last = _range(start, end)
+
+    def read() -> tuple[list[Planned], list[LeftOut]]:
+        return _plan([name] if name else None, first, last, Mode.missing_failed.option, recorded=True)
+
+    planned, left_out = read()
     if as_json:
-        _json([_row(p) for p in planned])
+        from ducklake_flows.report import causes
+
+        why = {(c.dataset, key): c.text for c in causes.failures(planned) for key in c.partitions}
+        _json([{**_row(p), "cause": why.get((p.dataset, p.partition))} for p in planned])
     else:
         from ducklake_flows.cli import show
 
-        show.status(planned)
+        if watch:
+            show.watch(lambda: show.status(read()[0], by))
+            return
+        show.status(planned, by)
     _end_of_plan(left_out)
 
 

@@ -54,6 +54,7 @@ def _failure(dataset: Dataset, attempt: Attempt, error: Exception) -> Failure:
         attempt.source_version,
         attempt.seconds,
         attempt.profile,
+        error.fix if isinstance(error, LakeError) else "",
     )
 
 

@@ -65,6 +65,7 @@ class Failure:
         source_version: As in the receipt.
         seconds: Time that the worker spent on it.
         profile: As in the receipt.
+        fix: What to do about the error; "" if the error does not say.
     """
 
     dataset: str
@@ -75,6 +76,7 @@ class Failure:
     source_version: str = ""
     seconds: float = 0.0
     profile: Mapping[str, float] = field(default_factory=dict)
+    fix: str = ""
 
 
 Outcome = Receipt | Failure
