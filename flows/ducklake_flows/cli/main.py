@@ -233,6 +233,35 @@ def status(
 
 
 @app.command()
+def report(
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("lake-report.html"),
+    start: Start = None,
+    end: End = None,
+    check: Annotated[bool, typer.Option("--verify", help="Also run `lake verify` and show what it finds.")] = False,
+) -> None:
+    """Write one HTML page about the lake: grids, rows, durations, growth, failures. It needs no network."""
+    settings = load_settings()
+    first, last = _range(start, end)
+    planned, left_out = _plan(None, first, last, Mode.missing_failed.option, recorded=True)
+    findings = None
+    if check:
+        from ducklake_flows.lake.verify import verify as find
+
+        findings = list(find(settings))
+    from ducklake_flows.report.page import render
+
+    page = render(settings, planned, left_out, findings)
+    written = out.with_name(f".{out.name}.part")
+    try:
+        written.write_text(page, encoding="utf-8")
+        written.replace(out)
+    finally:
+        written.unlink(missing_ok=True)
+    _echo(f"Wrote {out} ({len(page.encode()) / 1000:,.0f} kB).")
+    _end_of_plan(left_out)
+
+
+@app.command()
 def verify(
     since: Annotated[
         str | None, typer.Option(help="Check only what was recorded since this day or time (UTC); default: everything.")

@@ -40,6 +40,24 @@ def runs(con: DuckDBPyConnection, dataset: str | None = None, limit: int = 10) -
     )
 
 
+def failures(con: DuckDBPyConnection, limit: int = 500) -> list[dict[str, Any]]:
+    """The latest failed attempts, newest first, also of partitions that are published since.
+
+    Returns:
+        For each: ``dataset``, ``partition``, ``state``, ``error``, ``at``, ``flow_run_id``, and ``fixed``: whether a
+        later attempt at the partition was published.
+    """
+    return rows(
+        con,
+        f"""SELECT dataset, partition, state, error, recorded_at AS at, flow_run_id, fixed FROM (
+                SELECT *, max(token) FILTER (state IN {_PUBLISHED}) OVER (PARTITION BY dataset, partition) > token
+                          IS TRUE AS fixed
+                FROM {LAKE}.ops.ledger
+            ) WHERE state NOT IN {_PUBLISHED} AND state <> '{RETYPED}'
+            ORDER BY token DESC, dataset, partition LIMIT {limit}""",
+    )
+
+
 def growth(con: DuckDBPyConnection, limit: int = 90) -> list[dict[str, Any]]:
     """Rows and bytes in the raw tables at the end of each of the last days (UTC) with a publish, oldest first."""
     return rows(

@@ -195,7 +195,7 @@ def _parts(error: str) -> list[str]:
 def _common(errors: Sequence[Sequence[str]]) -> str:
     """The text that the errors share. A place that differs at its start, such as a file and a line, is left out."""
     text = "".join(parts[0] if len(set(parts)) == 1 else VARIES for parts in zip(*errors, strict=True))
-    return re.sub(rf"^{VARIES}(?::? (?:line|row|record) (?:\d+|{VARIES}))?:? +", "", text)
+    return re.sub(rf"^(?:{VARIES}:? +)?(?:(?:line|row|record) {VARIES}:? +)?", "", text)
 
 
 def _day(key: str) -> str:

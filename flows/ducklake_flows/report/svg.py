@@ -29,6 +29,8 @@ _LEFT, _TEXT = 52, 12
 _GREY = "#7d858d"
 _FONT = "font-family='system-ui,-apple-system,Segoe UI,sans-serif' font-size='10'"
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_FEW = 30
+"""A chart with fewer bars than this does not fill its width."""
 _CROSSED = (State.failed, State.rejected)
 
 
@@ -135,32 +137,25 @@ def _label(x: int, y: int, text: str, *, weight: bool = False) -> str:
 
 
 def bars_svg(values: Sequence[tuple[str, float]], unit: str, colour: str = "#4493f8") -> str:
-    """One bar per value, in order, with the largest value and the first and last label.
+    """One bar per value, in order, stretched to its place's width and height. It has no text except the tooltips.
 
     Args:
         values: Label and value of each bar.
-        unit: The unit, for the tooltips and the largest value's label.
+        unit: The unit, for the tooltips.
         colour: Of the bars.
     """
-    if not values:
-        return ""
-    width, height, top = 640, 96, 16
     most = max((value for _, value in values), default=0) or 1
-    step = width / len(values)
+    gap = 0.15 if len(values) <= 200 else 0.0
     bars = "".join(
-        f"<rect x='{n * step:.2f}' y='{top + height - height * value / most:.2f}' "
-        f"width='{max(step - (1 if step > 3 else 0), 0.5):.2f}' height='{height * value / most:.2f}'>"
-        f"<title>{escape(f'{label}: {number(value)} {unit}')}</title></rect>"
+        f"<rect x='{n + gap / 2:g}' y='{100 - 100 * value / most:.1f}' width='{1 - gap:g}' "
+        f"height='{100 * value / most:.1f}'><title>{escape(f'{label}: {number(value)} {unit}')}</title></rect>"
         for n, (label, value) in enumerate(values)
     )
-    foot = top + height + 14
-    last = f"<text x='{width}' y='{foot}' fill='{_GREY}' text-anchor='end'>{escape(values[-1][0])}</text>"
+    label = escape(f"{len(values)} bars, at most {number(most)} {unit}")
+    width = max(len(values), _FEW)
     return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {foot + 4}' role='img' "
-        f"aria-label='{escape(f'{len(values)} values, at most {number(most)} {unit}', quote=True)}' {_FONT}>"
-        f"<path d='M0 {top}H{width}M0 {top + height}H{width}' stroke='{_GREY}' stroke-opacity='.35'/>"
-        f"<g fill='{colour}'>{bars}</g>{_label(0, top - 5, f'{number(most)} {unit}')}"
-        f"{_label(0, foot, values[0][0])}{last if len(values) > 1 else ''}</svg>"
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} 100' preserveAspectRatio='none' "
+        f"role='img' aria-label='{label}' fill='{colour}'>{bars}</svg>"
     )
 
 
