@@ -262,6 +262,26 @@ def report(
 
 
 @app.command()
+def lineage(
+    target: Annotated[str, typer.Argument(metavar="TABLE[.COLUMN]", help="Such as gold.carrier_daily.flights.")],
+    partition: Annotated[
+        str | None, typer.Option(help="Also the raw partitions of this hour, day or month, with attempts and files.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show where a value comes from: columns, models, raw partitions, attempts, sources, files, snapshots, runs."""
+    from ducklake_flows.report.lineage import lineage as trace
+
+    found = trace(load_settings(), target, partition)
+    if as_json:
+        _json(found)
+    else:
+        from ducklake_flows.cli import show
+
+        show.lineage(found)
+
+
+@app.command()
 def verify(
     since: Annotated[
         str | None, typer.Option(help="Check only what was recorded since this day or time (UTC); default: everything.")

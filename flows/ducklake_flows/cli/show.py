@@ -172,6 +172,44 @@ def maintained(summary: Mapping[str, Any]) -> None:
     console.print("Dry run: nothing was changed." if summary["dry_run"] else f"{summary['seconds']:.1f} s.")
 
 
+def lineage(found: Mapping[str, Any]) -> None:
+    """Print the tables that a value comes from, then the partitions with their attempts, files and builds."""
+
+    def line(indent: int, *parts: str | tuple[str, str]) -> None:
+        console.print(Text.assemble(" " * indent, *parts), soft_wrap=True)
+
+    for step in found["steps"]:
+        read = ", ".join(step["rows_from"])
+        line(0, (step["table"], "bold"), (f"  built from rows of {read}" if read else "", "dim"))
+        for name, sources in step["columns"].items():
+            line(2, name, (f"  <-  {', '.join(sources)}" if sources else "", "dim"))
+    for part in found.get("partitions", ()):
+        line(0)
+        line(0, (f"raw.{part['dataset']} {part['partition']}", "bold"))
+        for a in part["attempts"]:
+            what = f"{count(a['rows'], 'row')}" if a["rows"] is not None else a["error"]
+            line(2, f"{a['at']:%Y-%m-%d %H:%M:%S} {a['state'].replace('_', ' ')}: {what}")
+            line(
+                4,
+                ("attempt  ", "dim"),
+                a["attempt_id"],
+                ("  restores  ", "dim") if a["restores"] else "",
+                a["restores"] or "",
+            )
+            line(
+                4, ("source   ", "dim"), a["source"] or "not recorded", f" (version {a['source_version'] or 'unknown'})"
+            )
+            snapshot = "expired" if a["snapshot_id"] is None else str(a["snapshot_id"])
+            line(4, ("snapshot ", "dim"), snapshot, ("  run  ", "dim"), a["flow_run_id"])
+        for path in part["files"]:
+            line(2, ("file       ", "dim"), path)
+        for b in part["builds"]:
+            line(2, ("built      ", "dim"), f"into {b['environment']} from attempt {b['attempt_id']}")
+            line(13, f"{b['at']:%Y-%m-%d %H:%M:%S}, run {b['flow_run_id']}")
+    if "partitions" in found and not found["partitions"]:
+        line(0, "No raw partition of this time is in the ledger.")
+
+
 def seconds(stages: Mapping[str, float]) -> None:
     """Print the seconds of each stage."""
     table = Table(box=None, header_style="dim")

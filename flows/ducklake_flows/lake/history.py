@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.lake.connect import literal, rows
+from ducklake_flows.lake.schema import table_columns
 from ducklake_flows.settings import LAKE
 from ducklake_flows.states import PUBLISHED, RETYPED
 
@@ -96,6 +97,56 @@ def stages(con: DuckDBPyConnection, since: str = "") -> list[dict[str, Any]]:
                   FROM {LAKE}.ops.ledger WHERE profile IS NOT NULL {where})
             GROUP BY ALL ORDER BY ALL""",
     )
+
+
+def attempts(con: DuckDBPyConnection, dataset: str, partition: str) -> list[dict[str, Any]]:
+    """The ledger rows of the partitions that overlap a partition key of any grain, oldest first.
+
+    Returns:
+        For each row: ``partition``, ``attempt_id``, ``state``, ``rows``, ``bytes``, ``fingerprint``, ``source``,
+        ``source_version``, ``error``, ``restores``, ``flow_run_id``, ``at``, and ``snapshot_id`` (None if it has
+        expired). ``source`` is None in rows of older releases.
+    """
+    ledger = table_columns(con)["ops.ledger"]
+    return rows(
+        con,
+        f"""SELECT partition, attempt_id, state, rows_published AS rows, bytes, fingerprint,
+                   {"source" if "source" in ledger else "NULL"} AS source, source_version, error, restores,
+                   flow_run_id, recorded_at AS at, committed_in AS snapshot_id
+            FROM {LAKE}.ops.ledger LEFT JOIN (
+                SELECT (commit_extra_info->>'token')::BIGINT AS token, max(snapshot_id) AS committed_in
+                FROM {LAKE}.snapshots() WHERE commit_extra_info->>'token' IS NOT NULL GROUP BY ALL
+            ) USING (token)
+            WHERE dataset = {literal(dataset)} AND state <> '{RETYPED}' AND {_overlaps(partition)}
+            ORDER BY partition, token""",
+    )
+
+
+def builds(con: DuckDBPyConnection, dataset: str, partition: str) -> list[dict[str, Any]]:
+    """The latest builds from the partitions that overlap a partition key: one per partition and environment.
+
+    Returns:
+        For each: ``partition``, ``environment``, ``attempt_id``, ``flow_run_id`` and ``at``.
+    """
+    return rows(
+        con,
+        f"""SELECT partition, environment, arg_max(attempt_id, token) AS attempt_id,
+                   arg_max(flow_run_id, token) AS flow_run_id, max(recorded_at) AS at
+            FROM {LAKE}.ops.builds WHERE dataset = {literal(dataset)} AND {_overlaps(partition)}
+            GROUP BY ALL ORDER BY ALL""",
+    )
+
+
+def files(con: DuckDBPyConnection, table: str) -> list[str]:
+    """Paths of the current data files of a raw table."""
+    found = con.execute(f"SELECT data_file FROM ducklake_list_files('{LAKE}', {literal(table)}, schema => 'raw')")
+    return sorted(path for (path,) in found.fetchall())
+
+
+def _overlaps(partition: str) -> str:
+    """A condition on ``partition``. A key of a coarser grain is a prefix of the keys of finer ones."""
+    key = literal(partition)
+    return f"(starts_with(partition, {key}) OR starts_with({key}, partition) OR partition = 'full')"
 
 
 def size(con: DuckDBPyConnection) -> dict[str, int]:

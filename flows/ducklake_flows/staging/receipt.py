@@ -31,6 +31,7 @@ class Receipt:
         source_values: Number of non-null values of each column that the source gave; its rows are under "".
         values: The same numbers in the staged files.
         supersedes: For a rollback: the attempt that it replaces. It is refused if another one has been published since.
+        source: The file, URL or function that the rows were read from.
     """
 
     dataset: str
@@ -50,6 +51,7 @@ class Receipt:
     source_values: Mapping[str, int] = field(default_factory=dict)
     values: Mapping[str, int] = field(default_factory=dict)
     supersedes: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
