@@ -355,5 +355,8 @@ def test_help_names_every_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ducklake_flows.cli.main", "--help"], capture_output=True, text=True, check=True
     )
-    for command in ("demo", "up", "down", "init", "plan", "backfill", "transform", "status", "verify", "sql"):
+    for command in (
+        *("demo", "up", "down", "init", "plan", "backfill", "transform", "status", "verify", "sql"),
+        *("report", "lineage", "metrics"),
+    ):
         assert f" {command} " in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import json
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 
 import typer
@@ -259,6 +261,24 @@ def report(
         written.unlink(missing_ok=True)
     _echo(f"Wrote {out} ({len(page.encode()) / 1000:,.0f} kB).")
     _end_of_plan(left_out)
+
+
+@app.command()
+def metrics(
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Serve them at http://127.0.0.1:PORT/metrics until Ctrl-C.")
+    ] = None,
+) -> None:
+    """Print the lake's figures as Prometheus metrics, or serve them on this machine's loopback address."""
+    from ducklake_flows.report import metrics as figures
+
+    settings = load_settings()
+    if port is None:
+        sys.stdout.buffer.write(figures.metrics(settings))
+        return
+    with figures.serving(settings, port) as url, contextlib.suppress(KeyboardInterrupt):
+        _echo(f"Metrics are at {url}")
+        Event().wait()
 
 
 @app.command()

@@ -99,6 +99,13 @@ def stages(con: DuckDBPyConnection, since: str = "") -> list[dict[str, Any]]:
     )
 
 
+def attempt_counts(con: DuckDBPyConnection) -> list[tuple[str, str, int]]:
+    """Number of attempts in the ledger by dataset and state, since the lake exists."""
+    return con.execute(
+        f"SELECT dataset, state, count(*) FROM {LAKE}.ops.ledger WHERE state <> '{RETYPED}' GROUP BY ALL ORDER BY ALL"
+    ).fetchall()
+
+
 def attempts(con: DuckDBPyConnection, dataset: str, partition: str) -> list[dict[str, Any]]:
     """The ledger rows of the partitions that overlap a partition key of any grain, oldest first.
 
