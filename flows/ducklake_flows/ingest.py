@@ -14,7 +14,7 @@ from prefect.runtime import flow_run
 
 from ducklake_flows.errors import RunFailed
 from ducklake_flows.lake.publish import Published, Publisher
-from ducklake_flows.orchestration import events, gate
+from ducklake_flows.orchestration import events, gate, openlineage
 from ducklake_flows.orchestration.artifacts import create_artifacts, update_grids
 from ducklake_flows.orchestration.bootstrap import check
 from ducklake_flows.orchestration.cluster import task_runner
@@ -35,7 +35,15 @@ if TYPE_CHECKING:
     from ducklake_flows.staging.receipt import Outcome
 
 
-@flow(name="ingest", flow_run_name=ingest_name)
+@flow(
+    name="ingest",
+    flow_run_name=ingest_name,
+    on_running=[openlineage.started],
+    on_completion=[openlineage.completed],
+    on_failure=[openlineage.failed],
+    on_crashed=[openlineage.failed],
+    on_cancellation=[openlineage.aborted],
+)
 def ingest(
     datasets: list[str] | None = None,
     start: date | None = None,

@@ -41,6 +41,20 @@ def runs(con: DuckDBPyConnection, dataset: str | None = None, limit: int = 10) -
     )
 
 
+def run_totals(con: DuckDBPyConnection, flow_run_id: str) -> list[dict[str, Any]]:
+    """What one run wrote to the ledger, by dataset: ``published``, ``failed``, ``rows``, ``bytes``, ``files``."""
+    return rows(
+        con,
+        f"""SELECT dataset, count(*) FILTER (state IN {_PUBLISHED}) AS published,
+                   count(*) FILTER (state NOT IN {_PUBLISHED}) AS failed,
+                   coalesce(sum(rows_published) FILTER (state IN {_PUBLISHED}), 0)::BIGINT AS rows,
+                   coalesce(sum(bytes) FILTER (state IN {_PUBLISHED}), 0)::BIGINT AS bytes,
+                   coalesce(sum(files) FILTER (state IN {_PUBLISHED}), 0)::BIGINT AS files
+            FROM {LAKE}.ops.ledger WHERE flow_run_id = {literal(flow_run_id)} AND state <> '{RETYPED}'
+            GROUP BY dataset ORDER BY dataset""",
+    )
+
+
 def failures(con: DuckDBPyConnection, limit: int = 500) -> list[dict[str, Any]]:
     """The latest failed attempts, newest first, also of partitions that are published since.
 
