@@ -32,8 +32,8 @@ _VARYING = re.compile(
     """,
     re.VERBOSE,
 )
-_VALUE = re.compile(r"'(?:[^'\\]|\\.)*'|\"[^\"]*\"")
-"""A value as an error quotes it. Only where the error names a line or row: elsewhere a quoted text may be a name."""
+_VARYING_OR_VALUE = re.compile(rf"'(?:[^'\\]|\\.)*'|\"[^\"]*\"|{_VARYING.pattern}", re.VERBOSE)
+"""Also values as errors quote them, for errors that name a line or row: elsewhere a quoted text may be a name."""
 
 _PLACE = re.compile(r"\b(?:line|row|record) \d", re.IGNORECASE)
 
@@ -128,12 +128,12 @@ def causes(failures: Iterable[Failed]) -> list[Cause]:
     """Group failures by dataset and cause: the most frequent cause of each dataset first."""
     ordered = sorted(set(failures), key=lambda f: (f.dataset, f.partition))
     totals: dict[str, int] = {}
-    groups: dict[tuple[str, str, str], list[Failed]] = {}
+    groups: dict[tuple[str, str, str], list[tuple[Failed, list[str]]]] = {}
     for failure in ordered:
         totals[failure.dataset] = totals.get(failure.dataset, 0) + 1
-        fixed = "\0".join(_parts(failure.error)[::2])
-        groups.setdefault((failure.dataset, failure.state, fixed), []).append(failure)
-    found = [_cause(group, totals[group[0].dataset]) for group in groups.values()]
+        parts = _parts(failure.error)
+        groups.setdefault((failure.dataset, failure.state, "\0".join(parts[::2])), []).append((failure, parts))
+    found = [_cause(group, totals[group[0][0].dataset]) for group in groups.values()]
     return sorted(found, key=lambda c: (c.dataset, -len(c.partitions), c.partitions[0]))
 
 
@@ -168,14 +168,14 @@ def next_steps(found: Sequence[Cause]) -> str:
     return told[0] if len(told) == 1 else "\n  ".join(["one step for each cause:", *told])
 
 
-def _cause(group: Sequence[Failed], of: int) -> Cause:
-    first = group[0]
-    fixes = {f.fix for f in group}
+def _cause(group: Sequence[tuple[Failed, Sequence[str]]], of: int) -> Cause:
+    first = group[0][0]
+    fixes = {failure.fix for failure, _ in group}
     return Cause(
         first.dataset,
         first.state,
-        tuple(f.partition for f in group),
-        _common([_parts(f.error) for f in group]),
+        tuple(failure.partition for failure, _ in group),
+        _common([parts for _, parts in group]),
         first.error,
         first.fix if len(fixes) == 1 else "",
         of,
@@ -184,7 +184,7 @@ def _cause(group: Sequence[Failed], of: int) -> Cause:
 
 def _parts(error: str) -> list[str]:
     """The error cut into fixed parts (at even positions) and parts that vary (at odd ones)."""
-    pattern = re.compile(f"{_VALUE.pattern}|{_VARYING.pattern}", re.VERBOSE) if _PLACE.search(error) else _VARYING
+    pattern = _VARYING_OR_VALUE if _PLACE.search(error) else _VARYING
     parts, end = [], 0
     for match in pattern.finditer(error):
         parts += [error[end : match.start()], match[0]]
