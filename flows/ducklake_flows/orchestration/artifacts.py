@@ -91,7 +91,13 @@ def update_grids(settings: Settings, datasets: Sequence[str]) -> None:
     """Bring the partition grids of these datasets up to date. A failure to do so is logged, never raised.
 
     Reads the ledger and lists the sources, as `lake status` does.
+
+    Args:
+        settings: Where the lake is.
+        datasets: Keys of the datasets; nothing happens if there are none.
     """
+    if not datasets:
+        return  # `get_datasets` would take none for all
     try:
         planned, _ = plan_each(settings, get_datasets(datasets), recorded=True)
         with connected(settings, read_only=True) as con:
