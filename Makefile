@@ -56,7 +56,7 @@ bench: .venv/bench  ## Comparison with DuckDB alone, dlt and Dagster; about an h
 	@touch $@
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11
-RUNTIME := --extra postgres --extra s3 --extra demo
+RUNTIME := --extra postgres --extra s3 --extra openlineage --extra demo
 lock: .venv/installed  ## Resolve the pins again
 	$(COMPILE) $(RUNTIME) --extra stack --extra dev pyproject.toml -o requirements.lock
 	$(COMPILE) $(RUNTIME) --extra stack --extra dev --extra bench -c requirements.lock pyproject.toml -o requirements-bench.lock

@@ -14,13 +14,14 @@ from prefect.runtime import flow_run
 
 from ducklake_flows.errors import RunFailed
 from ducklake_flows.lake.publish import Published, Publisher
-from ducklake_flows.orchestration import events, gate
+from ducklake_flows.orchestration import events, gate, openlineage
+from ducklake_flows.orchestration.artifacts import create_artifacts, update_grids
 from ducklake_flows.orchestration.bootstrap import check
 from ducklake_flows.orchestration.cluster import task_runner
 from ducklake_flows.orchestration.extraction import Extraction
 from ducklake_flows.orchestration.names import ingest_name
 from ducklake_flows.orchestration.progress import progress
-from ducklake_flows.orchestration.summary import Summary, create_artifacts, failures_text, next_step
+from ducklake_flows.orchestration.summary import Summary, failures_text, next_step
 from ducklake_flows.plan import LeftOut, Planned, counts, plan_each, stale_left
 from ducklake_flows.project import broken_datasets, get_datasets
 from ducklake_flows.settings import Settings, load_settings
@@ -34,7 +35,15 @@ if TYPE_CHECKING:
     from ducklake_flows.staging.receipt import Outcome
 
 
-@flow(name="ingest", flow_run_name=ingest_name)
+@flow(
+    name="ingest",
+    flow_run_name=ingest_name,
+    on_running=[openlineage.started],
+    on_completion=[openlineage.completed],
+    on_failure=[openlineage.failed],
+    on_crashed=[openlineage.failed],
+    on_cancellation=[openlineage.aborted],
+)
 def ingest(
     datasets: list[str] | None = None,
     start: date | None = None,
@@ -93,6 +102,7 @@ def ingest(
             _extract_and_publish(settings, todo, {d.key: d for d in chosen}, publisher, workers, summary)
     summary.add_seconds("total", began)
     create_artifacts(summary)
+    update_grids(settings, summary.datasets)
     for out in summary.left_out:
         level = logging.ERROR if out.is_fault else logging.INFO
         logger.log(level, "%s is skipped: %s", out.dataset, out.error.message)

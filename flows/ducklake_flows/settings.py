@@ -65,6 +65,7 @@ class Settings(BaseSettings):
     s3_region: str = "us-east-1"
     s3_use_ssl: bool = True
     notify_url: SecretStr | None = None
+    openlineage_url: str | None = None
     retention_days: int = 30
 
     @classmethod
@@ -121,6 +122,13 @@ class Settings(BaseSettings):
     def _no_scheme(cls, value: str | None) -> str | None:
         if value and "/" in value:
             raise ValueError("must be host:port; LAKE_S3_USE_SSL sets whether TLS is used")
+        return value or None
+
+    @field_validator("openlineage_url")
+    @classmethod
+    def _no_secret(cls, value: str | None) -> str | None:
+        if value and (not value.startswith(("http://", "https://")) or "@" in value):
+            raise ValueError("must be http://host:port or https://host:port, without a user or password")
         return value or None
 
     @field_validator("s3_key_id", "s3_secret", "catalog_password", "state_password", "notify_url")

@@ -14,7 +14,7 @@ from prefect.runtime import flow_run
 from ducklake_flows.errors import RunFailed
 from ducklake_flows.lake.builds import RefusedInterval, TransformPlan, plan_transform, record
 from ducklake_flows.models import runner
-from ducklake_flows.orchestration import gate
+from ducklake_flows.orchestration import gate, openlineage
 from ducklake_flows.orchestration.bootstrap import check
 from ducklake_flows.orchestration.model_runs import ModelRuns
 from ducklake_flows.settings import Settings, load_settings
@@ -31,7 +31,15 @@ def _flow_run_name() -> str:
     return f"transform {flow_run.parameters['environment']}"
 
 
-@flow(name="transform", flow_run_name=_flow_run_name)
+@flow(
+    name="transform",
+    flow_run_name=_flow_run_name,
+    on_running=[openlineage.started],
+    on_completion=[openlineage.completed],
+    on_failure=[openlineage.failed],
+    on_crashed=[openlineage.failed],
+    on_cancellation=[openlineage.aborted],
+)
 def transform(environment: str = "prod") -> dict[str, Any]:
     """Build the models whose input changed and their downstream models, only for the affected intervals.
 

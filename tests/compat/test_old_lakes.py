@@ -11,6 +11,7 @@ import pytest
 
 from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.lake.connect import connected
+from ducklake_flows.lake.history import attempts
 from ducklake_flows.lake.ledger import latest
 from ducklake_flows.lake.maintenance import steps
 from ducklake_flows.lake.restore import stage_previous
@@ -59,6 +60,14 @@ def test_it_is_read_and_right(old: Lake) -> None:
     }
     assert contents(old) == [("2024-01-01", 3, 3), ("2024-01-02", 1, 8.5), ("2024-01-03", 3, 9), ("2024-01-04", 3, 12)]
     assert old.errors() == []
+
+
+def test_it_is_published_to_before_lake_init_adds_the_new_columns(old: Lake) -> None:
+    old.land("readings/2024-01-05.jsonl", [{"id": 5, "value": 5}])
+    assert [r.partition for r in old.load("readings", "2024-01-05").receipts] == ["2024-01-05"]
+    with connected(old.settings, read_only=True) as con:
+        (*_, last) = attempts(con, "readings", "2024-01-05")
+    assert (last["state"], last["source"]) == ("published", None)
 
 
 def test_this_release_goes_on_with_it(old: Lake) -> None:

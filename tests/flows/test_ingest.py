@@ -213,20 +213,21 @@ async def _seen(name: str) -> dict[str, Any]:
             artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
         )
     return {
+        "id": str(run_id),
         "parameters": found[0].parameters,
         "tasks": sorted(t.name for t in tasks),
         "artifacts": {a.key: a for a in artifacts if a.key},
     }
 
 
-def test_the_prefect_ui_shows_a_runs_tasks_progress_and_partitions(gated_lake: Lake) -> None:
+def test_the_prefect_ui_shows_a_runs_tasks_progress_and_partitions(gated_lake: Lake, prefect_server: str) -> None:
     land(gated_lake, 1, 2, 3, 4)
     gated_lake.land("flights/2013-01-04.csv", "")
     with pytest.raises(RunFailed):
         run("flights", "2013-01-01", "2013-01-04")
     seen = asyncio.run(_seen("ingest flights 2013-01-01..2013-01-04"))
     assert seen["tasks"] == ["flights 2013-01-01..2013-01-02 (2)", "flights 2013-01-03..2013-01-04 (2)"]
-    assert seen["artifacts"].keys() == {"partitions", "partitions-done", "ingest-summary"}
+    assert seen["artifacts"].keys() == {"partitions", "partitions-done", "ingest-summary", "flights-partitions"}
     assert seen["artifacts"]["partitions"].type == "progress"
     assert seen["artifacts"]["partitions"].data == 100.0
     table = json.loads(seen["artifacts"]["partitions-done"].data)
@@ -238,7 +239,15 @@ def test_the_prefect_ui_shows_a_runs_tasks_progress_and_partitions(gated_lake: L
     ]
     assert "is empty" in table[0]["error"]
     assert table[1].keys() == {"dataset", "partition", "state", "rows", "bytes", "seconds", "error"}
-    assert "| extract and publish |" in seen["artifacts"]["ingest-summary"].data
+    told = "flights 2013-01-04: flights/2013-01-04.csv: is empty (0 bytes)"
+    step = "lake backfill flights --start 2013-01-04 --end 2013-01-04`"
+    summary, grid = (seen["artifacts"][key].data for key in ("ingest-summary", "flights-partitions"))
+    assert "| extract and publish |" in summary
+    # The grid shows all 365 partitions of the dataset, not only those of the run.
+    assert "**3 published, 1 failed, 361 no source**, 9 rows." in grid
+    assert "](data:image/svg+xml;base64," in grid
+    assert all(told in text and step in text for text in (summary, grid))
+    assert f"](http://127.0.0.1:{urlsplit(prefect_server).port}/runs/flow-run/{seen['id']})" in grid
 
 
 def test_timings_are_in_the_summary_and_in_the_ledger(gated_lake: Lake) -> None:

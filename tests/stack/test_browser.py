@@ -89,6 +89,14 @@ def test_the_ui_starts_a_run_and_shows_its_form_graph_and_artifacts(running: Run
     page.get_by_text("Artifacts", exact=True).first.click()
     page.get_by_text("every partition of this run", exact=False).first.wait_for()
     shoot("prefect-artifacts")
+    grids = {"flow_run_id": {"any_": [ingest["id"]]}, "key": {"any_": ["flights-partitions"]}}
+    grid = running.post("artifacts/filter", {"artifacts": grids})[0]
+    page.goto(f"{running.stack.ui}/artifacts/artifact/{grid['id']}")
+    picture = page.locator("img[src^='data:image/svg+xml']")
+    picture.wait_for()
+    assert picture.evaluate("image => image.naturalWidth") > 400, "the UI shows the calendar"
+    page.get_by_role("link", name=ingest["id"][:8]).wait_for()
+    shoot("prefect-grid")
     summaries = {"flow_run_id": {"any_": [ingest["id"]]}, "key": {"any_": ["ingest-summary"]}}
     summary = running.post("artifacts/filter", {"artifacts": summaries})[0]
     page.goto(f"{running.stack.ui}/artifacts/artifact/{summary['id']}")

@@ -15,7 +15,11 @@ from tests import compatibility
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-RUNTIME = [Requirement(text) for text in PROJECT["dependencies"] + EXTRAS["postgres"] + EXTRAS["s3"] + EXTRAS["demo"]]
+RUNTIME = [
+    Requirement(text)
+    for text in PROJECT["dependencies"]
+    + [text for extra in ("postgres", "s3", "openlineage", "demo") for text in EXTRAS[extra]]
+]
 ASKED = [*RUNTIME, *map(Requirement, EXTRAS["stack"] + EXTRAS["dev"])]
 LOCKS = [f"requirements{kind}.lock" for kind in ("", "-bootstrap", "-bench", "-image")]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import json
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 
 import typer
@@ -44,6 +46,8 @@ MODES = ", ".join(mode.option for mode in Mode)
 PlanMode = Annotated[str, typer.Option(metavar="MODE[,MODE...]", help=f"Which partitions to run: {MODES}; or several.")]
 Environment = Annotated[str, typer.Option(help="The environment of models: prod, or one of `lake environments`.")]
 EnvironmentName = Annotated[str, typer.Argument(metavar="NAME", help="The environment.")]
+
+UNITS = ("hour", "day", "week", "month", "year")
 
 SOURCES = ("files", "rest_api", "sql_database")
 
@@ -248,17 +252,105 @@ def drop(name: EnvironmentName) -> None:
 @app.command()
 def status(
     name: Annotated[str | None, typer.Argument(metavar="DATASET", help="One dataset; default: all.")] = None,
+    start: Start = None,
+    end: End = None,
+    by: Annotated[
+        str | None, typer.Option(help=f"What a mark stands for: {', '.join(UNITS)}; default: what fits.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Print again every few seconds, until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the state of every partition: a grid, counts, the last errors."""
-    planned, left_out = _plan([name] if name else None, None, None, Mode.missing_failed.option, recorded=True)
+    """Show the state of every partition: a grid, counts, the failures by cause."""
+    if by is not None and by not in UNITS:
+        raise BadInput(f"--by {by!r} is not known.", f"choose from {', '.join(UNITS)}")
+    if watch and as_json:
+        raise BadInput("--watch and --json cannot be combined.", "choose one")
+    first, last = _range(start, end)
+
+    def read() -> tuple[list[Planned], list[LeftOut]]:
+        return _plan([name] if name else None, first, last, Mode.missing_failed.option, recorded=True)
+
+    planned, left_out = read()
     if as_json:
-        _json([_row(p) for p in planned])
+        from ducklake_flows.report import causes
+
+        why = {(c.dataset, key): c.text for c in causes.failures(planned) for key in c.partitions}
+        _json([{**_row(p), "cause": why.get((p.dataset, p.partition))} for p in planned])
     else:
         from ducklake_flows.cli import show
 
-        show.status(planned)
+        if watch:
+            show.watch(lambda: show.status(read()[0], by))
+            return
+        show.status(planned, by)
     _end_of_plan(left_out)
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("lake-report.html"),
+    start: Start = None,
+    end: End = None,
+    check: Annotated[bool, typer.Option("--verify", help="Also run `lake verify` and show what it finds.")] = False,
+) -> None:
+    """Write one HTML page about the lake: grids, rows, durations, growth, failures. It needs no network."""
+    settings = load_settings()
+    first, last = _range(start, end)
+    planned, left_out = _plan(None, first, last, Mode.missing_failed.option, recorded=True)
+    findings = None
+    if check:
+        from ducklake_flows.lake.verify import verify as find
+
+        findings = list(find(settings))
+    from ducklake_flows.report.page import render
+
+    page = render(settings, planned, left_out, findings)
+    written = out.with_name(f".{out.name}.part")
+    try:
+        written.write_text(page, encoding="utf-8")
+        written.replace(out)
+    finally:
+        written.unlink(missing_ok=True)
+    _echo(f"Wrote {out} ({len(page.encode()) / 1000:,.0f} kB).")
+    _end_of_plan(left_out)
+
+
+@app.command()
+def metrics(
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Serve them at http://127.0.0.1:PORT/metrics until Ctrl-C.")
+    ] = None,
+) -> None:
+    """Print the lake's figures as Prometheus metrics, or serve them on this machine's loopback address."""
+    from ducklake_flows.report import metrics as figures
+
+    settings = load_settings()
+    if port is None:
+        sys.stdout.buffer.write(figures.metrics(settings))
+        return
+    with figures.serving(settings, port) as url, contextlib.suppress(KeyboardInterrupt):
+        _echo(f"Metrics are at {url}")
+        Event().wait()
+
+
+@app.command()
+def lineage(
+    target: Annotated[str, typer.Argument(metavar="TABLE[.COLUMN]", help="Such as gold.carrier_daily.flights.")],
+    partition: Annotated[
+        str | None, typer.Option(help="Also the raw partitions of this hour, day or month, with attempts and files.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show where a value comes from: columns, models, raw partitions, attempts, sources, files, snapshots, runs."""
+    from ducklake_flows.report.lineage import lineage as trace
+
+    found = trace(load_settings(), target, partition)
+    if as_json:
+        _json(found)
+    else:
+        from ducklake_flows.cli import show
+
+        show.lineage(found)
 
 
 @app.command()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC
+import time
+from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TextIO
@@ -13,21 +14,24 @@ from rich.table import Table
 from rich.text import Text
 
 from ducklake_flows.plan import Planned, counts, stale_left
+from ducklake_flows.report import causes
+from ducklake_flows.report.grid import PARTLY, TERMINAL_LINES, make_grid
+from ducklake_flows.report.words import count
 from ducklake_flows.states import State
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ducklake_flows.lake.builds import Environment
     from ducklake_flows.lake.verify import Finding
 
 console = Console(highlight=False, markup=False, emoji=False)
 
-LINES = 100
-"""Maximum lines of a dataset's grid."""
+WATCH_SECONDS = 5.0
+"""Seconds between two prints of `lake status --watch`."""
 
-PARTLY = "published in part"
-"""State of a mark for several partitions: some are published, and the source has no data for the others."""
+_MARGIN = len("  2013-01-05 ")
+"""Width of a grid line's label."""
 
 _MARKS: dict[str, tuple[str, str]] = {
     State.published: ("■", "green"),
@@ -58,75 +62,66 @@ def plan(planned: Sequence[Planned], strays: Mapping[str, Sequence[str]]) -> Non
     for dataset, names in strays.items():
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         console.print(
-            f"{dataset}: {len(names)} files belong to no partition: {', '.join(names[:3])}{more}", style="yellow"
+            f"{dataset}: {count(len(names), 'file')} {'belongs' if len(names) == 1 else 'belong'} to no partition: "
+            f"{', '.join(names[:3])}{more}",
+            style="yellow",
         )
-    console.print(f"{len(todo)} partitions to do." if todo else "Nothing to do.")
+    console.print(f"{count(len(todo), 'partition')} to do." if todo else "Nothing to do.")
     for line in stale_left(planned):
         console.print(line, style="yellow", soft_wrap=True)
 
 
-def status(planned: Sequence[Planned]) -> None:
-    """Print the partition grid of each dataset, counts, and the first 10 errors."""
-    grid(planned)
-    failed = [p for p in planned if p.state in (State.failed, State.rejected)]
-    for p in failed[:10]:
-        console.print(f"  {p.dataset} {p.partition} {p.state.label}: {p.why}", style="red")
-    if len(failed) > 10:
-        console.print(f"  and {len(failed) - 10} more; --json lists all", style="red")
+def status(planned: Sequence[Planned], unit: str | None = None) -> None:
+    """Print the partition grid of each dataset, counts, and the failures by cause with the next step for each.
+
+    Args:
+        planned: The partitions.
+        unit: What a mark stands for (hour, day, week, month, year); None: the finest unit that fits.
+    """
+    grid(planned, unit)
+    found = causes.failures(planned)
+    for line in causes.lines(found):
+        console.print(line, style="red", soft_wrap=True)
+    if found:
+        console.print(f"next:  {causes.next_steps(found)}", soft_wrap=True)
 
 
-def grid(planned: Sequence[Planned]) -> None:
+def grid(planned: Sequence[Planned], unit: str | None = None) -> None:
     """Print one mark per partition: one line per month for days, per day for hours, per year for months.
 
-    In a long range, a mark stands for a day, month or year and shows the most severe state of its partitions.
+    In a long range, a mark stands for a day, week, month or year and shows the most severe state of its partitions.
     """
     seen: set[str] = set()
     for dataset, group in groupby(planned, key=lambda p: p.dataset):
         partitions = list(group)
         rows = sum(p.entry.rows for p in partitions if p.entry)
-        summary = ", ".join(f"{n} {state}" for state, n in counts(partitions).items())
-        console.print(Text.assemble((dataset, "bold"), f"  {summary}, {rows:,} rows"))
-        lines = _lines([(p.partition, p.state.value) for p in partitions])
-        for label, states in lines.items():
-            seen.update(states)
-            console.print(Text.assemble(f"  {label:10} ", *(_MARKS[state] for state in states)))
+        summary = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in counts(partitions).items())
+        marks = [(p.partition, p.state.value) for p in partitions]
+        found = make_grid(marks, unit, TERMINAL_LINES, console.width - _MARGIN)
+        coarse = len(found.marks) < len(partitions)
+        by = f", one mark per {found.unit}" if coarse else ""
+        console.print(Text.assemble((dataset, "bold"), f"  {summary}, {count(rows, 'row')}", (by, "dim")))
+        for label, states in found.lines.items():
+            seen.update(state for state in states if state)
+            console.print(Text.assemble(f"  {label:10} ", *(_MARKS[state] if state else " " for state in states)))
     legend = [
         part for state, shown in _MARKS.items() if state in seen for part in (shown, f" {state.replace('_', ' ')}  ")
     ]
     console.print(Text.assemble(*legend))
 
 
-_UNITS = (len("2013-01-05T07"), len("2013-01-05"), len("2013-01"), len("2013"))
-"""Length of the part of a partition's key that names an hour, a day, a month, a year."""
-
-_NEEDS_A_LOOK: tuple[str, ...] = (
-    *(State.failed, State.rejected, State.stale, State.missing),
-    *(State.rolled_back, PARTLY, State.published, State.no_source),
-)
-"""A mark for several partitions shows the first of these states that any of them is in."""
-
-
-def _lines(partitions: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
-    """The grid's states by line label. More than `LINES` lines are combined into coarser units, up to years.
-
-    Args:
-        partitions: Key and state of each partition, in order of the keys.
-    """
-    marks = list(partitions)
-    while True:
-        unit = len(marks[0][0])
-        line = next((u for u in _UNITS if u < unit), unit)
-        lines = {label: [state for _, state in group] for label, group in groupby(marks, key=lambda m: m[0][:line])}
-        if len(lines) <= LINES or line == _UNITS[-1]:
-            return lines
-        marks = [(label, _together(set(states))) for label, states in lines.items()]
-
-
-def _together(states: set[str]) -> str:
-    """The state shown for several partitions."""
-    if states == {State.published, State.no_source}:
-        return PARTLY
-    return min(states, key=_NEEDS_A_LOOK.index)
+def watch(print_once: Callable[[], None]) -> None:
+    """Clear the screen and print, every `WATCH_SECONDS`, until Ctrl-C."""
+    try:
+        while True:
+            with console.capture() as captured:
+                print_once()
+            console.clear()
+            console.out(captured.get(), end="")
+            console.print(f"{datetime.now():%H:%M:%S}, every {WATCH_SECONDS:.0f} s; Ctrl-C ends", style="dim")
+            time.sleep(WATCH_SECONDS)
+    except KeyboardInterrupt:
+        return
 
 
 def ingested(summary: Mapping[str, Any]) -> None:
@@ -139,7 +134,8 @@ def ingested(summary: Mapping[str, Any]) -> None:
         )
     else:
         console.print(
-            f"Published {summary['published']} partitions, {summary['rows']:,} rows, in {summary['commits']} commits"
+            f"Published {count(summary['published'], 'partition')}, {count(summary['rows'], 'row')}, "
+            f"in {count(summary['commits'], 'commit')}"
             + (f"; {summary['unchanged']} unchanged" if summary["unchanged"] else "")
             + (f"; {summary['older']} dropped because a newer attempt is published" if summary["older"] else "")
             + f"; {summary['seconds']['total']:.1f} s."
@@ -183,7 +179,7 @@ def transformed(summary: Mapping[str, Any]) -> None:
     for m in summary["models"]:
         table.add_row(m["model"], m["start"], m["end"], f"{m['seconds']:.1f}")
     console.print(table)
-    console.print(f"Built {len(summary['models'])} intervals in {summary['seconds']:.1f} s.")
+    console.print(f"Built {count(len(summary['models']), 'interval')} in {summary['seconds']:.1f} s.")
 
 
 def maintained(summary: Mapping[str, Any]) -> None:
@@ -234,13 +230,51 @@ def repaired(summary: Mapping[str, Any]) -> None:
     for change in summary["changes"]:
         subject = f"{change['table']} {change['subject']}".rstrip()
         console.print(f"{subject}: {change['before']}  ->  {change['after']}", soft_wrap=True)
-    count = len(summary["damaged"])
+    damaged, changes = len(summary["damaged"]), len(summary["changes"])
     if summary["dry_run"]:
-        console.print(f"{count} damaged. Dry run: nothing was changed, and statistics were not checked.")
-    elif count or summary["changes"]:
-        console.print(f"{count} partitions and files, {len(summary['changes'])} values of the catalog repaired.")
+        console.print(f"{damaged} damaged. Dry run: nothing was changed, and statistics were not checked.")
+    elif damaged or changes:
+        console.print(f"{damaged} partitions and files, {count(changes, 'value')} of the catalog repaired.")
     else:
         console.print("Nothing to repair.")
+
+
+def lineage(found: Mapping[str, Any]) -> None:
+    """Print the tables that a value comes from, then the partitions with their attempts, files and builds."""
+
+    def line(indent: int, *parts: str | tuple[str, str]) -> None:
+        console.print(Text.assemble(" " * indent, *parts), soft_wrap=True)
+
+    for step in found["steps"]:
+        read = ", ".join(step["rows_from"])
+        line(0, (step["table"], "bold"), (f"  built from rows of {read}" if read else "", "dim"))
+        for name, sources in step["columns"].items():
+            line(2, name, (f"  <-  {', '.join(sources)}" if sources else "", "dim"))
+    for part in found.get("partitions", ()):
+        line(0)
+        line(0, (f"raw.{part['dataset']} {part['partition']}", "bold"))
+        for a in part["attempts"]:
+            what = f"{count(a['rows'], 'row')}" if a["rows"] is not None else a["error"]
+            line(2, f"{a['at']:%Y-%m-%d %H:%M:%S} {a['state'].replace('_', ' ')}: {what}")
+            line(
+                4,
+                ("attempt  ", "dim"),
+                a["attempt_id"],
+                ("  restores  ", "dim") if a["restores"] else "",
+                a["restores"] or "",
+            )
+            line(
+                4, ("source   ", "dim"), a["source"] or "not recorded", f" (version {a['source_version'] or 'unknown'})"
+            )
+            snapshot = "expired" if a["snapshot_id"] is None else str(a["snapshot_id"])
+            line(4, ("snapshot ", "dim"), snapshot, ("  run  ", "dim"), a["flow_run_id"])
+        for path in part["files"]:
+            line(2, ("file       ", "dim"), path)
+        for b in part["builds"]:
+            line(2, ("built      ", "dim"), f"into {b['environment']} from attempt {b['attempt_id']}")
+            line(13, f"{b['at']:%Y-%m-%d %H:%M:%S}, run {b['flow_run_id']}")
+    if "partitions" in found and not found["partitions"]:
+        line(0, "No raw partition of this time is in the ledger.")
 
 
 def seconds(stages: Mapping[str, float]) -> None:

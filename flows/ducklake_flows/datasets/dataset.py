@@ -68,6 +68,15 @@ class Strays(Protocol):
         ...
 
 
+@runtime_checkable
+class Named(Protocol):
+    """A source that can name what it reads for a partition."""
+
+    def origin(self, partition: Partition) -> str:
+        """The partition's file, pattern of files, URL or table. Nothing is read to find it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Everything that the pipeline knows about one dataset.
@@ -214,6 +223,13 @@ class Dataset:
         if isinstance(self.source, Source):
             return dict(self.source.versions(partitions))
         return {p.key: "" for p in partitions}
+
+    def origin(self, partition: Partition) -> str:
+        """What a partition is read from: the source's file or URL, or its function and the module that defines it."""
+        if isinstance(self.source, Named):
+            return self.source.origin(partition)
+        named = self.source if callable(self.source) and hasattr(self.source, "__qualname__") else type(self.source)
+        return f"{named.__module__.rpartition('.')[2]}.py: {named.__qualname__}"
 
     def read(self, partition: Partition, known: Mapping[str, str] | None = None) -> Rows:
         """Read one partition from the source; raises what the source raises."""

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ducklake_flows.errors import LakeError, NoSource, Rejected, SourceError
+from ducklake_flows.errors import LakeError, NoSource, Rejected, SourceError, redacted
 from ducklake_flows.staging.receipt import Failure, Outcome, Receipt
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def outcome_of(dataset: Dataset, attempt: Attempt) -> Outcome:
         profile=attempt.profile,
         source_values=dict(attempt.given),
         values=attempt.staged,
+        source=redacted(dataset.origin(attempt.partition)),
     )
 
 
@@ -54,6 +55,7 @@ def _failure(dataset: Dataset, attempt: Attempt, error: Exception) -> Failure:
         attempt.source_version,
         attempt.seconds,
         attempt.profile,
+        error.fix if isinstance(error, LakeError) else "",
     )
 
 

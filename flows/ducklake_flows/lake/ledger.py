@@ -228,6 +228,7 @@ def receipt_row(receipt: Receipt) -> dict[str, Any]:
         "restores": receipt.restores or None,
         "profile": receipt.profile,
         "confirmed_by": None,
+        "source": receipt.source,
     }
 
 

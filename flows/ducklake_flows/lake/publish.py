@@ -299,7 +299,7 @@ class Publisher:
                 there = tables.get(dataset.table, {})
                 way = fit(con, self._settings, dataset, there, outcome, evolved.refused)
             except Rejected as error:
-                failure = _failed(outcome, "rejected", error.message)
+                failure = replace(_failed(outcome, "rejected", error.message), fix=error.fix)
                 result.failures.append(failure)
                 rows.append(ledger.failure_row(failure))
                 continue
@@ -323,6 +323,8 @@ class Publisher:
         in_gate = (time.monotonic() - self._began) / max(len(group), 1)
         for row in rows:
             row["profile"] = _json({**row["profile"], "gate": in_gate})
+            if "source" not in tables["ops.ledger"]:
+                row.pop("source", None)  # a lake of an older release, before `lake init`
         if rows:
             self._record(con, rows, token, _message(result))
         return result, token, rows

@@ -1,4 +1,4 @@
-"""The summary of an ingest run: as plain values, as artifacts of the Prefect UI, and as an error text."""
+"""The summary of an ingest run: as plain values, and as an error text."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
-
+from ducklake_flows.report import causes
+from ducklake_flows.report.words import count
 from ducklake_flows.staging.receipt import Failure, Outcome, Receipt
 from ducklake_flows.states import State
 
@@ -85,6 +85,11 @@ class Summary:
         return [out for out in self.left_out if out.is_fault]
 
     @property
+    def causes(self) -> list[causes.Cause]:
+        """The failed partitions, grouped by cause."""
+        return causes.causes(causes.Failed(f.dataset, f.partition, f.state, f.error, f.fix) for f in self.failed)
+
+    @property
     def rows(self) -> int:
         """Rows published."""
         return sum(r.rows for r in self.published)
@@ -98,7 +103,11 @@ class Summary:
             "published": len(self.published),
             "unchanged": len(self.unchanged),
             "older": len(self.older),
-            "failed": [{"dataset": f.dataset, "partition": f.partition, "error": f.error} for f in self.failed],
+            "failed": [
+                {"dataset": f.dataset, "partition": f.partition, "error": f.error}
+                for f in sorted(self.failed, key=lambda f: (f.dataset, f.partition))
+            ],
+            "causes": [cause.to_json() for cause in self.causes],
             "no_source": sorted(self.no_source),
             "left_out": [{"dataset": out.dataset, "error": out.error.message} for out in self.left_out],
             "stale": self.stale,
@@ -111,81 +120,20 @@ class Summary:
         }
 
 
-def create_artifacts(summary: Summary) -> None:
-    """Create a run's artifacts in the Prefect UI: a table of its partitions, and a summary."""
-    table = [
-        {
-            "dataset": f.dataset,
-            "partition": f.partition,
-            "state": f.state,
-            "rows": None,
-            "bytes": None,
-            "seconds": round(f.seconds, 3),
-            "error": f.error,
-        }
-        for f in summary.failed
-    ]
-    found = {"published": summary.published, "unchanged": summary.unchanged, "older": summary.older}
-    for state, receipts in found.items():
-        table += [
-            {
-                "dataset": r.dataset,
-                "partition": r.partition,
-                "state": state,
-                "rows": r.rows,
-                "bytes": r.bytes,
-                "seconds": round(r.seconds, 3),
-                "error": "; ".join(r.warnings),
-            }
-            for r in sorted(receipts, key=lambda r: (r.dataset, r.partition))
-        ]
-    if table:
-        create_table_artifact(table, key="partitions-done", description="every partition of this run")
-    lines = [
-        f"## {summary.flow_run}",
-        "" if table or summary.no_source else "Nothing to do.",
-        f"- published: **{len(summary.published)}** partitions, {summary.rows:,} rows, {summary.commits} commits",
-        f"- unchanged: {len(summary.unchanged)}",
-        f"- dropped because a newer attempt is published: {len(summary.older)}",
-        f"- failed: **{len(summary.failed)}**",
-        *(f"    - `{f.dataset} {f.partition}` {f.error}" for f in summary.failed[:20]),
-        f"- no source: {len(summary.no_source)} {', '.join(summary.no_source[:10])}",
-        *(f"- left out: `{out.dataset}` {out.error.message}" for out in summary.left_out),
-        *(f"- {line}" for line in summary.stale),
-        "",
-        "| stage | seconds |",
-        "| --- | ---: |",
-        *(f"| {stage} | {seconds:.1f} |" for stage, seconds in summary.seconds.items()),
-    ]
-    create_markdown_artifact("\n".join(lines), key="ingest-summary", description=summary.flow_run)
-
-
 def failures_text(summary: Summary) -> str:
     """What failed, one line per cause: partitions first, then datasets that could not be planned."""
-    failed, faults = summary.failed, summary.faults
-    causes: dict[tuple[str, str], list[str]] = {}
-    for f in sorted(failed, key=lambda f: (f.dataset, f.partition)):
-        causes.setdefault((f.dataset, f.error), []).append(f.partition)
-    lines = []
-    for (dataset, error), keys in list(causes.items())[:10]:
-        which = keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more"
-        lines.append(f"  {dataset} {which}: {error}")
-    if len(causes) > 10:
-        lines.append(f"  and {len(causes) - 10} more causes; see: lake status")
+    lines = causes.lines(summary.causes)
     counted = []
-    if failed:
-        counted.append(f"{len(failed)} partition{'s' if len(failed) > 1 else ''} failed")
-    if faults:
-        counted.append(f"{len(faults)} dataset{'s' if len(faults) > 1 else ''} could not be planned")
-        lines += [f"  {out.dataset}: {out.error.message}" for out in faults]
+    if summary.failed:
+        counted.append(f"{count(len(summary.failed), 'partition')} failed")
+    if summary.faults:
+        counted.append(f"{count(len(summary.faults), 'dataset')} could not be planned")
+        lines += [f"  {out.dataset}: {out.error.message}" for out in summary.faults]
     return "\n".join([f"{' and '.join(counted)}; all others are published.", *lines])
 
 
 def next_step(summary: Summary) -> str:
-    """The next step after a run with failures: a command that retries them, however the run was started."""
+    """The next step for each cause of a run's failures."""
     if not summary.failed:
         return summary.faults[0].error.fix
-    datasets = dict.fromkeys(f.dataset for f in summary.failed)
-    days = [f"{f.partition}-01"[:10] for f in summary.failed if f.partition != "full"]
-    span = f" --start {min(days)} --end {max(days)}" if days else ""
-    return f"fix the cause, then run: lake backfill {' '.join(datasets)}{span}"
+    return causes.next_steps(summary.causes)

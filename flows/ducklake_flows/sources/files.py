@@ -125,6 +125,10 @@ class Files:
         """The version of every partition that has files: a digest of their names, sizes and modification times."""
         return {key: _version(infos) for key, infos in self._found(partitions, self._landing()).items()}
 
+    def origin(self, partition: Partition) -> str:
+        """The partition's file below the landing zone; the pattern of several files, if it has a ``*``."""
+        return self._spelt(partition)
+
     def unmatched(self, partitions: Sequence[Partition]) -> list[str]:
         """Files in the pattern's folder that belong to no partition, by their paths below the landing zone.
 

@@ -32,6 +32,7 @@ class Receipt:
         values: The same numbers in the staged files.
         supersedes: For a rollback or a repair from a snapshot: the attempt that it replaces. It is refused if another
             one has been published since.
+        source: The file, URL or function that the rows were read from.
     """
 
     dataset: str
@@ -51,6 +52,7 @@ class Receipt:
     source_values: Mapping[str, int] = field(default_factory=dict)
     values: Mapping[str, int] = field(default_factory=dict)
     supersedes: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class Failure:
         source_version: As in the receipt.
         seconds: Time that the worker spent on it.
         profile: As in the receipt.
+        fix: What to do about the error; "" if the error does not say.
     """
 
     dataset: str
@@ -76,6 +79,7 @@ class Failure:
     source_version: str = ""
     seconds: float = 0.0
     profile: Mapping[str, float] = field(default_factory=dict)
+    fix: str = ""
 
 
 Outcome = Receipt | Failure

@@ -1,0 +1,179 @@
+"""What the ledger and the catalog say about the past: runs, growth, stages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ducklake_flows.lake.connect import literal, rows
+from ducklake_flows.lake.schema import table_columns
+from ducklake_flows.settings import LAKE
+from ducklake_flows.states import PUBLISHED, RETYPED
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+_PUBLISHED = str(tuple(state.value for state in PUBLISHED))
+
+
+def runs(con: DuckDBPyConnection, dataset: str | None = None, limit: int = 10) -> list[dict[str, Any]]:
+    """The latest runs that wrote to the ledger, newest first.
+
+    Args:
+        con: A connection with the lake attached.
+        dataset: Only this dataset; None means all.
+        limit: Maximum runs.
+
+    Returns:
+        For each run: ``flow_run_id``, ``at`` (its last commit), ``published``, ``failed``, ``rows``, ``bytes``, and
+        ``seconds`` (that workers spent on its partitions).
+    """
+    where = f"AND dataset = {literal(dataset)}" if dataset is not None else ""
+    return rows(
+        con,
+        f"""SELECT flow_run_id, max(recorded_at) AS at,
+                   count(*) FILTER (state IN {_PUBLISHED}) AS published,
+                   count(*) FILTER (state NOT IN {_PUBLISHED}) AS failed,
+                   coalesce(sum(rows_published) FILTER (state IN {_PUBLISHED}), 0)::BIGINT AS rows,
+                   coalesce(sum(bytes) FILTER (state IN {_PUBLISHED}), 0)::BIGINT AS bytes,
+                   coalesce(sum(seconds), 0)::DOUBLE AS seconds
+            FROM {LAKE}.ops.ledger WHERE state <> '{RETYPED}' {where}
+            GROUP BY flow_run_id ORDER BY max(token) DESC LIMIT {limit}""",
+    )
+
+
+def run_totals(con: DuckDBPyConnection, flow_run_id: str) -> list[dict[str, Any]]:
+    """What one run wrote to the ledger, by dataset: ``published``, ``failed``, ``rows``, ``bytes``, ``files``."""
+    return rows(
+        con,
+        f"""SELECT dataset, count(*) FILTER (state IN {_PUBLISHED}) AS published,
+                   count(*) FILTER (state NOT IN {_PUBLISHED}) AS failed,
+                   coalesce(sum(rows_published) FILTER (state IN {_PUBLISHED}), 0)::BIGINT AS rows,
+                   coalesce(sum(bytes) FILTER (state IN {_PUBLISHED}), 0)::BIGINT AS bytes,
+                   coalesce(sum(files) FILTER (state IN {_PUBLISHED}), 0)::BIGINT AS files
+            FROM {LAKE}.ops.ledger WHERE flow_run_id = {literal(flow_run_id)} AND state <> '{RETYPED}'
+            GROUP BY dataset ORDER BY dataset""",
+    )
+
+
+def failures(con: DuckDBPyConnection, limit: int = 500) -> list[dict[str, Any]]:
+    """The latest failed attempts, newest first, also of partitions that are published since.
+
+    Returns:
+        For each: ``dataset``, ``partition``, ``state``, ``error``, ``at``, ``flow_run_id``, and ``fixed``: whether a
+        later attempt at the partition was published.
+    """
+    return rows(
+        con,
+        f"""SELECT dataset, partition, state, error, recorded_at AS at, flow_run_id, fixed FROM (
+                SELECT *, max(token) FILTER (state IN {_PUBLISHED}) OVER (PARTITION BY dataset, partition) > token
+                          IS TRUE AS fixed
+                FROM {LAKE}.ops.ledger
+            ) WHERE state NOT IN {_PUBLISHED} AND state <> '{RETYPED}'
+            ORDER BY token DESC, dataset, partition LIMIT {limit}""",
+    )
+
+
+def growth(con: DuckDBPyConnection, limit: int = 90) -> list[dict[str, Any]]:
+    """Rows and bytes in the raw tables at the end of each of the last days (UTC) with a publish, oldest first."""
+    return rows(
+        con,
+        f"""WITH changes AS (
+                SELECT (recorded_at AT TIME ZONE 'UTC')::DATE AS day, rows_published, bytes,
+                       lag(rows_published) OVER one AS rows_before, lag(bytes) OVER one AS bytes_before
+                FROM {LAKE}.ops.ledger WHERE state IN {_PUBLISHED}
+                WINDOW one AS (PARTITION BY dataset, partition ORDER BY token)
+            ), days AS (
+                SELECT day, sum(rows_published - coalesce(rows_before, 0)) AS rows,
+                       sum(bytes - coalesce(bytes_before, 0)) AS bytes
+                FROM changes GROUP BY day
+            )
+            SELECT * FROM (
+                SELECT day, sum(rows) OVER (ORDER BY day)::BIGINT AS rows,
+                       sum(bytes) OVER (ORDER BY day)::BIGINT AS bytes
+                FROM days ORDER BY day DESC LIMIT {limit}
+            ) ORDER BY day""",
+    )
+
+
+def stages(con: DuckDBPyConnection, since: str = "") -> list[dict[str, Any]]:
+    """Seconds by dataset and stage, summed over the ledger's rows: ``dataset``, ``stage``, ``seconds``, ``count``.
+
+    Args:
+        con: A connection with the lake attached.
+        since: Only rows recorded at or after this time, as ISO text; "" means all.
+    """
+    where = f"AND recorded_at >= {literal(since)}::TIMESTAMPTZ" if since else ""
+    return rows(
+        con,
+        f"""SELECT dataset, stage, sum(json_extract(profile, '$."' || stage || '"')::DOUBLE) AS seconds,
+                   count(*) AS count
+            FROM (SELECT dataset, profile, unnest(json_keys(profile)) AS stage
+                  FROM {LAKE}.ops.ledger WHERE profile IS NOT NULL {where})
+            GROUP BY ALL ORDER BY ALL""",
+    )
+
+
+def attempt_counts(con: DuckDBPyConnection) -> list[tuple[str, str, int]]:
+    """Number of attempts in the ledger by dataset and state, since the lake exists."""
+    return con.execute(
+        f"SELECT dataset, state, count(*) FROM {LAKE}.ops.ledger WHERE state <> '{RETYPED}' GROUP BY ALL ORDER BY ALL"
+    ).fetchall()
+
+
+def attempts(con: DuckDBPyConnection, dataset: str, partition: str) -> list[dict[str, Any]]:
+    """The ledger rows of the partitions that overlap a partition key of any grain, oldest first.
+
+    Returns:
+        For each row: ``partition``, ``attempt_id``, ``state``, ``rows``, ``bytes``, ``fingerprint``, ``source``,
+        ``source_version``, ``error``, ``restores``, ``flow_run_id``, ``at``, and ``snapshot_id`` (None if it has
+        expired). ``source`` is None in rows of older releases.
+    """
+    ledger = table_columns(con)["ops.ledger"]
+    return rows(
+        con,
+        f"""SELECT partition, attempt_id, state, rows_published AS rows, bytes, fingerprint,
+                   {"source" if "source" in ledger else "NULL"} AS source, source_version, error, restores,
+                   flow_run_id, recorded_at AS at, committed_in AS snapshot_id
+            FROM {LAKE}.ops.ledger LEFT JOIN (
+                SELECT (commit_extra_info->>'token')::BIGINT AS token, max(snapshot_id) AS committed_in
+                FROM {LAKE}.snapshots() WHERE commit_extra_info->>'token' IS NOT NULL GROUP BY ALL
+            ) USING (token)
+            WHERE dataset = {literal(dataset)} AND state <> '{RETYPED}' AND {_overlaps(partition)}
+            ORDER BY partition, token""",
+    )
+
+
+def builds(con: DuckDBPyConnection, dataset: str, partition: str) -> list[dict[str, Any]]:
+    """The latest builds from the partitions that overlap a partition key: one per partition and environment.
+
+    Returns:
+        For each: ``partition``, ``environment``, ``attempt_id``, ``flow_run_id`` and ``at``.
+    """
+    return rows(
+        con,
+        f"""SELECT partition, environment, arg_max(attempt_id, token) AS attempt_id,
+                   arg_max(flow_run_id, token) AS flow_run_id, max(recorded_at) AS at
+            FROM {LAKE}.ops.builds WHERE dataset = {literal(dataset)} AND {_overlaps(partition)}
+            GROUP BY ALL ORDER BY ALL""",
+    )
+
+
+def files(con: DuckDBPyConnection, table: str) -> list[str]:
+    """Paths of the current data files of a raw table."""
+    found = con.execute(f"SELECT data_file FROM ducklake_list_files('{LAKE}', {literal(table)}, schema => 'raw')")
+    return sorted(path for (path,) in found.fetchall())
+
+
+def _overlaps(partition: str) -> str:
+    """A condition on ``partition``. A key of a coarser grain is a prefix of the keys of finer ones."""
+    key = literal(partition)
+    return f"(starts_with(partition, {key}) OR starts_with({key}, partition) OR partition = 'full')"
+
+
+def size(con: DuckDBPyConnection) -> dict[str, int]:
+    """The catalog's size: ``snapshots``, ``tables``, ``files`` and ``bytes`` (of the current data files)."""
+    tables, files, size_bytes = con.execute(
+        f"SELECT count(*), coalesce(sum(file_count), 0), coalesce(sum(file_size_bytes), 0) FROM {LAKE}.table_info()"
+    ).fetchall()[0]
+    ((snapshots,),) = con.execute(f"SELECT count(*) FROM {LAKE}.snapshots()").fetchall()
+    return {"snapshots": int(snapshots), "tables": int(tables), "files": int(files), "bytes": int(size_bytes)}

@@ -1,0 +1,92 @@
+"""Column lineage of the models, from SQLMesh: which columns of which tables a column is computed from."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlmesh.core.console import NoopConsole, set_console
+from sqlmesh.core.context import Context
+from sqlmesh.core.lineage import column_dependencies
+from sqlmesh.utils.errors import SQLMeshError
+
+from ducklake_flows.errors import BadInput
+from ducklake_flows.settings import LAKE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlmesh.core.model import Model
+
+    from ducklake_flows.settings import Settings
+
+
+@dataclass(frozen=True)
+class Step:
+    """One table of a lineage.
+
+    Args:
+        table: Schema and name.
+        columns: For each column: the columns that it is computed from, as ``schema.table.column``.
+        rows_from: The tables whose rows it is built from: those in FROM and JOIN.
+    """
+
+    table: str
+    columns: Mapping[str, Sequence[str]]
+    rows_from: Sequence[str]
+
+
+def trace(settings: Settings, table: str, column: str | None = None) -> list[Step]:
+    """The lineage of a table or one of its columns, from the table down to the raw tables.
+
+    Args:
+        settings: Where the lake and the models are.
+        table: Schema and name of a model or a raw table.
+        column: One column; None means all.
+
+    Raises:
+        BadInput: there is no folder of models, or no such model or column.
+    """
+    if settings.models is None or not settings.models.is_dir():
+        raise BadInput("There is no folder of models.", "correct `models` in pyproject.toml (or LAKE_MODELS)")
+    if settings.project is not None:
+        # Otherwise SQLMesh's loader takes the project above the folder of models, which may be another one.
+        os.environ["LAKE_PROJECT"] = str(settings.project)
+    set_console(NoopConsole())
+    try:
+        context = Context(paths=[str(settings.models)])
+    except SQLMeshError as error:
+        raise BadInput(f"The models cannot be loaded: {' '.join(str(error).split())[:400]}", "lake transform") from None
+    known = {_name(model.fqn): model for model in context.models.values()}
+    if table not in known:
+        raise BadInput(f"There is no model {table!r}.", f"choose from {', '.join(sorted(known))}")
+    there = list(known[table].columns_to_types_or_raise)
+    if column is not None and column not in there:
+        raise BadInput(f"{table} has no column {column!r}.", f"choose from {', '.join(there)}")
+    wanted: dict[str, set[str]] = {table: {column} if column is not None else set(there)}
+    steps = []
+    # A table comes after all tables that read it, so that all its wanted columns are known.
+    for name in reversed([_name(fqn) for fqn in context.dag.sorted]):
+        if name in wanted and name in known:
+            order = list(known[name].columns_to_types or wanted[name])
+            step = _step(context, known[name], sorted(wanted[name], key=order.index))
+            steps.append(step)
+            for parent in step.rows_from:
+                wanted.setdefault(parent, set())
+            for source in (source for found in step.columns.values() for source in found):
+                parent, _, part = source.rpartition(".")
+                wanted.setdefault(parent, set()).add(part)
+    return steps
+
+
+def _step(context: Context, model: Model, columns: Sequence[str]) -> Step:
+    found: dict[str, list[str]] = {}
+    for column in columns:
+        parents = {} if model.kind.is_external else column_dependencies(context, model.fqn, column)
+        found[column] = sorted(f"{_name(table)}.{part}" for table, parts in parents.items() for part in parts)
+    return Step(_name(model.fqn), found, sorted(map(_name, model.depends_on or ())))
+
+
+def _name(fqn: str) -> str:
+    return fqn.replace('"', "").removeprefix(f"{LAKE}.")

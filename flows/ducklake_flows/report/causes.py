@@ -1,0 +1,202 @@
+"""Failures grouped by cause: errors that differ only in file names, days, positions or values are one cause."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ducklake_flows.report.words import count, ranges, spans
+from ducklake_flows.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ducklake_flows.plan import Planned
+
+SHOWN = 10
+"""Maximum causes that a text lists."""
+
+VARIES = "…"
+"""Stands for a part of the errors that differs from partition to partition."""
+
+_VARYING = re.compile(
+    r"""
+    \w+://[^\s,;'")]+                                                      # a URL
+    | [^\s:,;'"()]*\.(?:csv|tsv|txt|jsonl?|ndjson|parquet|xlsx?|gz|zip|zst|bz2)\b(?:\.\w+)*   # a file's name
+    | (?<![\w.])/[^\s:,;'"()]+                                             # an absolute path
+    | \d{4}-\d\d(?:-\d\d(?:[T\ ]\d\d(?::\d\d(?::\d\d(?:\.\d+)?)?)?(?:Z|[+-]\d\d:?\d\d)?)?)?   # a month, day or time
+    | \b(?=[0-9a-f-]*\d)[0-9a-f]{8}[0-9a-f-]*\b                            # an id
+    # A number, but not the digits of a name, a type or an HTTP status.
+    | (?<![\w(.,])(?<!HTTP\ )(?<!status\ )(?<!code\ )(?<!Errno\ )(?!\d{3}\ [A-Z])[+-]?\d[\d.,_]*(?<![.,])(?![\w])
+    """,
+    re.VERBOSE,
+)
+_VARYING_OR_VALUE = re.compile(rf"'(?:[^'\\]|\\.)*'|\"[^\"]*\"|{_VARYING.pattern}", re.VERBOSE)
+"""Also values as errors quote them, for errors that name a line or row: elsewhere a quoted text may be a name."""
+
+_PLACE = re.compile(r"\b(?:line|row|record) \d", re.IGNORECASE)
+
+_AGAIN = "run the same command again"
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """One failed partition.
+
+    Args:
+        dataset: The dataset's key.
+        partition: The partition's key.
+        state: ``failed`` or ``rejected``.
+        error: The error, in one line.
+        fix: What the error says to do; "" if it says nothing.
+    """
+
+    dataset: str
+    partition: str
+    state: str
+    error: str
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Partitions of a dataset that failed for the same reason.
+
+    Args:
+        dataset: The dataset's key.
+        state: ``failed`` or ``rejected``.
+        partitions: Keys of the partitions, sorted.
+        text: The error, with `VARIES` where the partitions' errors differ.
+        example: The first partition's error in full.
+        fix: What the error says to do; "" if it says nothing.
+        of: Failed partitions of the dataset, all causes together.
+    """
+
+    dataset: str
+    state: str
+    partitions: tuple[str, ...]
+    text: str
+    example: str
+    fix: str
+    of: int
+
+    @property
+    def line(self) -> str:
+        """The cause in one line: ``flights: 38 of 40: wrong header: lacks tailnum (2013-03-01..04-07)``."""
+        number = len(self.partitions)
+        if number == 1:
+            return f"{self.dataset} {self.partitions[0]}: {self.example}"
+        many = f"all {number}" if number == self.of else f"{number} of {self.of}"
+        return f"{self.dataset}: {many}: {self.text} ({ranges(spans(self.partitions))})"
+
+    @property
+    def varies(self) -> bool:
+        """Whether the text leaves something out that only an example shows."""
+        return len(self.partitions) > 1 and VARIES in self.text
+
+    @property
+    def command(self) -> str:
+        """The command that runs the partitions again; failed ones are in the default mode."""
+        first, last = self.partitions[0], self.partitions[-1]
+        if first == "full":
+            return f"lake backfill {self.dataset}"
+        return f"lake backfill {self.dataset} --start {_day(first)} --end {_day(last)}"
+
+    @property
+    def next_step(self) -> str:
+        """How to go on: what to correct, and the command that then retries the partitions."""
+        if self.fix == _AGAIN:
+            return self.command
+        return f"{self.fix or 'fix the cause'}, then: {self.command}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The cause as plain values; ranges are lists of first and last key."""
+        return {
+            "dataset": self.dataset,
+            "state": self.state,
+            "failed": len(self.partitions),
+            "of": self.of,
+            "cause": self.text,
+            "example": {"partition": self.partitions[0], "error": self.example},
+            "ranges": [list(span) for span in spans(self.partitions)],
+            "next": self.next_step,
+        }
+
+
+def causes(failures: Iterable[Failed]) -> list[Cause]:
+    """Group failures by dataset and cause: the most frequent cause of each dataset first."""
+    ordered = sorted(set(failures), key=lambda f: (f.dataset, f.partition))
+    totals: dict[str, int] = {}
+    groups: dict[tuple[str, str, str], list[tuple[Failed, list[str]]]] = {}
+    for failure in ordered:
+        totals[failure.dataset] = totals.get(failure.dataset, 0) + 1
+        parts = _parts(failure.error)
+        groups.setdefault((failure.dataset, failure.state, "\0".join(parts[::2])), []).append((failure, parts))
+    found = [_cause(group, totals[group[0][0].dataset]) for group in groups.values()]
+    return sorted(found, key=lambda c: (c.dataset, -len(c.partitions), c.partitions[0]))
+
+
+def failures(planned: Iterable[Planned]) -> list[Cause]:
+    """The failed partitions of a plan, grouped by cause."""
+    failed = (p for p in planned if p.state in (State.failed, State.rejected))
+    return causes(Failed(p.dataset, p.partition, p.state.value, p.why) for p in failed)
+
+
+def lines(found: Sequence[Cause], indent: str = "  ") -> list[str]:
+    """Causes as lines for people: one for each of the first `SHOWN`, with an example where the errors differ."""
+    told = []
+    for cause in found[:SHOWN]:
+        told.append(f"{indent}{cause.line}")
+        if cause.varies:
+            told.append(f"{indent}    such as {cause.partitions[0]}: {cause.example}")
+    if len(found) > SHOWN:
+        told.append(f"{indent}and {count(len(found) - SHOWN, 'more cause')}; see: lake status")
+    return told
+
+
+def steps(found: Sequence[Cause]) -> list[str]:
+    """What to do about the causes, each step once; at most `SHOWN`."""
+    told = list(dict.fromkeys(cause.next_step for cause in found))
+    more = [f"and {count(len(told) - SHOWN, 'more step')}; see: lake status"] if len(told) > SHOWN else []
+    return told[:SHOWN] + more
+
+
+def next_steps(found: Sequence[Cause]) -> str:
+    """What to do about the causes as one text: one step, or a line for each."""
+    told = steps(found)
+    return told[0] if len(told) == 1 else "\n  ".join(["one step for each cause:", *told])
+
+
+def _cause(group: Sequence[tuple[Failed, Sequence[str]]], of: int) -> Cause:
+    first = group[0][0]
+    fixes = {failure.fix for failure, _ in group}
+    return Cause(
+        first.dataset,
+        first.state,
+        tuple(failure.partition for failure, _ in group),
+        _common([parts for _, parts in group]),
+        first.error,
+        first.fix if len(fixes) == 1 else "",
+        of,
+    )
+
+
+def _parts(error: str) -> list[str]:
+    """The error cut into fixed parts (at even positions) and parts that vary (at odd ones)."""
+    pattern = _VARYING_OR_VALUE if _PLACE.search(error) else _VARYING
+    parts, end = [], 0
+    for match in pattern.finditer(error):
+        parts += [error[end : match.start()], match[0]]
+        end = match.end()
+    return [*parts, error[end:]]
+
+
+def _common(errors: Sequence[Sequence[str]]) -> str:
+    """The text that the errors share. A place that differs at its start, such as a file and a line, is left out."""
+    text = "".join(parts[0] if len(set(parts)) == 1 else VARIES for parts in zip(*errors, strict=True))
+    return re.sub(rf"^(?:{VARIES}:? +)?(?:(?:line|row|record) {VARIES}:? +)?", "", text)
+
+
+def _day(key: str) -> str:
+    return f"{key}-01" if len(key) == len("2013-01") else key[: len("2013-01-01")]

@@ -1,0 +1,134 @@
+"""The partition grid: one mark per partition, or per day, week, month or year of a long range."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import date
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from ducklake_flows.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+PARTLY = "published in part"
+"""State of a mark for several partitions: some are published, and the source has no data for the others."""
+
+UNITS = ("hour", "day", "week", "month", "year")
+"""What a mark may stand for, from fine to coarse."""
+
+TERMINAL_LINES = dict.fromkeys(UNITS, 60)
+"""Maximum lines of a grid in a terminal, by unit."""
+
+PICTURE_LINES = {**TERMINAL_LINES, "hour": 31, "day": 72}
+"""Maximum lines of a grid in a picture, by unit: a month of hours, six years of days."""
+
+_LENGTHS = {len("2013-01-05T07"): "hour", len("2013-01-05"): "day", len("2013-01"): "month"}
+"""The unit of a dataset's partitions, by the length of their keys."""
+
+_WIDTHS = {"hour": 24, "day": 31, "week": 53, "month": 12, "year": 1}
+"""Marks in a line: a line is a day, a month, or a year."""
+
+_NEEDS_A_LOOK: tuple[str, ...] = (
+    *(State.failed, State.rejected, State.stale, State.missing),
+    *(State.rolled_back, PARTLY, State.published, State.no_source),
+)
+"""A mark for several partitions shows the first of these states that any of them is in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One mark of a grid.
+
+    Args:
+        line: Label of its line.
+        position: Its place in the line, from 0.
+        label: What it stands for: a partition's key, or a day, a week, a month or a year.
+        state: The most severe state of its partitions.
+        counts: Number of its partitions in each state.
+    """
+
+    line: str
+    position: int
+    label: str
+    state: str
+    counts: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The marks of one dataset, in order.
+
+    Args:
+        unit: What a mark stands for; "full" for a dataset of one partition.
+        marks: The marks. A place without one has no partition.
+    """
+
+    unit: str
+    marks: tuple[Mark, ...]
+
+    @property
+    def lines(self) -> dict[str, list[str | None]]:
+        """State of each place by line label; None where there is no partition."""
+        found: dict[str, list[str | None]] = {}
+        for mark in self.marks:
+            line = found.setdefault(mark.line, [])
+            line += [None] * (mark.position - len(line))
+            line.append(mark.state)
+        return found
+
+
+def make_grid(
+    partitions: Sequence[tuple[str, str]],
+    unit: str | None = None,
+    max_lines: Mapping[str, int] = PICTURE_LINES,
+    max_width: int = 53,
+) -> Grid:
+    """Arrange partitions as a grid.
+
+    Args:
+        partitions: Key and state of each partition, in order of the keys.
+        unit: What a mark stands for, or something coarser if the partitions are; None: the finest unit that fits.
+        max_lines: Maximum lines by unit, if no unit is given. A line is a day (of hours), a month (of days) or a year.
+        max_width: Maximum marks in a line, if no unit is given.
+    """
+    finest = _LENGTHS.get(len(partitions[0][0])) if partitions else None
+    if finest is None:
+        return Grid("full", tuple(Mark(key, 0, key, state, ((state, 1),)) for key, state in partitions))
+    units = UNITS[UNITS.index(finest) :]
+    if unit is not None:
+        return _grid(partitions, unit if unit in units else finest)
+    lines = {u: len({_place(key, u)[0] for key in (k for k, _ in partitions)}) for u in units}
+    fitting = (u for u in units if lines[u] <= max_lines[u] and _WIDTHS[u] <= max_width)
+    return _grid(partitions, next(fitting, units[-1]))
+
+
+def _grid(partitions: Iterable[tuple[str, str]], unit: str) -> Grid:
+    marks = []
+    for (line, position, label), group in groupby(partitions, key=lambda p: _place(p[0], unit)):
+        counts = Counter(state for _, state in group)
+        marks.append(Mark(line, position, label, together(set(counts)), tuple(sorted(counts.items()))))
+    return Grid(unit, tuple(marks))
+
+
+def together(states: set[str]) -> str:
+    """The state shown for several partitions."""
+    if states == {State.published, State.no_source}:
+        return PARTLY
+    return min(states, key=_NEEDS_A_LOOK.index)
+
+
+def _place(key: str, unit: str) -> tuple[str, int, str]:
+    """Line, position and label of the mark that a partition belongs to."""
+    if unit == "hour":
+        return key[:10], int(key[11:13]), key
+    if unit == "day":
+        return key[:7], int(key[8:10]) - 1, key[:10]
+    if unit == "week":
+        year, week, _ = date.fromisoformat(f"{key}-01"[:10]).isocalendar()
+        return str(year), week - 1, f"{year}-W{week:02}"
+    if unit == "month":
+        return key[:4], int(key[5:7]) - 1, key[:7]
+    return key[:4], 0, key[:4]

@@ -1,0 +1,117 @@
+"""`lake lineage`: from a value in gold to columns, models, raw partitions, attempts, source, files, snapshots, runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from ducklake_flows.datasets.partitions import Grain, Partition, parse_partition
+from ducklake_flows.errors import BadInput
+from ducklake_flows.lake import history
+from ducklake_flows.lake.connect import connected
+from ducklake_flows.project import all_datasets
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from duckdb import DuckDBPyConnection
+
+    from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.settings import Settings
+
+
+def lineage(settings: Settings, target: str, partition: str | None = None) -> dict[str, Any]:
+    """Where the values of a table or column come from.
+
+    Args:
+        settings: Where the lake and its models are.
+        target: ``schema.table`` or ``schema.table.column``.
+        partition: Also the raw partitions that overlap this hour, day or month, and those of grain ``full``.
+
+    Returns:
+        ``table``, ``column``, ``steps`` (each with ``table``, ``columns`` and ``rows_from``), and with a partition
+        ``partitions`` (each with ``dataset``, ``partition``, ``attempts``, ``files`` and ``builds``).
+
+    Raises:
+        BadInput: the target is no table or column, or the partition is none of any grain.
+        NotInitialised: there is no lake yet.
+    """
+    names = target.split(".")
+    if len(names) not in (2, 3) or not all(names):
+        raise BadInput(f"{target!r} is no table or column.", "write it like this: gold.TABLE or gold.TABLE.COLUMN")
+    if partition is not None:
+        _check(partition)
+    from ducklake_flows.models.lineage import trace
+
+    steps = trace(settings, ".".join(names[:2]), names[2] if len(names) == 3 else None)
+    found: dict[str, Any] = {
+        "table": ".".join(names[:2]),
+        "column": names[2] if len(names) == 3 else None,
+        "steps": [
+            {
+                "table": step.table,
+                "columns": {name: list(sources) for name, sources in step.columns.items()},
+                "rows_from": list(step.rows_from),
+            }
+            for step in steps
+        ],
+    }
+    if partition is not None:
+        datasets = all_datasets()
+        raw = [step.table.removeprefix("raw.") for step in steps if step.table.startswith("raw.")]
+        with connected(settings, read_only=True) as con:
+            found["partitions"] = [
+                one for key in raw if key in datasets for one in _partitions(con, datasets[key], partition)
+            ]
+    return found
+
+
+def _partitions(con: DuckDBPyConnection, dataset: Dataset, partition: str) -> list[dict[str, Any]]:
+    """The partitions of a dataset that overlap a key, each with its attempts, current files and latest builds."""
+    attempts = history.attempts(con, dataset.key, partition)
+    if not attempts:
+        return []
+    builds = history.builds(con, dataset.key, partition)
+    files = history.files(con, dataset.key)
+    return [
+        {
+            "dataset": dataset.key,
+            "partition": key,
+            "attempts": _of(key, attempts),
+            "files": [path for path in files if _folder(dataset, key) in path],
+            "builds": _of(key, builds),
+        }
+        for key in dict.fromkeys(row["partition"] for row in attempts)
+    ]
+
+
+def _of(key: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, value in row.items() if name != "partition"} for row in rows if row["partition"] == key
+    ]
+
+
+def _folder(dataset: Dataset, key: str) -> str:
+    """The part of a path that all files of a partition have."""
+    if dataset.partition_column is None:
+        return f"raw/{dataset.key}/"
+    value = Partition(key, dataset.grain).value
+    return f"raw/{dataset.key}/{dataset.partition_column}={quote(value, safe='-')}/"
+
+
+def _check(partition: str) -> None:
+    """Check that a key is a partition of some grain.
+
+    Raises:
+        BadInput: it is not.
+    """
+    for grain in Grain:
+        try:
+            parse_partition(partition, grain)
+        except BadInput:
+            continue
+        return
+    raise BadInput(
+        f"--partition {partition!r} is no hour, day or month.",
+        "write it like this: 2013-01-05, 2013-01 or 2013-01-05T07",
+    )

@@ -1,0 +1,55 @@
+"""Counts and ranges in words: ``1 row``, ``2 rows``, ``2013-03-01..04-07``."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_HOUR, _DAY, _MONTH = (len(key) for key in ("2013-01-05T07", "2013-01-05", "2013-01"))
+
+SHOWN = 5
+"""Maximum ranges that a text names."""
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun, in the singular or plural: ``1 row``, ``1,204 rows``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def spans(keys: Iterable[str]) -> list[tuple[str, str]]:
+    """Contiguous ranges of partition keys: the first and last key of each, in order."""
+    found: list[tuple[str, str]] = []
+    for key in sorted(set(keys)):
+        if found and following(found[-1][1]) == key:
+            found[-1] = (found[-1][0], key)
+        else:
+            found.append((key, key))
+    return found
+
+
+def following(key: str) -> str:
+    """The key of the next partition of the same grain; "" for ``full``."""
+    if len(key) == _MONTH:
+        year, month = int(key[:4]), int(key[5:])
+        return f"{year + month // 12}-{month % 12 + 1:02}"
+    if len(key) not in (_DAY, _HOUR):
+        return ""
+    step = timedelta(days=1) if len(key) == _DAY else timedelta(hours=1)
+    return (datetime.fromisoformat(key) + step).isoformat()[: len(key)]
+
+
+def span_text(first: str, last: str) -> str:
+    """A range of keys; the end omits the part that it shares with the start: ``2013-03-01..04-07``."""
+    if first == last:
+        return first
+    shared = next((n for n in (_DAY, len("2013-01-"), len("2013-")) if n < len(first) and first[:n] == last[:n]), 0)
+    return f"{first}..{last[shared:]}"
+
+
+def ranges(found: Sequence[tuple[str, str]]) -> str:
+    """Ranges as one text; at most `SHOWN` are named."""
+    more = f" and {count(len(found) - SHOWN, 'more range')}" if len(found) > SHOWN else ""
+    return ", ".join(span_text(*span) for span in found[:SHOWN]) + more
