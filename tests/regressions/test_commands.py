@@ -23,7 +23,7 @@ from ducklake_flows.errors import BadInput, CatalogError, LakeError, SourceError
 from ducklake_flows.lake.connect import connected
 from ducklake_flows.lake.query import query
 from ducklake_flows.lake.schema import bootstrap
-from ducklake_flows.lake.verify import verify
+from ducklake_flows.lake.verify import Finding, verify
 from ducklake_flows.orchestration.extraction import lost_because
 from ducklake_flows.plan import Planned, make_plan, plan_each, stale_left, strays
 from ducklake_flows.project import all_datasets, broken_datasets, get_dataset, get_datasets
@@ -378,6 +378,18 @@ def test_markup_in_values_is_printed_literally(shown: Callable[[], str], monkeyp
     show.ingested(summary)
     assert shown().count(odd) == 9
     assert Console(file=io.StringIO()).render_str("[red]x").plain == "x", "Rich's own default"
+
+
+def test_findings_are_grouped_and_end_with_the_commands_that_repair_them(shown: Callable[[], str]) -> None:
+    rows = [Finding("error", "rows", f"readings {n}", "has 0 rows") for n in range(5)]
+    show.verified([*rows, Finding("note", "models", "readings", "2 are newer", "lake transform")])
+    assert shown().splitlines() == [
+        *(f"error: readings {n}: has 0 rows (rows)" for n in range(3)),
+        "error: 2 more of this kind (rows); --json lists all",
+        "note: readings: 2 are newer (models)",
+        "next:  lake repair  (rows)",
+        "next:  lake transform  (models)",
+    ]
 
 
 def test_query_results_are_not_truncated(shown: Callable[[], str]) -> None:

@@ -234,7 +234,7 @@ def repaired(summary: Mapping[str, Any]) -> None:
     if summary["dry_run"]:
         console.print(f"{damaged} damaged. Dry run: nothing was changed, and statistics were not checked.")
     elif damaged or changes:
-        console.print(f"{damaged} partitions and files, {count(changes, 'value')} of the catalog repaired.")
+        console.print(f"Repaired: partitions and files: {damaged}; values of the catalog: {changes}.")
     else:
         console.print("Nothing to repair.")
 
