@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import http.client
 import os
+import queue
 import socket
 import sqlite3
 import threading
@@ -110,11 +111,14 @@ def test_the_last_error_names_the_number_of_tries(lake: Lake) -> None:
     def source(partition: Partition) -> Iterator[dict[str, Any]]:
         if partition.key[-1] in "12":
             raise ConnectionResetError(errno.ECONNRESET, "reset by peer")
+        if partition.key[-1] == "3":
+            queue.SimpleQueue[int]().get_nowait()  # the reader's own error for a source that has not answered
         yield {"n": 1}
 
-    assert errors(extract(dataset(source), DAYS, lake.settings)) == dict.fromkeys(
-        (1, 2), "after 3 tries: ConnectionResetError: [Errno 104] reset by peer"
-    )
+    assert errors(extract(dataset(source), DAYS, lake.settings)) == {
+        **dict.fromkeys((1, 2), "after 3 tries: ConnectionResetError: [Errno 104] reset by peer"),
+        3: "Empty: ",
+    }
     (only,) = extract(dataset(source, retries=1), {"2024-01-01": ""}, lake.settings)
     assert isinstance(only, Failure)
     assert only.error == "after 2 tries: ConnectionResetError: [Errno 104] reset by peer"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import ctypes
+import math
 import queue
 import threading
 import time
@@ -59,16 +60,13 @@ class _Thread:
         """Begin a call."""
         self._asked.put(call)
 
-    def answer(self, seconds: float) -> Any:
-        """The result of the call, or its error.
+    def answer(self, seconds: float) -> tuple[Any, BaseException | None]:
+        """The result of the call, and its error.
 
         Raises:
             queue.Empty: the call has not ended within ``seconds``.
         """
-        found, error = self._answers.get(timeout=seconds)
-        if error is not None:
-            raise error
-        return found
+        return self._answers.get(timeout=seconds)
 
     def end(self) -> None:
         """End the thread after its call."""
@@ -121,23 +119,34 @@ class Reader(Generic[T]):
         thread = self._thread
         assert thread is not None  # noqa: S101 - set by the caller
         thread.ask(call)
+        try:
+            found, error = self._answer(thread)
+        except BaseException:
+            self._thread = None
+            thread.abandon()
+            raise
+        if error is not None:
+            raise error
+        return found
+
+    def _answer(self, thread: _Thread) -> tuple[Any, BaseException | None]:
+        """Wait for a thread's answer.
+
+        Raises:
+            SourceTimeout: it has not come in time.
+        """
         began = time.monotonic()
         while True:
-            left = POLL_SECONDS if self._timeout is None else began + self._timeout - time.monotonic()
+            left = math.inf if self._timeout is None else began + self._timeout - time.monotonic()
             try:
                 return thread.answer(min(max(left, 0), POLL_SECONDS))
             except queue.Empty:
-                try:
-                    self._go_on()
-                    if self._timeout is not None and time.monotonic() - began >= self._timeout:
-                        raise SourceTimeout(
-                            f"the source gave nothing for {self._timeout:g} s",
-                            "correct the source, or raise the timeout of the dataset",
-                        )
-                except BaseException:
-                    self._thread = None
-                    thread.abandon()
-                    raise
+                self._go_on()
+            if left <= 0:
+                raise SourceTimeout(
+                    f"the source gave nothing for {self._timeout:g} s",
+                    "correct the source, or raise the timeout of the dataset",
+                )
 
 
 def _next(items: Iterator[T | None]) -> T | None:
