@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import timedelta
 
 import pytest
@@ -110,3 +111,20 @@ def test_staged_files_of_a_killed_run_are_a_note_and_not_an_error(loaded: Lake) 
     loaded.land("readings/2024-01-02.jsonl", [{"id": 1}])
     loaded.extract("readings", "2024-01-02")
     assert [(f.severity, f.check) for f in verify(loaded.settings)] == [("note", "orphans")]
+
+
+def test_publishing_over_a_lost_file_replaces_the_partition(loaded: Lake) -> None:
+    """DuckLake reads a file before it deletes its rows: every publish of the partition failed."""
+    path = loaded.column("SELECT data_file FROM ducklake_list_files('lake', 'readings', schema => 'raw')")[0]
+    relative = path.removeprefix(loaded.data.url)
+    # Arrow deletes the file, then puts a marker in place of its folder. With a marker, the S3 server takes no new file,
+    # and it refuses the marker while the folder has another file.
+    write(loaded.data, f"{relative.rpartition('/')[0]}/other", b"x")
+    with contextlib.suppress(OSError):
+        loaded.data.fs.delete_file(loaded.data.path(relative))
+    (found,) = [f for f in verify(loaded.settings) if f.severity == "error"]
+    assert (found.check, found.subject, found.fix) == ("file exists", f"readings {DAY}", "lake repair")
+    loaded.land(f"readings/{DAY}.jsonl", [{"id": i} for i in range(12)])
+    assert [f.error for f in loaded.load("readings", DAY).failures] == []
+    assert loaded.column("SELECT count(id) FROM raw.readings") == [12]
+    assert loaded.errors() == []
