@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from ducklake_flows.lake.fence import advance_fence
 from ducklake_flows.lake.schema import table_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from ducklake_flows.datasets.dataset import Dataset
@@ -127,6 +128,20 @@ def read_raw(settings: Settings, datasets: Iterable[Dataset]) -> dict[str, Raw]:
     }
 
 
+def is_read(models: Path, dataset: str) -> bool:
+    """Whether a model may read a dataset: its key is a word in a file of the models.
+
+    Textual, so that a change of the models counts at once and SQLMesh is not loaded. It errs on the safe side: the key
+    may stand in a comment, or be the name of a column.
+
+    Args:
+        models: The folder of SQLMesh's project.
+        dataset: The dataset's key.
+    """
+    word = re.compile(rf"(?<![a-z0-9_]){re.escape(dataset)}(?![a-z0-9_])".encode(), re.IGNORECASE)
+    return any(word.search(path.read_bytes()) for path in _files(models))
+
+
 def project_digest(project: Path) -> str:
     """A digest of every file that can change what is built. If it changes, a transform plans again.
 
@@ -134,11 +149,17 @@ def project_digest(project: Path) -> str:
     logs, compiled Python and hidden files do not count.
     """
     digest = hashlib.sha256()
-    for path in sorted(project.rglob("*")):
-        parts = path.relative_to(project).parts
-        if path.is_dir() or parts[0] in ("tests", "logs") or any(p.startswith((".", "__pycache__")) for p in parts):
-            continue
+    for path in _files(project):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(project)}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()[:16]
+
+
+def _files(project: Path) -> Iterator[Path]:
+    """The files that can change what is built, in order."""
+    for path in sorted(project.rglob("*")):
+        parts = path.relative_to(project).parts
+        if path.is_dir() or parts[0] in ("tests", "logs") or any(p.startswith((".", "__pycache__")) for p in parts):
+            continue
+        yield path

@@ -102,6 +102,7 @@ class Publisher:
         planned: The newest attempt in the ledger when the run was planned, by dataset and partition. The receipts of
             the run never count as older than this attempt, even if the clocks of two hosts differ.
         recheck: Compare a receipt that the ledger calls unchanged with the rows in the table.
+        reason: Why the run was started, in its user's words; recorded in the ledger.
     """
 
     def __init__(
@@ -113,12 +114,15 @@ class Publisher:
         *,
         planned: Mapping[tuple[str, str], str] | None = None,
         recheck: bool = False,
+        reason: str = "",
     ) -> None:
         self._settings = settings
         self._ledger = ledger.LedgerCache(expected)
         self._datasets = {d.key: d for d in datasets}
         self._flow_run_id = flow_run_id
         self._planned, self._recheck = planned or {}, recheck
+        # Without a reason the column is left out: a lake of an older release may not have it yet.
+        self._reason = {"reason": reason} if reason else {}
         self._con: DuckDBPyConnection | None = None
         self._filled: set[str] = set()
         """Tables that are known to have statistics."""
@@ -127,8 +131,15 @@ class Publisher:
         """The fence's token of a COMMIT whose answer was lost."""
 
     def tables(self) -> dict[str, dict[str, str]]:
-        """The current columns of every table, by name; see `table_columns`. Opens the connection."""
-        return table_columns(self._connection())
+        """The current columns of every table, by name; see `table_columns`. Opens the connection.
+
+        Raises:
+            CatalogError: a reason is to be recorded, and the ledger of an older release has no column for it.
+        """
+        found = table_columns(self._connection())
+        if self._reason and "reason" not in found["ops.ledger"]:
+            raise CatalogError("The ledger of this lake has no column for a reason yet.", "lake init")
+        return found
 
     def close(self) -> None:
         """Close the connection; an open transaction is rolled back."""
@@ -310,7 +321,7 @@ class Publisher:
         """Append the ledger rows and set the commit message."""
         now = datetime.now(UTC)
         for row in rows:
-            row |= {"flow_run_id": self._flow_run_id, "recorded_at": now, "token": token}
+            row |= {"flow_run_id": self._flow_run_id, "recorded_at": now, "token": token, **self._reason}
         ledger.append(con, "ledger", rows)
         commit_message(con, message, token=token, flow_run_id=self._flow_run_id)
 
