@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from ducklake_flows.ingest import ingest
 from ducklake_flows.orchestration import automations, events
 from ducklake_flows.orchestration.deployments import due
 from ducklake_flows.orchestration.names import DUE
 from ducklake_flows.orchestration.root_run import BACKFILL
+from ducklake_flows.pipeline import pipeline
 from ducklake_flows.project import all_datasets
 
 FILE = Path(__file__).parents[2] / "deployments" / "prefect.yaml"
@@ -64,6 +66,16 @@ def test_every_entrypoint_is_a_flow_that_accepts_the_given_parameters(deployment
         assert deployment["description"]
         # Nothing to pull. The list must be present and empty: without it Prefect prompts the user.
         assert deployment["pull"] == []
+
+
+def test_the_form_of_a_load_has_bounds_on_its_numbers_and_pickers_for_days_and_order() -> None:
+    for flow in (ingest, pipeline):
+        form = flow.parameters.properties
+        numbers = {name for name in ("workers", "limit") if "integer" in str(form[name])}
+        assert {name for name in numbers if "'minimum': 1" in str(form[name])} == {"workers", "limit"}
+        assert all("'format': 'date'" in str(form[name]) for name in ("start", "end"))
+        assert "Order" in str(form["order"])
+        assert "due" not in form
 
 
 def test_a_transform_starts_only_after_its_event_window_has_ended(deployments: dict[str, dict[str, Any]]) -> None:

@@ -19,6 +19,9 @@ CHUNK = 100
 CHUNK_SECONDS = 10.0
 """Time budget of a chunk: after it no new partition starts, and finished ones are published."""
 
+BACKFILL_SECONDS = 5.0
+"""Time budget of a backfill's chunk on an existing cluster: chunks of other runs wait until it ends."""
+
 GROUP = 128
 """Maximum partitions per publish transaction: limits how long the gate is held."""
 

@@ -20,7 +20,15 @@ from prefect.runtime import task_run
 from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.errors import LakeError, redacted
 from ducklake_flows.extract.chunk import Stopped, extract_chunk
-from ducklake_flows.orchestration.chunks import CHUNK_SECONDS, GROUP, Chunk, ChunkScheduler, cut, priority
+from ducklake_flows.orchestration.chunks import (
+    BACKFILL_SECONDS,
+    CHUNK_SECONDS,
+    GROUP,
+    Chunk,
+    ChunkScheduler,
+    cut,
+    priority,
+)
 from ducklake_flows.orchestration.cluster import abandonment, given_at
 from ducklake_flows.settings import load_settings
 from ducklake_flows.staging.layout import new_attempt
@@ -131,6 +139,8 @@ class Extraction:
             get_run_logger().warning("the Dask cluster has no workers: waiting for one")
         self._slots = there or workers
         self._looked = time.monotonic()
+        is_shared_backfill = root.is_backfill and settings.dask_address is not None
+        self._seconds = BACKFILL_SECONDS if is_shared_backfill else CHUNK_SECONDS
 
     def groups(self, todo: Sequence[Planned]) -> Iterator[list[Outcome]]:
         """Extract these partitions, in this order.
@@ -181,7 +191,7 @@ class Extraction:
                         "versions": chunk.versions,
                         "table": self._tables.get(self._datasets[chunk.dataset].table, {}),
                         "pace": self._slots / rate if rate else 0.0,
-                        "limit": CHUNK_SECONDS,
+                        "limit": self._seconds,
                     },
                 )
         except ClosedClientError:
