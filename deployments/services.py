@@ -281,7 +281,11 @@ def dask_scheduler(port: int, logs: Path) -> Service:
         [str(BIN / "dask"), "scheduler", "--host", HOST, "--port", str(port), "--no-dashboard"],
         logs,
         # No retries by Dask: the run itself retries the partitions of a dead worker's chunks, one at a time.
-        {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"},
+        # A worker gets its next chunk only when it is free, so that an urgent one does not wait behind it.
+        {
+            "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0",
+            "DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION": "1.0",
+        },
         ready=lambda: listening(port),
     )
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from dataclasses import replace
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
+from pydantic import Field
 
 from ducklake_flows.errors import RunFailed
 from ducklake_flows.lake.publish import Published, Publisher
@@ -19,13 +19,14 @@ from ducklake_flows.orchestration.artifacts import create_artifacts, update_grid
 from ducklake_flows.orchestration.bootstrap import check
 from ducklake_flows.orchestration.cluster import task_runner
 from ducklake_flows.orchestration.extraction import Extraction
-from ducklake_flows.orchestration.names import ingest_name
+from ducklake_flows.orchestration.names import DUE, ingest_name
 from ducklake_flows.orchestration.progress import progress
+from ducklake_flows.orchestration.root_run import RootRun
 from ducklake_flows.orchestration.summary import Summary, failures_text, next_step
-from ducklake_flows.plan import LeftOut, Planned, counts, plan_each, stale_left
-from ducklake_flows.project import broken_datasets, get_datasets
+from ducklake_flows.plan import LeftOut, Planned, chosen, done_by, plan_each
+from ducklake_flows.project import broken_datasets, due_datasets, get_datasets
 from ducklake_flows.settings import Settings, load_settings
-from ducklake_flows.states import Mode, State
+from ducklake_flows.states import Mode, Order
 from ducklake_flows.testing.failpoints import failpoint
 
 if TYPE_CHECKING:
@@ -35,35 +36,31 @@ if TYPE_CHECKING:
     from ducklake_flows.staging.receipt import Outcome
 
 
-@flow(
-    name="ingest",
-    flow_run_name=ingest_name,
-    on_running=[openlineage.started],
-    on_completion=[openlineage.completed],
-    on_failure=[openlineage.failed],
-    on_crashed=[openlineage.failed],
-    on_cancellation=[openlineage.aborted],
-)
+@flow(name="ingest", flow_run_name=ingest_name, **openlineage.HOOKS)
 def ingest(
     datasets: list[str] | None = None,
     start: date | None = None,
     end: date | None = None,
     mode: Mode | list[Mode] = Mode.missing_failed,
-    workers: int = 2,
+    workers: Annotated[int, Field(ge=1)] = 2,
     partitions: list[str] | None = None,
-    due: bool = False,
+    order: Order = Order.newest,
+    limit: Annotated[int, Field(ge=1)] | None = None,
+    reason: str = "",
     force: bool = False,
 ) -> dict[str, Any]:
     """Extract and publish partitions of datasets.
 
     Args:
-        datasets: Keys of the datasets; default: all.
+        datasets: Keys of the datasets; default: all. ``@due``: those whose schedule hour (UTC) is the run's.
         start: First day; default: each dataset's start.
         end: Last day, included; default: each dataset's end.
         mode: Which partitions: missing, failed, missing_failed, stale or all; or several of them.
         workers: Processes of the local Dask cluster; ignored with an existing cluster.
         partitions: Only these partitions, by key, instead of a range.
-        due: Only the datasets whose schedule hour (UTC) equals the hour for which the run was scheduled.
+        order: Which partitions come first: the newest or the oldest.
+        limit: Do at most this number of partitions, the first ones in this order.
+        reason: Why the run was started; kept in the ledger.
         force: Publish partitions again even if their rows are unchanged; the mode is then ``all``.
 
     Returns:
@@ -73,39 +70,37 @@ def ingest(
         RunFailed: some partitions failed, or some datasets could not be planned; all others are published.
     """
     settings, logger, began = load_settings(), get_run_logger(), time.monotonic()
-    chosen = get_datasets(datasets or [])
-    if due:
-        chosen = [d for d in chosen if d.schedule_hour == flow_run.scheduled_start_time.hour]
+    named = [] if datasets == [DUE] else datasets or []
+    asked = due_datasets(flow_run.scheduled_start_time.hour) if datasets == [DUE] else get_datasets(named)
     mode = Mode.all if force else mode
-    summary = Summary([d.key for d in chosen], flow_run.name or "")
+    summary = Summary([d.key for d in asked], flow_run.name or "")
     check(settings)
-    planned, summary.left_out = plan_each(settings, chosen, start, end, mode, partitions, named=bool(datasets))
-    if not datasets:
+    planned, summary.left_out = plan_each(settings, asked, start, end, mode, partitions, named=bool(named))
+    if not named:
         summary.left_out += [LeftOut(key, error, is_fault=True) for key, error in broken_datasets().items()]
-    summary.planned = dict(counts(planned))
-    summary.no_source = [f"{p.dataset} {p.partition}" for p in planned if p.state is State.no_source and not p.runs]
-    summary.stale = stale_left(planned)
-    todo = [p for p in planned if p.runs]
+    summary.add_plan(planned)
+    recheck = Mode.all in ([mode] if isinstance(mode, Mode) else mode)
+    done = done_by(settings, str(flow_run.id)) if recheck or limit else set()
+    todo = chosen(planned, asked, order, limit, done)
     summary.add_seconds("plan", began)
     logger.info("plan: %s", "; ".join([f"{len(todo)} of {len(planned)} partitions to do", *summary.stale]))
     if todo:
         publisher = Publisher(
             settings,
-            chosen,
+            asked,
             str(flow_run.id),
             {p.partition for p in todo},
             planned={(p.dataset, p.partition): p.entry.newest for p in todo if p.entry},
-            recheck=Mode.all in ([mode] if isinstance(mode, Mode) else mode),
+            recheck=recheck,
+            reason=reason,
             force=force,
         )
-        with contextlib.closing(publisher):
-            _extract_and_publish(settings, todo, {d.key: d for d in chosen}, publisher, workers, summary)
+        with contextlib.closing(publisher), RootRun() as root:
+            _extract_and_publish(settings, todo, {d.key: d for d in asked}, publisher, workers, summary, root, order)
     summary.add_seconds("total", began)
     create_artifacts(summary)
     update_grids(settings, summary.datasets)
-    for out in summary.left_out:
-        level = logging.ERROR if out.is_fault else logging.INFO
-        logger.log(level, "%s is skipped: %s", out.dataset, out.error.message)
+    summary.log_left_out(logger)
     if summary.failed or summary.faults:
         raise RunFailed(failures_text(summary), next_step(summary), summary.to_json())
     return summary.to_json()
@@ -118,6 +113,8 @@ def _extract_and_publish(
     publisher: Publisher,
     workers: int,
     summary: Summary,
+    root: RootRun,
+    order: Order,
 ) -> None:
     """Extract the partitions on Dask, and publish each group of outcomes while the next ones are extracted."""
     began = time.monotonic()
@@ -125,16 +122,15 @@ def _extract_and_publish(
     with task_runner(settings, workers) as runner:
         summary.add_seconds("cluster start", began)
         began = time.monotonic()
-        known = {key: tables.get(d.table, {}) for key, d in datasets.items()}
-        extraction = Extraction(settings, runner, workers, datasets, known)
+        extraction = Extraction(settings, runner, workers, datasets, tables, root, order)
         with progress(len(todo), ", ".join(datasets)) as shown:
             for group in extraction.groups(todo):
-                result = _publish(publisher, summary.without_absent(group, datasets), summary)
+                result = _publish(settings, publisher, summary.without_absent(group, datasets), summary)
                 shown.advance(len(group), sum(r.rows for r in result.receipts), len(result.failures))
         summary.add_seconds("extract and publish", began)
 
 
-def _publish(publisher: Publisher, group: Sequence[Outcome], summary: Summary) -> Published:
+def _publish(settings: Settings, publisher: Publisher, group: Sequence[Outcome], summary: Summary) -> Published:
     """Publish one group while holding the gate, then emit the events."""
     if not group:
         return Published()
@@ -149,10 +145,8 @@ def _publish(publisher: Publisher, group: Sequence[Outcome], summary: Summary) -
         summary.add_seconds("in the gate", began)
         failpoint("before the slot is freed")
     summary.add(result)
-    for receipt in result.older:
-        get_run_logger().warning(
-            "%s %s: dropped because an attempt extracted later is published", receipt.dataset, receipt.partition
-        )
+    for older in result.older:
+        get_run_logger().warning("%s %s: dropped, a later attempt is published", older.dataset, older.partition)
     failpoint("before the event")
-    events.published(result)
+    events.published(result, settings)
     return result

@@ -12,12 +12,12 @@ from ducklake_flows.datasets.dataset import Dataset, Strays
 from ducklake_flows.datasets.partitions import Partition, parse_partition
 from ducklake_flows.errors import BadInput, LakeError, SourceError, StorageError, redacted
 from ducklake_flows.lake.connect import connected
-from ducklake_flows.lake.ledger import Entry, latest
+from ducklake_flows.lake.ledger import Entry, latest, published_by
 from ducklake_flows.project import get_dataset
-from ducklake_flows.states import PUBLISHED, Mode, State
+from ducklake_flows.states import PUBLISHED, Mode, Order, State
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import date
 
     from ducklake_flows.settings import Settings
@@ -205,6 +205,34 @@ def stale_left(planned: Sequence[Planned]) -> list[str]:
         span_given = " --start {} --end {}".format(*bounds) if dataset.needs_start else ""
         lines.append(f"{key}: {count} stale{where} ({span}): lake backfill {key}{span_given} --mode stale")
     return lines
+
+
+def chosen(
+    planned: Iterable[Planned],
+    datasets: Sequence[Dataset],
+    order: Order = Order.newest,
+    limit: int | None = None,
+    done: Collection[tuple[str, str]] = (),
+) -> list[Planned]:
+    """The partitions of a plan that run, in the order in which to extract them.
+
+    Args:
+        planned: The plan.
+        datasets: The plan's datasets.
+        order: By the start of the partitions, all datasets together.
+        limit: At most so many, the first in this order.
+        done: Left out, and part of the limit: what the run has published before it was resumed or retried.
+    """
+    grains = {dataset.key: dataset.grain for dataset in datasets}
+    found = [p for p in planned if p.runs and (p.dataset, p.partition) not in done]
+    found.sort(key=lambda p: parse_partition(p.partition, grains[p.dataset]).start, reverse=order is Order.newest)
+    return found if limit is None else found[: max(limit - len(done), 0)]
+
+
+def done_by(settings: Settings, flow_run_id: str) -> set[tuple[str, str]]:
+    """What a flow run has published: dataset and partition."""
+    with connected(settings, read_only=True) as con:
+        return published_by(con, flow_run_id)
 
 
 def _source_error(dataset: Dataset, error: Exception) -> LakeError:

@@ -79,6 +79,11 @@ def get_datasets(keys: Sequence[str]) -> list[Dataset]:
     return [found.datasets[k] for k in dict.fromkeys(keys)] if keys else list(found.datasets.values())
 
 
+def due_datasets(hour: int) -> list[Dataset]:
+    """The datasets whose schedule hour (UTC) is this one."""
+    return [d for d in all_datasets().values() if d.schedule_hour == hour]
+
+
 def get_dataset(key: str) -> Dataset:
     """One dataset by key.
 

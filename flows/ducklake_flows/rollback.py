@@ -52,7 +52,8 @@ def rollback(dataset: str, partition: str) -> dict[str, Any]:
     if result.failures:
         raise LakeError(f"{dataset} {partition} could not be rolled back: {result.failures[0].error}", "lake verify")
     get_run_logger().info("%s %s is rolled back to attempt %s", dataset, partition, receipt.restores)
-    events.published(result)
+    with events.transform_follows():
+        events.published(result, settings)
     summary: dict[str, Any] = {
         "dataset": dataset,
         "partition": partition,

@@ -1,4 +1,4 @@
-"""The states of a partition, and the modes by which a run selects states."""
+"""The states of a partition, the modes by which a run selects states, and the order in which it runs partitions."""
 
 from __future__ import annotations
 
@@ -59,6 +59,14 @@ _STATES = {
     Mode.stale: frozenset({State.stale}),
     Mode.all: frozenset(State) - {State.no_source},
 }
+
+
+class Order(StrEnum):
+    """The order in which a run extracts partitions, by their start; with a limit it also decides which ones."""
+
+    newest = "newest"
+    oldest = "oldest"
+
 
 PUBLISHED = (State.published, State.rolled_back)
 """States of a ledger row whose attempt's rows are in the raw table."""

@@ -31,15 +31,7 @@ def _flow_run_name() -> str:
     return f"transform {flow_run.parameters['environment']}"
 
 
-@flow(
-    name="transform",
-    flow_run_name=_flow_run_name,
-    on_running=[openlineage.started],
-    on_completion=[openlineage.completed],
-    on_failure=[openlineage.failed],
-    on_crashed=[openlineage.failed],
-    on_cancellation=[openlineage.aborted],
-)
+@flow(name="transform", flow_run_name=_flow_run_name, **openlineage.HOOKS)
 def transform(environment: str = "prod") -> dict[str, Any]:
     """Build the models whose input changed and their downstream models, only for the affected intervals.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sqlite3
 from datetime import timedelta
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from ducklake_flows.datasets.partitions import parse_partition
+from ducklake_flows.errors import CatalogError
 from ducklake_flows.lake.connect import connected
 from ducklake_flows.lake.history import attempts
 from ducklake_flows.lake.ledger import latest
 from ducklake_flows.lake.maintenance import steps
+from ducklake_flows.lake.publish import Publisher
 from ducklake_flows.lake.restore import stage_previous
 from ducklake_flows.lake.schema import bootstrap
 from ducklake_flows.project import all_datasets, get_dataset
@@ -72,6 +75,11 @@ def test_it_is_published_to_before_lake_init_adds_the_new_columns(old: Lake) -> 
 
 def test_this_release_goes_on_with_it(old: Lake) -> None:
     settings, readings = old.settings, get_dataset("readings")
+    with (
+        contextlib.closing(Publisher(settings, [readings], "test", reason="why")) as publisher,
+        pytest.raises(CatalogError, match="no column for a reason yet"),
+    ):
+        publisher.tables()
     bootstrap(settings, list(all_datasets().values()))
     old.land("readings/2024-01-05.jsonl", [{"id": 5, "value": 5}])
     assert [r.partition for r in old.load("readings", "2024-01-05", "2024-01-03").receipts] == ["2024-01-05"]

@@ -1,4 +1,4 @@
-"""A source that creates a file when it is read, and yields rows while another file exists."""
+"""A source that creates a file when it is read, and yields rows while another file exists, for all or one partition."""
 
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ def waiting(partition: Partition) -> Iterator[dict[str, Any]]:
     home.joinpath(f"asked-{partition.key}").touch()
     number = 0
     yield {"n": number}
-    while home.joinpath("wait").exists():
+    while home.joinpath("wait").exists() or home.joinpath(f"wait-{partition.key}").exists():
         time.sleep(0.1)
         number += 1
         yield {"n": number}

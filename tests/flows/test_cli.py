@@ -236,6 +236,7 @@ def test_a_transform_builds_only_the_old_day_that_was_published_again(year: tupl
         (["backfill", "flights; DROP TABLE x"], "Unknown dataset"),
         (["plan", "flights", "--start", "2013-02-30"], "is not a day"),
         (["backfill", "flights", "--start", "2013-02-02", "--end", "2013-02-01"], "ends (2013-02-01) before it starts"),
+        (["backfill", "--partition", "2013-02-01"], "--partition needs the name of a dataset"),
         (["status"], "There is no lake yet"),
         (["verify"], "There is no lake yet"),
         (["sql", "SELECT 1"], "There is no lake yet"),

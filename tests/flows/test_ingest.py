@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from prefect import flow, get_client
+from prefect.exceptions import ParameterTypeError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from ducklake_flows.errors import GateError, RunFailed
@@ -121,6 +122,23 @@ def test_each_kind_of_bad_landing_file_has_its_own_error_and_leaves_the_lake_cor
         assert words in errors[day], day
     assert gated_lake.column("SELECT DISTINCT day(flight_date) FROM raw.flights ORDER BY 1") == [8, 9]
     assert gated_lake.errors() == []
+
+
+def test_a_limit_takes_the_newest_and_the_reason_is_in_the_ledger(gated_lake: Lake) -> None:
+    land(gated_lake, 1, 2, 3, 4)
+    gated_lake.land("flights/2013-01-04.csv", "")
+    with pytest.raises(RunFailed):
+        run("flights", "2013-01-01", "2013-01-04", limit=2, reason="late files")
+    assert states(gated_lake, "flights", "2013-01-01", "2013-01-04") == {
+        "01": "missing",
+        "02": "missing",
+        "03": "published",
+        "04": "failed",
+    }
+    found = gated_lake.sql("SELECT DISTINCT state, reason FROM ops.ledger ORDER BY state")
+    assert [tuple(row.values()) for row in found] == [("failed", "late files"), ("published", "late files")]
+    with pytest.raises(ParameterTypeError, match="greater than or equal to 1"):
+        run("flights", "2013-01-01", "2013-01-04", limit=0)
 
 
 def test_each_mode_selects_its_partitions(gated_lake: Lake) -> None:

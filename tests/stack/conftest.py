@@ -58,7 +58,8 @@ class Running:
         return answer.json() if answer.content else None
 
     def deployment(self, name: str) -> dict[str, Any]:
-        return dict(self.api.get(f"deployments/name/{name}/{name}").raise_for_status().json())
+        flow = "ingest" if name in ("arrived", "backfill") else name
+        return dict(self.api.get(f"deployments/name/{flow}/{name}").raise_for_status().json())
 
     def start(self, name: str, **parameters: Any) -> str:
         """Start a run of a deployment, as the button in the UI does. Returns the run's id."""
@@ -78,13 +79,13 @@ class Running:
         return {run["id"]: run for run in self.runs(id={"any_": list(ids)})}
 
     @contextlib.contextmanager
-    def endless(self) -> Iterator[str]:
-        """A running run of the ingest deployment whose source yields rows until the end of the block."""
+    def endless(self, month: str = "2024-02") -> Iterator[str]:
+        """A running run of the ingest deployment, of four days, whose source yields rows until the end of the block."""
         home = Path(self.stack.environment["LAKE_HOME"])
         home.mkdir(exist_ok=True)
         (home / "wait").touch()
         try:
-            run = self.start("ingest", datasets=["waiting"], start="2024-02-01", end="2024-02-04")
+            run = self.start("ingest", datasets=["waiting"], start=f"{month}-01", end=f"{month}-04")
             assert until(lambda: list(home.glob("asked-*")), 60)
             yield run
         finally:

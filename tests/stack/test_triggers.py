@@ -18,13 +18,13 @@ def land(running: Running, *days: int, rows: int = 3) -> None:
         running.land(f"flights/2013-01-{day:02}.csv", flights(day, rows))
 
 
-def event(name: str, payload: dict[str, Any]) -> dict[str, Any]:
+def event(name: str, payload: dict[str, Any], **labels: str) -> dict[str, Any]:
     """An event as any HTTP client posts it to the Prefect API."""
     return {
         "id": str(uuid4()),
         "occurred": datetime.now(UTC).isoformat(),
         "event": name,
-        "resource": {"prefect.resource.id": f"lake.dataset.{payload['dataset']}"},
+        "resource": {"prefect.resource.id": f"lake.dataset.{payload['dataset']}", **labels},
         "payload": payload,
     }
 
@@ -47,7 +47,7 @@ def test_every_trigger_brings_its_rows_to_gold(running: Running) -> None:
     days = {day: day + 2 for day in range(1, 6)}
     for day, rows in days.items():
         land(running, day, rows=rows)
-    # No trigger waits for another: five runs compete for the gate, the workers and the deployment's two slots.
+    # No trigger waits for another: five runs compete for the gate, the workers and the deployments' slots.
     range_of_day_1 = '{"datasets": ["flights"], "start": "2013-01-01", "end": "2013-01-01"}'
     running.stack.run("prefect", "deployment", "run", "ingest/ingest", "--params", range_of_day_1)
     button = running.start("ingest", datasets=["flights"], start="2013-01-02", end="2013-01-02")
@@ -78,12 +78,12 @@ def test_every_trigger_brings_its_rows_to_gold(running: Running) -> None:
 
 
 def test_events_close_together_become_one_transform(running: Running) -> None:
-    """Five publish events within ten seconds start one run, after these ten seconds."""
+    """Five publish events within ten seconds start one run after these ten seconds; those that want none do not."""
     running.quiet()
     before = {r["id"] for r in running.runs()}
-    for day in range(1, 6):
-        payload = {"dataset": "flights", "partitions": [f"2013-01-{day:02}"], "attempt_ids": [], "rows": 0}
-        running.post("events", [event("lake.partitions.published", payload)])
+    for label in ("unread", "waits", "follows", *["wanted"] * 5):
+        payload = {"dataset": "flights", "partitions": ["2013-01-01"], "attempt_ids": [], "rows": 0}
+        running.post("events", [event("lake.partitions.published", payload, **{"lake.transform": label})])
     transforms: list[Any] = []
 
     def has_run() -> bool:
@@ -108,7 +108,7 @@ def test_the_daily_schedule_runs_the_datasets_due_at_its_hour(running: Running) 
         f"deployments/{ingest['id']}/schedule", {"start_time": f"{day}T05:30:00Z", "end_time": f"{day}T06:30:00Z"}
     )
     due = [r for r in running.runs() if r["expected_start_time"].startswith(f"{day}T06:00")]
-    assert [r["parameters"].get("due") for r in due] == [True]
+    assert [r["parameters"].get("datasets") for r in due] == [["@due"]]
     assert running.ended(due[0]["id"])[due[0]["id"]]["state_type"] == "COMPLETED"
     assert running.sql("SELECT count(*) AS n FROM raw.flights WHERE flight_date = '2013-01-11'") == [{"n": 3}]
     assert running.sql("SELECT count(*) AS n FROM raw.airlines") == [{"n": 0}]

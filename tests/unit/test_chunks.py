@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ducklake_flows.orchestration.chunks import CHUNK, Chunk, ChunkScheduler, cut
+from ducklake_flows.orchestration.chunks import CHUNK, IN_FLIGHT, Chunk, ChunkScheduler, cut, priority
 from ducklake_flows.plan import Planned
-from ducklake_flows.states import State
+from ducklake_flows.states import Order, State
 
 if TYPE_CHECKING:
     from random import Random
@@ -38,21 +39,61 @@ def test_a_chunk_belongs_to_one_dataset() -> None:
     assert [(c.dataset, len(c.versions)) for c in chunks] == [("a", 3), ("b", 2)]
 
 
+def test_datasets_take_turns_in_the_order_of_their_partitions() -> None:
+    def day(dataset: str, key: str) -> Planned:
+        return Planned(dataset, key, State.missing, True, "", None)
+
+    todo = [day("a", "05"), day("b", "05"), day("a", "04"), day("b", "04"), day("a", "03"), day("a", "02")]
+    found = [(c.dataset, *c.versions) for c in cut(todo, 3)]
+    assert found == [("a", "05", "04"), ("b", "05", "04"), ("a", "03", "02")]
+
+
+def test_urgent_runs_come_first_then_newer_partitions_then_those_of_an_old_first_backfill() -> None:
+    today, old = datetime(2024, 5, 2), datetime(1970, 1, 1)
+    ranked = [
+        priority(today, Order.newest, urgent=True),
+        priority(old, Order.newest, urgent=True),
+        priority(today, Order.oldest, urgent=True),
+        priority(datetime.max, Order.newest, urgent=False),
+        priority(today, Order.newest, urgent=False),
+        priority(old, Order.newest, urgent=False),
+        priority(datetime.min, Order.newest, urgent=False),  # grain full
+        priority(old, Order.oldest, urgent=False),
+        priority(today, Order.oldest, urgent=False),
+    ]
+    assert ranked == sorted(ranked, reverse=True)
+    assert len(set(ranked)) == len(ranked)
+
+
+def test_the_chunks_in_flight_are_bounded_and_the_bound_grows_with_the_cluster() -> None:
+    scheduler = ChunkScheduler([Chunk("a", {str(n): ""}) for n in range(100)], 2)
+    first = scheduler.ready()
+    assert [list(c.versions) for c in first] == [[str(n)] for n in range(2 * IN_FLIGHT)]
+    scheduler.grown(1)
+    assert scheduler.ready() == []
+    scheduler.grown(3)
+    assert len(scheduler.ready()) == IN_FLIGHT
+    scheduler.finished(first[0], 1)
+    assert [list(c.versions) for c in scheduler.ready()] == [[str(3 * IN_FLIGHT)]]
+
+
 def test_a_rate_limited_dataset_has_at_most_one_chunk_in_flight_per_slot() -> None:
-    chunks = [Chunk("slow", {str(n): ""}) for n in range(5)] + [Chunk("free", {str(n): ""}) for n in range(5)]
+    chunks = [Chunk("slow", {str(n): ""}) for n in range(5)] + [Chunk("free", {str(n): ""}) for n in range(4)]
     scheduler = ChunkScheduler(chunks, 2, {"slow"})
     first = scheduler.ready()
-    assert Counter(c.dataset for c in first) == {"slow": 2, "free": 5}
+    assert Counter(c.dataset for c in first) == {"slow": 2, "free": 4}
     assert scheduler.ready() == []
     scheduler.finished(first[0], 1)
     assert [c.versions for c in scheduler.ready()] == [{"2": ""}]
 
 
-def test_unstarted_partitions_are_requeued_in_even_chunks_no_larger_than_the_number_started() -> None:
-    chunk = Chunk("a", {str(n): "" for n in range(10)})
-    scheduler = ChunkScheduler([chunk], 2)
-    assert scheduler.ready() == [chunk]
-    scheduler.finished(chunk, 3)
+def test_unstarted_partitions_come_next_in_even_chunks_no_larger_than_the_number_started() -> None:
+    chunks = [Chunk("a", {str(n): "" for n in range(10)}), *(Chunk("a", {f"1{n}": ""}) for n in range(5))]
+    scheduler = ChunkScheduler(chunks, 1)
+    assert scheduler.ready() == chunks[:IN_FLIGHT]
+    scheduler.finished(chunks[0], 3)
+    for chunk in chunks[1:IN_FLIGHT]:
+        scheduler.finished(chunk, 1)
     assert [list(c.versions) for c in scheduler.ready()] == [["3", "4", "5"], ["6", "7", "8"], ["9"]]
 
 
@@ -95,6 +136,7 @@ def test_every_partition_ends_exactly_once_even_if_chunks_are_lost(
     while scheduler.unfinished:
         in_flight += scheduler.ready()
         assert in_flight, "nothing is in flight, and nothing is ready"
+        assert len(in_flight) == scheduler.in_flight <= IN_FLIGHT * slots
         assert all(len(c.versions) <= CHUNK for c in in_flight)
         assert len(in_flight) == 1 or not any(c.alone for c in in_flight)
         for key in limited:

@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from ducklake_flows.ingest import ingest
 from ducklake_flows.orchestration import automations, events
 from ducklake_flows.orchestration.deployments import due
+from ducklake_flows.orchestration.names import DUE
+from ducklake_flows.orchestration.root_run import BACKFILL
+from ducklake_flows.pipeline import pipeline
 from ducklake_flows.project import all_datasets
 
 FILE = Path(__file__).parents[2] / "deployments" / "prefect.yaml"
@@ -29,32 +33,50 @@ def test_the_deployments_have_exactly_these_schedules_limits_and_triggers(
             {s["slug"]: s["cron"] for s in d["schedules"]},
             (d["concurrency_limit"]["limit"], d["concurrency_limit"]["collision_strategy"]),
             [t["expect"][0] for t in d.get("triggers", [])],
+            d["work_pool"].get("work_queue_name"),
         )
         for name, d in deployments.items()
     }
     assert found == {
-        "ingest": ({"daily": "0 {{ due.hours }} * * *"}, (2, "ENQUEUE"), [events.ARRIVED]),
-        "transform": ({"daily": "45 7 * * *"}, (1, "ENQUEUE"), [events.PUBLISHED]),
-        "pipeline": ({}, (1, "ENQUEUE"), []),
-        "maintain": ({"nightly": "15 3 * * *"}, (1, "CANCEL_NEW"), []),
-        "verify": ({"nightly": "45 3 * * 1-6", "weekly": "45 3 * * 0"}, (1, "CANCEL_NEW"), []),
+        "ingest": ({"daily": "0 {{ due.hours }} * * *"}, (2, "ENQUEUE"), [], "ingest"),
+        "arrived": ({}, (2, "ENQUEUE"), [events.ARRIVED], "arrived"),
+        "transform": ({"daily": "45 7 * * *"}, (1, "ENQUEUE"), [events.PUBLISHED], None),
+        "maintain": ({"nightly": "15 3 * * *"}, (1, "CANCEL_NEW"), [], None),
+        "verify": ({"nightly": "45 3 * * 1-6", "weekly": "45 3 * * 0"}, (1, "CANCEL_NEW"), [], None),
+        "backfill": ({}, (1, "ENQUEUE"), [], "backfill"),
+        "pipeline": ({}, (1, "ENQUEUE"), [], "backfill"),
     }
+    # The order in which the queues are created is the order of their priority.
+    assert list(found) == ["ingest", "arrived", "transform", "maintain", "verify", "backfill", "pipeline"]
+    assert deployments["ingest"]["schedules"][0]["parameters"] == {"datasets": [DUE]}
+    assert deployments["transform"]["triggers"][0]["match"][events.TRANSFORM] == "wanted"
+    assert [name for name, d in deployments.items() if BACKFILL in d["tags"]] == ["backfill", "pipeline"]
 
 
 def test_every_entrypoint_is_a_flow_that_accepts_the_given_parameters(deployments: dict[str, dict[str, Any]]) -> None:
     for name, deployment in deployments.items():
         module, _, function = deployment["entrypoint"].rpartition(".")
         flow = getattr(import_module(module), function)
-        assert flow.name == name
+        assert flow.name == ("ingest" if name in ("arrived", "backfill") else name)
         given = [s.get("parameters", {}) for s in deployment["schedules"]]
         given += [t.get("parameters", {}) for t in deployment.get("triggers", [])]
         for parameters in given:
             assert parameters.keys() <= flow.parameters.properties.keys()
-        assert deployment["tags"] == [automations.TAG]
+        assert automations.TAG in deployment["tags"]
         assert deployment["work_pool"]["name"] == "lake"
         assert deployment["description"]
         # Nothing to pull. The list must be present and empty: without it Prefect prompts the user.
         assert deployment["pull"] == []
+
+
+def test_the_form_of_a_load_has_bounds_on_its_numbers_and_pickers_for_days_and_order() -> None:
+    for flow in (ingest, pipeline):
+        form = flow.parameters.properties
+        numbers = {name for name in ("workers", "limit") if "integer" in str(form[name])}
+        assert {name for name in numbers if "'minimum': 1" in str(form[name])} == {"workers", "limit"}
+        assert all("'format': 'date'" in str(form[name]) for name in ("start", "end"))
+        assert "Order" in str(form["order"])
+        assert "due" not in form
 
 
 def test_a_transform_starts_only_after_its_event_window_has_ended(deployments: dict[str, dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
@@ -19,7 +20,7 @@ import typer
 
 from ducklake_flows.errors import BadInput, LakeError, RunFailed, redacted
 from ducklake_flows.settings import Settings, load_settings, project_settings
-from ducklake_flows.states import Mode
+from ducklake_flows.states import Mode, Order
 
 if TYPE_CHECKING:
     from ducklake_flows.plan import LeftOut, Planned
@@ -171,20 +172,35 @@ def backfill(
     start: Start = None,
     end: End = None,
     mode: PlanMode = Mode.missing_failed.option,
+    partition: Annotated[
+        list[str] | None, typer.Option(help="Only this partition, by key, instead of a range; may be repeated.")
+    ] = None,
+    order: Annotated[Order, typer.Option(help="Which partitions come first.")] = Order.newest,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many partitions, the first ones in this order.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why it is run; kept in the ledger.")] = "",
     workers: Workers = DEFAULT_WORKERS,
     force: Annotated[
         bool, typer.Option("--force", help="Publish again, even if the rows are unchanged; implies --mode all.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Extract and publish partitions."""
+    """Extract and publish partitions. Runs started by a schedule or an event go first on a shared cluster."""
     first, last = _range(start, end)
     modes = _modes(mode)
+    if partition and (not names or start or end):
+        raise BadInput(
+            "--partition needs the name of a dataset, and no --start or --end.",
+            f"lake backfill DATASET --partition {partition[0]}",
+        )
     keys = _keys(names) if names else None
     _server(load_settings(), local_workers=True)
     from ducklake_flows.ingest import ingest
+    from ducklake_flows.orchestration.root_run import BACKFILL
 
-    summary = _finish(lambda: ingest(keys, first, last, modes, workers, force=force), as_json)
+    run = partial(ingest, keys, first, last, modes, workers, partition, order, limit, reason, force)
+    summary = _finish(run, as_json, BACKFILL)
     if not as_json:
         from ducklake_flows.cli import show
 
@@ -545,14 +561,14 @@ def _end_of_plan(left_out: Sequence[LeftOut]) -> None:
     _end(left.error for left in left_out if left.is_fault)
 
 
-def _finish(run: Callable[[], dict[str, Any]], as_json: bool) -> dict[str, Any]:
+def _finish(run: Callable[[], dict[str, Any]], as_json: bool, *more_tags: str) -> dict[str, Any]:
     """Run a flow; with --json, print its summary even if a part of it failed."""
     from prefect import tags
 
     from ducklake_flows.orchestration.automations import TAG
 
     try:
-        with tags(TAG):
+        with tags(TAG, *more_tags):
             summary = run()
     except RunFailed as error:
         if as_json:

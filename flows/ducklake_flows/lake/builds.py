@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from ducklake_flows.lake.schema import table_columns
 from ducklake_flows.settings import LAKE, PROD
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from duckdb import DuckDBPyConnection
@@ -304,6 +305,20 @@ def read_raw(settings: Settings, datasets: Iterable[Dataset]) -> dict[str, Raw]:
     }
 
 
+def is_read(models: Path, dataset: str) -> bool:
+    """Whether a model may read a dataset: its key is a word in a file of the models.
+
+    Textual, so that a change of the models counts at once and SQLMesh is not loaded. It errs on the safe side: the key
+    may stand in a comment, or be the name of a column.
+
+    Args:
+        models: The folder of SQLMesh's project.
+        dataset: The dataset's key.
+    """
+    word = re.compile(rf"(?<![a-z0-9_]){re.escape(dataset)}(?![a-z0-9_])".encode(), re.IGNORECASE)
+    return any(word.search(path.read_bytes()) for path in _files(models))
+
+
 def project_digest(project: Path) -> str:
     """A digest of every file that can change what is built. If it changes, a transform plans again.
 
@@ -311,11 +326,17 @@ def project_digest(project: Path) -> str:
     logs, compiled Python and hidden files do not count.
     """
     digest = hashlib.sha256()
-    for path in sorted(project.rglob("*")):
-        parts = path.relative_to(project).parts
-        if path.is_dir() or parts[0] in ("tests", "logs") or any(p.startswith((".", "__pycache__")) for p in parts):
-            continue
+    for path in _files(project):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(project)}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()[:16]
+
+
+def _files(project: Path) -> Iterator[Path]:
+    """The files that can change what is built, in order."""
+    for path in sorted(project.rglob("*")):
+        parts = path.relative_to(project).parts
+        if path.is_dir() or parts[0] in ("tests", "logs") or any(p.startswith((".", "__pycache__")) for p in parts):
+            continue
+        yield path

@@ -184,6 +184,16 @@ def attempts_in(con: DuckDBPyConnection, attempt_ids: Iterable[str]) -> set[str]
     }
 
 
+def published_by(con: DuckDBPyConnection, flow_run_id: str) -> set[tuple[str, str]]:
+    """The partitions that a flow run has published or rolled back, by dataset and partition."""
+    return set(
+        con.execute(
+            f"SELECT DISTINCT dataset, partition FROM {LAKE}.ops.ledger "
+            f"WHERE flow_run_id = {literal(flow_run_id)} AND state IN {_PUBLISHED}"
+        ).fetchall()
+    )
+
+
 def history(con: DuckDBPyConnection, dataset: str, partition: str) -> list[dict[str, Any]]:
     """Every published attempt of one partition, oldest first.
 

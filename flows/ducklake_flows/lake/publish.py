@@ -104,6 +104,7 @@ class Publisher:
             the run never count as older than this attempt, even if the clocks of two hosts differ.
         recheck: Compare a receipt that the ledger calls unchanged with the rows in the table.
         force: Publish a receipt even if its rows are published already.
+        reason: Why the run was started, in its user's words; recorded in the ledger.
     """
 
     def __init__(
@@ -116,12 +117,15 @@ class Publisher:
         planned: Mapping[tuple[str, str], str] | None = None,
         recheck: bool = False,
         force: bool = False,
+        reason: str = "",
     ) -> None:
         self._settings = settings
         self._ledger = ledger.LedgerCache(expected)
         self._datasets = {d.key: d for d in datasets}
         self._flow_run_id = flow_run_id
         self._planned, self._recheck, self._force = planned or {}, recheck, force
+        # Without a reason the column is left out: a lake of an older release may not have it yet.
+        self._reason = {"reason": reason} if reason else {}
         self._con: DuckDBPyConnection | None = None
         self._filled: set[str] = set()
         """Tables that are known to have statistics."""
@@ -130,8 +134,15 @@ class Publisher:
         """The fence's token of a COMMIT whose answer was lost."""
 
     def tables(self) -> dict[str, dict[str, str]]:
-        """The current columns of every table, by name; see `table_columns`. Opens the connection."""
-        return table_columns(self._connection())
+        """The current columns of every table, by name; see `table_columns`. Opens the connection.
+
+        Raises:
+            CatalogError: a reason is to be recorded, and the ledger of an older release has no column for it.
+        """
+        found = table_columns(self._connection())
+        if self._reason and "reason" not in found["ops.ledger"]:
+            raise CatalogError("The ledger of this lake has no column for a reason yet.", "lake init")
+        return found
 
     def close(self) -> None:
         """Close the connection; an open transaction is rolled back."""
@@ -333,7 +344,7 @@ class Publisher:
         """Append the ledger rows and set the commit message."""
         now = datetime.now(UTC)
         for row in rows:
-            row |= {"flow_run_id": self._flow_run_id, "recorded_at": now, "token": token}
+            row |= {"flow_run_id": self._flow_run_id, "recorded_at": now, "token": token, **self._reason}
         ledger.append(con, "ledger", rows)
         commit_message(con, message, token=token, flow_run_id=self._flow_run_id)
 

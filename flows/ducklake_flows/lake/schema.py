@@ -28,7 +28,7 @@ OPS = {
         rows_in BIGINT, rows_published BIGINT, rows_quarantined BIGINT, files BIGINT, bytes BIGINT,
         fingerprint VARCHAR, source_version VARCHAR, seconds DOUBLE, flow_run_id VARCHAR, error VARCHAR,
         recorded_at TIMESTAMP WITH TIME ZONE, token BIGINT, restores VARCHAR, profile VARCHAR, confirmed_by VARCHAR,
-        source VARCHAR""",
+        source VARCHAR, reason VARCHAR""",
     "builds": """
         environment VARCHAR, project VARCHAR, dataset VARCHAR, partition VARCHAR, attempt_id VARCHAR,
         flow_run_id VARCHAR, recorded_at TIMESTAMP WITH TIME ZONE, token BIGINT""",

@@ -19,6 +19,9 @@ LOST = "lake-lost-run"
 TAG = "lake"
 """On every deployment of a project, and so on its runs; and on the runs of the `lake` command."""
 
+SUSPENDED = "lake.run.suspended"
+"""The last event of a suspended run's process: it sends no more heartbeats."""
+
 LOST_SECONDS = 180
 """Seconds without heartbeat (sent every 30 s) before a run is marked Crashed."""
 
@@ -75,7 +78,7 @@ def _lost() -> AutomationCore:
             **_OURS,
             posture=Posture.Proactive,
             after={_HEARTBEAT},
-            expect={_HEARTBEAT, *_ENDED},
+            expect={_HEARTBEAT, SUSPENDED, "prefect.flow-run.Suspended", *_ENDED},
             for_each={"prefect.resource.id"},
             within=timedelta(seconds=LOST_SECONDS),
         ),

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Protocol
+
+from ducklake_flows.states import Order
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
+    from datetime import datetime
 
 CHUNK = 100
 """Maximum partitions per task. A task and its dlt run have a fixed cost of 0.3 s."""
@@ -15,8 +19,17 @@ CHUNK = 100
 CHUNK_SECONDS = 10.0
 """Time budget of a chunk: after it no new partition starts, and finished ones are published."""
 
+BACKFILL_SECONDS = 5.0
+"""Time budget of a backfill's chunk on an existing cluster: chunks of other runs wait until it ends."""
+
 GROUP = 128
 """Maximum partitions per publish transaction: limits how long the gate is held."""
+
+IN_FLIGHT = 3
+"""Maximum chunks of a run in flight per slot: one runs, and two more keep the slot busy while the run publishes.
+
+Runs share an existing cluster, so a run must not queue everything that it has there.
+"""
 
 
 class Todo(Protocol):
@@ -54,10 +67,10 @@ def cut(todo: Sequence[Todo], slots: int) -> list[Chunk]:
     """Cut a plan into chunks of one dataset each.
 
     Chunks are as large as `CHUNK` allows. Their number is about a multiple of the slots, so that all slots finish at
-    about the same time.
+    about the same time. They are in the order of their first partitions, so datasets take turns.
 
     Args:
-        todo: The partitions, in order.
+        todo: The partitions, in the order in which to extract them.
         slots: Tasks that run at the same time.
     """
     by_dataset: dict[str, dict[str, str]] = {}
@@ -65,7 +78,9 @@ def cut(todo: Sequence[Todo], slots: int) -> list[Chunk]:
         by_dataset.setdefault(planned.dataset, {})[planned.partition] = planned.source_version
     rounds = max(-(-len(todo) // (slots * CHUNK)), 1)
     size = -(-len(todo) // (slots * rounds))
-    return [Chunk(key, part) for key, versions in by_dataset.items() for part in _parts(versions, size)]
+    chunks = [Chunk(key, part) for key, versions in by_dataset.items() for part in _parts(versions, size)]
+    position = {(planned.dataset, planned.partition): n for n, planned in enumerate(todo)}
+    return sorted(chunks, key=lambda chunk: position[chunk.dataset, next(iter(chunk.versions))])
 
 
 def _parts(versions: Mapping[str, str], size: int) -> Iterator[dict[str, str]]:
@@ -74,11 +89,28 @@ def _parts(versions: Mapping[str, str], size: int) -> Iterator[dict[str, str]]:
         yield {key: versions[key] for key in keys[first : first + size]}
 
 
+def priority(start: datetime, order: Order, *, urgent: bool) -> int:
+    """Dask's priority of a chunk: of all tasks on a cluster, those of the highest number run first.
+
+    Every chunk of an urgent run comes before every chunk of a backfill. Among equals the newer partitions come first,
+    also those of another run. A backfill from the oldest partition on comes after one from the newest on.
+
+    Args:
+        start: Start of the chunk's first partition.
+        order: The order of its run.
+        urgent: Whether the run was started by a schedule or an event.
+    """
+    day = start.toordinal()
+    return (date.max.toordinal() * 2 if urgent else 0) + (day if order is Order.newest else -day)
+
+
 class ChunkScheduler:
     """Queues the waiting chunks, the chunks in flight, and the partitions that are retried alone.
 
+    At most `IN_FLIGHT` chunks per slot are in flight.
+
     Args:
-        chunks: All chunks to extract.
+        chunks: All chunks to extract, in order.
         slots: Tasks that run at the same time.
         limited: Datasets with a rate limit: at most ``slots`` of their chunks are in flight, since the rate is divided
             evenly among the slots.
@@ -86,6 +118,7 @@ class ChunkScheduler:
 
     def __init__(self, chunks: Sequence[Chunk], slots: int, limited: Collection[str] = ()) -> None:
         self._slots, self._limited = slots, set(limited)
+        self._most = IN_FLIGHT * slots
         self._waiting = deque(chunks)
         self._suspects: list[Chunk] = []
         self._in_flight: list[Chunk] = []
@@ -95,6 +128,15 @@ class ChunkScheduler:
         """Whether any chunk waits or is in flight."""
         return bool(self._waiting or self._suspects or self._in_flight)
 
+    @property
+    def in_flight(self) -> int:
+        """How many chunks are in flight."""
+        return len(self._in_flight)
+
+    def grown(self, slots: int) -> None:
+        """More chunks may be in flight, since the cluster has more slots now. A smaller number changes nothing."""
+        self._most = max(self._most, IN_FLIGHT * slots)
+
     def ready(self) -> list[Chunk]:
         """The chunks to submit now, marked as in flight.
 
@@ -102,7 +144,8 @@ class ChunkScheduler:
         """
         submitted, held = [], deque[Chunk]()
         for chunk in self._waiting:
-            if chunk.dataset in self._limited and self._count(chunk.dataset) >= self._slots:
+            is_limited = chunk.dataset in self._limited and self._count(chunk.dataset) >= self._slots
+            if is_limited or len(self._in_flight) >= self._most:
                 held.append(chunk)
             else:
                 self._in_flight.append(chunk)
@@ -121,14 +164,14 @@ class ChunkScheduler:
 
         Args:
             chunk: The chunk.
-            started: How many of its partitions, in order, were started within the time budget. The others are queued
-                again in chunks of even size, at most this large.
+            started: How many of its partitions, in order, were started within the time budget. The others are the next
+                to be submitted, in chunks of even size, at most this large.
         """
         self._in_flight.remove(chunk)
         left = dict(list(chunk.versions.items())[started:])
         if left and started:
             even = -(-len(left) // -(-len(left) // started))
-            self._waiting.extend(Chunk(chunk.dataset, part) for part in _parts(left, even))
+            self._waiting.extendleft(reversed([Chunk(chunk.dataset, part) for part in _parts(left, even)]))
 
     def lost(self, chunk: Chunk, *, retry: bool) -> list[str]:
         """Record a chunk that came back without outcomes.

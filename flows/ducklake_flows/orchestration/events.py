@@ -2,34 +2,75 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import contextlib
+from contextvars import ContextVar
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+import httpx
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterName,
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
 from prefect.events import emit_event
 
 from ducklake_flows.datasets.partitions import parse_partition
+from ducklake_flows.lake.builds import is_read
 from ducklake_flows.project import get_dataset
+from ducklake_flows.settings import PROD
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from ducklake_flows.lake.publish import Published
+    from ducklake_flows.settings import Settings
     from ducklake_flows.staging.receipt import Receipt
 
 PUBLISHED = "lake.partitions.published"
 ARRIVED = "lake.source.arrived"
 
+TRANSFORM = "lake.transform"
+"""A label of the resource of `PUBLISHED`: the transform deployment's trigger needs the value ``wanted``."""
 
-def published(result: Published) -> None:
-    """Emit one event per dataset with the partitions just published. It triggers the transform deployment."""
+SOON = timedelta(minutes=1)
+"""A transform that is due within this time builds what is published now."""
+
+_follows: ContextVar[bool] = ContextVar("transform_follows", default=False)
+
+
+@contextlib.contextmanager
+def transform_follows(environment: str = PROD) -> Iterator[None]:
+    """What is published in this block triggers no transform, because the run itself transforms afterwards.
+
+    Only if it transforms this environment: the trigger is about production.
+    """
+    token = _follows.set(environment == PROD)
+    try:
+        yield
+    finally:
+        _follows.reset(token)
+
+
+def published(result: Published, settings: Settings) -> None:
+    """Emit one event per dataset with the partitions just published. It may trigger the transform deployment.
+
+    The label `TRANSFORM` tells whether it does: ``wanted``; ``follows`` (the same run transforms afterwards);
+    ``unread`` (no model reads the dataset); ``waits`` (a transform that will read the ledger is waiting already).
+    """
     by_dataset: dict[str, list[Receipt]] = {}
     for receipt in result.receipts:
         by_dataset.setdefault(receipt.dataset, []).append(receipt)
     for dataset, receipts in by_dataset.items():
         emit_event(
             PUBLISHED,
-            resource=_resource(dataset),
+            resource=_resource(dataset) | {TRANSFORM: _transform(dataset, settings)},
             payload={
                 "dataset": dataset,
                 "partitions": [r.partition for r in receipts],
@@ -40,8 +81,46 @@ def published(result: Published) -> None:
         )
 
 
+def _transform(dataset: str, settings: Settings) -> str:
+    """The value of the label `TRANSFORM`."""
+    if _follows.get():
+        return "follows"
+    if settings.models is None or not is_read(settings.models, dataset):
+        return "unread"
+    return "waits" if _transform_waits() else "wanted"
+
+
+def _transform_waits() -> bool:
+    """Whether a run of the transform deployment waits for its slot or its start: it has not read the ledger yet.
+
+    Prefect gives waiting runs a random name, so it is named here.
+    """
+    from prefect.client.orchestration import get_client
+
+    scheduled = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
+    with get_client(sync_client=True) as client:
+        try:
+            found = client.read_flow_runs(
+                flow_filter=FlowFilter(name=FlowFilterName(any_=["transform"])),
+                deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=["transform"])),
+                flow_run_filter=FlowRunFilter(state=scheduled),
+            )
+            waiting = [run for run in found if run.expected_start_time and _is_soon(run.expected_start_time)]
+            waiting = [run for run in waiting if run.parameters.get("environment", PROD) == PROD]
+            for run in waiting:
+                if run.name != f"transform {PROD}":
+                    client.set_flow_run_name(run.id, f"transform {PROD}")
+        except httpx.HTTPError:
+            return False  # one transform too many does no harm
+    return bool(waiting)
+
+
+def _is_soon(moment: datetime) -> bool:
+    return moment <= datetime.now(UTC) + SOON
+
+
 def arrived(dataset: str, partitions: Sequence[str]) -> None:
-    """Announce new source data for these partitions. Each gets an event, which triggers the ingest deployment.
+    """Announce new source data for these partitions, in one event. It triggers one run of the `arrived` deployment.
 
     Raises:
         BadInput: the dataset or a partition is unknown.
@@ -49,19 +128,16 @@ def arrived(dataset: str, partitions: Sequence[str]) -> None:
     from prefect.client.orchestration import get_client
 
     grain = get_dataset(dataset).grain
-    events = [
-        {
-            "id": str(uuid4()),
-            "occurred": datetime.now(UTC).isoformat(),
-            "event": ARRIVED,
-            "resource": _resource(dataset),
-            "payload": {"dataset": dataset, "partition": parse_partition(key, grain).key},
-        }
-        for key in partitions
-    ]
+    event = {
+        "id": str(uuid4()),
+        "occurred": datetime.now(UTC).isoformat(),
+        "event": ARRIVED,
+        "resource": _resource(dataset),
+        "payload": {"dataset": dataset, "partitions": [parse_partition(key, grain).key for key in partitions]},
+    }
     with get_client(sync_client=True) as client:
         # Not `emit_event`, which sends in a background thread: the caller must know that the server has the event.
-        client.request("POST", "/events", json=events).raise_for_status()
+        client.request("POST", "/events", json=[event]).raise_for_status()
 
 
 def _resource(dataset: str) -> dict[str, str]:

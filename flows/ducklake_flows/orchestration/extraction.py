@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from dask.base import annotate
 from distributed import KilledWorker
 from distributed.client import ClosedClientError
 from distributed.comm.core import CommClosedError
@@ -15,14 +17,23 @@ from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import CrashedRun
 from prefect.runtime import task_run
 
+from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.errors import LakeError, redacted
 from ducklake_flows.extract.chunk import Stopped, extract_chunk
-from ducklake_flows.orchestration.chunks import CHUNK_SECONDS, GROUP, Chunk, ChunkScheduler, cut
+from ducklake_flows.orchestration.chunks import (
+    BACKFILL_SECONDS,
+    CHUNK_SECONDS,
+    GROUP,
+    Chunk,
+    ChunkScheduler,
+    cut,
+    priority,
+)
 from ducklake_flows.orchestration.cluster import abandonment, given_at
 from ducklake_flows.settings import load_settings
 from ducklake_flows.staging.layout import new_attempt
 from ducklake_flows.staging.receipt import Failure, Outcome
-from ducklake_flows.states import State
+from ducklake_flows.states import Order, State
 from ducklake_flows.testing.failpoints import failpoint
 
 if TYPE_CHECKING:
@@ -31,8 +42,15 @@ if TYPE_CHECKING:
     from prefect_dask.task_runners import DaskTaskRunner
 
     from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.orchestration.root_run import RootRun
     from ducklake_flows.plan import Planned
     from ducklake_flows.settings import Settings
+
+WAKE_SECONDS = 1.0
+"""Maximum seconds to wait for a chunk before looking whether the run was paused."""
+
+GROWN_SECONDS = 10.0
+"""Seconds between two looks at the size of the cluster."""
 
 _DEATHS = (KilledWorker, CommClosedError, CrashedRun)
 """Errors of a task whose worker died or was stopped."""
@@ -62,7 +80,7 @@ class Extracted:
 
 def _chunk_name() -> str:
     parameters = task_run.parameters
-    keys = list(parameters["versions"])
+    keys = sorted(parameters["versions"])
     span = keys[0] if len(keys) == 1 else f"{keys[0]}..{keys[-1]} ({len(keys)})"
     return f"{parameters['dataset']} {span}"
 
@@ -96,7 +114,9 @@ class Extraction:
         runner: The started task runner.
         workers: Processes of the local cluster; used only while the cluster has no workers.
         datasets: The datasets by key.
-        tables: Columns and DuckDB types of each dataset's raw table, by the dataset's key.
+        tables: Columns and DuckDB types of every table, by name.
+        root: Whether the run is a backfill, and whether it is paused.
+        order: The order of its partitions.
     """
 
     def __init__(
@@ -106,8 +126,11 @@ class Extraction:
         workers: int,
         datasets: Mapping[str, Dataset],
         tables: Mapping[str, Mapping[str, str]],
+        root: RootRun,
+        order: Order = Order.newest,
     ) -> None:
         self._settings, self._runner, self._datasets, self._tables = settings, runner, datasets, tables
+        self._root, self._order = root, order
         self._in_flight: dict[str, tuple[Any, Chunk, float]] = {}
         self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
         # An existing cluster may have any number of workers. An autoscaling one may have none yet.
@@ -115,9 +138,14 @@ class Extraction:
         if not there:
             get_run_logger().warning("the Dask cluster has no workers: waiting for one")
         self._slots = there or workers
+        self._looked = time.monotonic()
+        is_shared_backfill = root.is_backfill and settings.dask_address is not None
+        self._seconds = BACKFILL_SECONDS if is_shared_backfill else CHUNK_SECONDS
 
     def groups(self, todo: Sequence[Planned]) -> Iterator[list[Outcome]]:
-        """Extract these partitions.
+        """Extract these partitions, in this order.
+
+        A paused run submits no more chunks. Once those in flight are published, it waits, or its process ends.
 
         Yields:
             Outcomes in order of arrival, at most `GROUP` at a time. Extraction continues while the caller publishes a
@@ -125,32 +153,47 @@ class Extraction:
 
         Raises:
             LakeError: the connection to the Dask scheduler was lost.
+            Pause: the run is suspended.
         """
         limited = [key for key, dataset in self._datasets.items() if dataset.rate is not None]
         scheduler = ChunkScheduler(cut(todo, self._slots), self._slots, limited)
         waiting: list[Outcome] = []
         while waiting or scheduler.unfinished:
-            for chunk in scheduler.ready():
-                self._submit(chunk)
+            if not self._root.is_held:
+                self._look(scheduler)
+                for chunk in scheduler.ready():
+                    self._submit(chunk)
+            elif not waiting and not self._in_flight:
+                self._root.wait()
             for key in self._next(wait=not waiting):
                 waiting += self._outcomes(scheduler, *self._in_flight.pop(key))
             group, waiting = waiting[:GROUP], waiting[GROUP:]
             if group:
                 yield group
 
+    def _look(self, scheduler: ChunkScheduler) -> None:
+        """Let more chunks in flight if the cluster has grown."""
+        if self._settings.dask_address and time.monotonic() - self._looked >= GROWN_SECONDS:
+            self._looked = time.monotonic()
+            with contextlib.suppress(OSError):  # a lost scheduler is reported by its chunks
+                scheduler.grown(sum(self._runner.client.nthreads().values()))
+
     def _submit(self, chunk: Chunk) -> None:
         rate = self._datasets[chunk.dataset].rate
+        start = parse_partition(next(iter(chunk.versions)), self._datasets[chunk.dataset].grain).start
         try:
-            future = self._runner.submit(
-                extract,
-                parameters={
-                    "dataset": chunk.dataset,
-                    "versions": chunk.versions,
-                    "table": self._tables[chunk.dataset],
-                    "pace": self._slots / rate if rate else 0.0,
-                    "limit": CHUNK_SECONDS,
-                },
-            )
+            # The task runner takes no priority, but Dask takes it from the annotations of the context.
+            with annotate(priority=priority(start, self._order, urgent=not self._root.is_backfill)):
+                future = self._runner.submit(
+                    extract,
+                    parameters={
+                        "dataset": chunk.dataset,
+                        "versions": chunk.versions,
+                        "table": self._tables.get(self._datasets[chunk.dataset].table, {}),
+                        "pace": self._slots / rate if rate else 0.0,
+                        "limit": self._seconds,
+                    },
+                )
         except ClosedClientError:
             raise self._scheduler_is_gone() from None
         wrapped = future.wrapped_future
@@ -161,11 +204,14 @@ class Extraction:
         """The keys of all chunks that have ended since the last call.
 
         Args:
-            wait: Wait until at least one has ended.
+            wait: Wait until at least one has ended, at most `WAKE_SECONDS`.
         """
-        keys = [self._ended.get()] if wait else []
-        while not self._ended.empty():
-            keys.append(self._ended.get())
+        keys = []
+        with contextlib.suppress(queue.Empty):
+            if wait and self._in_flight:
+                keys.append(self._ended.get(timeout=WAKE_SECONDS))
+            while True:
+                keys.append(self._ended.get_nowait())
         return keys
 
     def _outcomes(self, scheduler: ChunkScheduler, future: Any, chunk: Chunk, submitted: float) -> list[Outcome]:

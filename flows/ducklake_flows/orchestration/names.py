@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 from prefect.runtime import flow_run
 
+DUE = "@due"
+"""In place of datasets: those whose schedule hour (UTC) is the hour for which the run was scheduled."""
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import date
@@ -18,7 +21,7 @@ def range_name(start: date | None, end: date | None) -> str:
 
 def names_of(datasets: Sequence[str] | None) -> str:
     """Datasets, for the names of runs."""
-    return "+".join(datasets) if datasets else "all"
+    return "+".join(datasets).removeprefix("@") if datasets else "all"
 
 
 def ingest_name() -> str:
@@ -27,7 +30,8 @@ def ingest_name() -> str:
     span = range_name(parameters["start"], parameters["end"])
     if partitions := parameters["partitions"]:
         span = partitions[0] if len(partitions) == 1 else f"{partitions[0]} and {len(partitions) - 1} more"
-    return f"ingest {'due' if parameters['due'] else names_of(parameters['datasets'])} {span}"
+    limit = f", at most {parameters['limit']}" if parameters["limit"] else ""
+    return f"ingest {names_of(parameters['datasets'])} {span}{limit}"
 
 
 def pipeline_name() -> str:

@@ -50,6 +50,16 @@ def aborted(flow: Flow[Any, Any], flow_run: FlowRun, state: State) -> None:
     _emit("ABORT", flow, flow_run, state)
 
 
+HOOKS: dict[str, Any] = {
+    "on_running": [started],
+    "on_completion": [completed],
+    "on_failure": [failed],
+    "on_crashed": [failed],
+    "on_cancellation": [aborted],
+}
+"""The hooks as arguments of ``flow``."""
+
+
 def _emit(kind: str, flow: Flow[Any, Any], flow_run: FlowRun, state: State) -> None:
     """Emit one event. A failure to do so is logged, never raised: the run must not depend on the receiver."""
     settings = load_settings()

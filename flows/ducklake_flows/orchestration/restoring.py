@@ -65,7 +65,7 @@ class Restoring:
             for first in range(0, len(receipts), GROUP):
                 with gate.hold():
                     result = publisher.publish(receipts[first : first + GROUP])
-                events.published(result)
+                events.published(result, self._settings)
                 self._why |= {(f.dataset, f.partition): f.error for f in result.failures}
         finally:
             publisher.close()

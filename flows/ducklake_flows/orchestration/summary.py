@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ducklake_flows.plan import counts, stale_left
 from ducklake_flows.report import causes
 from ducklake_flows.report.words import count
 from ducklake_flows.staging.receipt import Failure, Outcome, Receipt
@@ -14,9 +16,11 @@ from ducklake_flows.states import State
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from prefect.logging.loggers import LoggingAdapter
+
     from ducklake_flows.datasets.dataset import Dataset
     from ducklake_flows.lake.publish import Published
-    from ducklake_flows.plan import LeftOut
+    from ducklake_flows.plan import LeftOut, Planned
 
 
 @dataclass
@@ -41,6 +45,19 @@ class Summary:
     commits: int = 0
     snapshot_id: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def add_plan(self, planned: Sequence[Planned]) -> None:
+        """Add the plan: its counts, and what it leaves out because of its state."""
+        self.planned = dict(counts(planned))
+        self.no_source = [f"{p.dataset} {p.partition}" for p in planned if p.state is State.no_source and not p.runs]
+        self.stale = stale_left(planned)
+
+    def log_left_out(self, logger: logging.Logger | LoggingAdapter) -> None:
+        """Log the datasets that the plan leaves out; a fault as an error."""
+        for out in self.left_out:
+            logger.log(
+                logging.ERROR if out.is_fault else logging.INFO, "%s is skipped: %s", out.dataset, out.error.message
+            )
 
     def add_seconds(self, stage: str, since: float) -> None:
         """Add the time since ``since``, a value of `time.monotonic`, to a stage."""
