@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 import yaml
+from prefect.automations import AutomationCore
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import VariableCreate, VariableUpdate, WorkPoolCreate, WorkPoolUpdate
 from prefect.deployments.steps.core import run_steps
@@ -266,6 +267,9 @@ def _set_fields(
     differing = {k for k, v in fields.items() if (current.get(k) or None) != (v or None)} - {"work_queue_name"}
     differing |= {"work_queue_name"} if fields["work_queue_name"] not in (None, current["work_queue_name"]) else set()
     written = {k for k in differing if known.get(k) != _digest(fields[k])}
+    if current["work_pool_name"] is None:
+        # The pool was deleted, and its deployments lost it.
+        written |= {"work_pool_name"}
     if not known:
         # Deployed by another command: nothing tells whether the limit is the file's or an operator's.
         written -= set(_UPDATED)
@@ -329,8 +333,13 @@ def _set_triggers(
             client.create_automation(automation)
             done.changes.append(f"the trigger {name} now starts {wanted.name}")
         elif known.get(f"trigger {name}") != _digest(spec):
-            client.update_automation(found.id, automation)
+            client.update_automation(found.id, _without_owner(automation))
             done.changes.append(f"updated the trigger {name} of {wanted.name}")
+
+
+def _without_owner(automation: AutomationCore) -> AutomationCore:
+    """The same automation for an update, which refuses an owner."""
+    return AutomationCore.model_validate({k: v for k, v in automation if k != "owner_resource"})
 
 
 def _acts_on(automation: Automation) -> str:
