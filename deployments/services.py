@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 BIN = Path(sys.executable).parent
+HTTP = ("--no-dashboard", "--dashboard-address", f"{HOST}:0")
+"""Dask starts an HTTP server without the dashboard, too: by default on all interfaces."""
 
 
 def free_port() -> int:
@@ -157,9 +159,10 @@ class Postgres:
         data: The cluster's folder; created if missing.
         logs: The folder of its log.
         options: Further options of the server, ``-c name=value``.
+        port: Its port; a free one if None.
     """
 
-    def __init__(self, data: Path, logs: Path, *options: str) -> None:
+    def __init__(self, data: Path, logs: Path, *options: str, port: int | None = None) -> None:
         with warnings.catch_warnings():
             # Without XDG_RUNTIME_DIR, the import warns about the fallback folder for the wheel's lock.
             warnings.simplefilter("ignore")
@@ -180,7 +183,7 @@ class Postgres:
         if not (data / "PG_VERSION").exists():
             command = [str(self.bin / "initdb"), "--auth=trust", "--encoding=utf8", "-U", "postgres", "-D", str(data)]
             subprocess.run(command, check=True, capture_output=True, user=user)
-        self.port = free_port()
+        self.port = port or free_port()
         hba = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
         (data / "pg_hba.conf").write_text(hba)
         run = [str(self.bin / "postgres"), "-D", str(data), "-h", HOST, "-p", str(self.port), "-k", str(data), *options]
@@ -242,11 +245,12 @@ class ObjectStore:
         logs: The folder of its log.
         key_id: The access key id that it accepts.
         secret: The secret of the access key.
+        port: Its port; a free one if None.
     """
 
-    def __init__(self, data: Path, logs: Path, key_id: str, secret: str) -> None:
+    def __init__(self, data: Path, logs: Path, key_id: str, secret: str, port: int | None = None) -> None:
         data.mkdir(parents=True, exist_ok=True)
-        self.port = free_port()
+        self.port = port or free_port()
         self.endpoint = f"{HOST}:{self.port}"
         self.service = Service(
             "object-store",
@@ -269,7 +273,7 @@ def dask_scheduler(port: int, logs: Path) -> Service:
     """A Dask scheduler at a port."""
     return Service(
         "dask-scheduler",
-        [str(BIN / "dask"), "scheduler", "--host", HOST, "--port", str(port), "--no-dashboard"],
+        [str(BIN / "dask"), "scheduler", "--host", HOST, "--port", str(port), *HTTP],
         logs,
         # No retries by Dask: the run itself retries the partitions of a dead worker's chunks, one at a time.
         {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"},
@@ -290,7 +294,7 @@ def dask_worker(number: int, port: int, logs: Path, environment: Mapping[str, st
     return Service(
         f"dask-worker-{number}",
         [
-            *(str(BIN / "dask"), "worker", f"tcp://{HOST}:{port}", "--host", HOST, "--no-dashboard"),
+            *(str(BIN / "dask"), "worker", f"tcp://{HOST}:{port}", "--host", HOST, *HTTP),
             *("--nthreads", "1", "--memory-limit", memory, "--name", f"worker-{number}"),
             *("--local-directory", str(logs / "dask")),
         ],
