@@ -269,32 +269,40 @@ class ObjectStore:
         self.service.stop()
 
 
-def dask_scheduler(port: int, logs: Path) -> Service:
-    """A Dask scheduler at a port."""
+def dask_scheduler(address: str, logs: Path, tls: Mapping[str, str] | None = None) -> Service:
+    """A Dask scheduler at an address, ``tcp://host:port`` or ``tls://host:port``.
+
+    Args:
+        address: Its address.
+        logs: The folder of its log.
+        tls: Dask's settings of its certificates; see `ducklake_flows.orchestration.certificates`.
+    """
+    port = int(address.rpartition(":")[2])
+    protocol = address.partition(":")[0]
     return Service(
         "dask-scheduler",
-        [str(BIN / "dask"), "scheduler", "--host", HOST, "--port", str(port), *HTTP],
+        [str(BIN / "dask"), "scheduler", "--protocol", protocol, "--host", HOST, "--port", str(port), *HTTP],
         logs,
         # No retries by Dask: the run itself retries the partitions of a dead worker's chunks, one at a time.
-        {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"},
+        {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0", **(tls or {})},
         ready=lambda: listening(port),
     )
 
 
-def dask_worker(number: int, port: int, logs: Path, environment: Mapping[str, str], memory: str = "auto") -> Service:
-    """A Dask worker of the scheduler at a port. It gets the settings without database passwords.
+def dask_worker(number: int, address: str, logs: Path, environment: Mapping[str, str], memory: str = "auto") -> Service:
+    """A Dask worker of the scheduler at an address. It gets the settings without database passwords.
 
     Args:
         number: Number of the worker, used in its name.
-        port: The scheduler's port.
+        address: The scheduler's address.
         logs: The folder of its log and its scratch folder.
-        environment: The lake's settings and Prefect's address.
+        environment: The lake's settings, Prefect's address and Dask's settings.
         memory: Its memory limit in Dask's notation.
     """
     return Service(
         f"dask-worker-{number}",
         [
-            *(str(BIN / "dask"), "worker", f"tcp://{HOST}:{port}", "--host", HOST, *HTTP),
+            *(str(BIN / "dask"), "worker", address, "--host", HOST, *HTTP),
             *("--nthreads", "1", "--memory-limit", memory, "--name", f"worker-{number}"),
             *("--local-directory", str(logs / "dask")),
         ],

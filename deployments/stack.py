@@ -2,7 +2,7 @@
 
 It starts separate processes on loopback: PostgreSQL (catalog, SQLMesh's state and Prefect's database, each with its own
 role), an S3 server, a Prefect server with a password and its database in this PostgreSQL, a Prefect worker, a Dask
-scheduler and its workers.
+scheduler and its workers, with TLS between them.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from deployments.services import (
     free_port,
     new_secret,
 )
+from ducklake_flows.orchestration import certificates
 from ducklake_flows.orchestration.server import CLIENT_SETTINGS, SERVER_SETTINGS, answers, is_free
 
 if TYPE_CHECKING:
@@ -82,9 +83,10 @@ class Stack:
         self.environment = self._environment()
         self.server = held.enter_context(self.prefect_server())
         self.run(str(ROOT / "deployments/init"))
-        self.scheduler = held.enter_context(dask_scheduler(self.dask_port, logs))
+        address = self.environment["LAKE_DASK_ADDRESS"]
+        self.scheduler = held.enter_context(dask_scheduler(address, logs, certificates.environment(self.certificates)))
         self.workers = [
-            held.enter_context(dask_worker(n, self.dask_port, logs, self.environment, self.worker_memory))
+            held.enter_context(dask_worker(n, address, logs, self.environment, self.worker_memory))
             for n in range(self.dask_workers)
         ]
         self.worker = held.enter_context(
@@ -117,6 +119,11 @@ class Stack:
         """The address of Prefect's UI."""
         return f"http://{HOST}:{self.port}"
 
+    @property
+    def certificates(self) -> Path:
+        """The folder of Dask's certificates, which `deployments/init` makes."""
+        return self.folder / "dask-tls"
+
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command with the stack's settings, as a user would."""
         return subprocess.run(
@@ -148,7 +155,9 @@ class Stack:
             "LAKE_S3_KEY_ID": secrets["s3_key_id"],
             "LAKE_S3_SECRET": secrets["s3_secret"],
             "LAKE_S3_USE_SSL": "false",
-            "LAKE_DASK_ADDRESS": f"tcp://{HOST}:{self.dask_port}",
+            "LAKE_DASK_ADDRESS": f"tls://{HOST}:{self.dask_port}",
+            "DASK_CERTIFICATES": str(self.certificates),
+            **certificates.environment(self.certificates),
             **taken_over(),
             **self.extra,
         }

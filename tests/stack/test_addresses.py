@@ -1,4 +1,4 @@
-"""Nothing of the stack can be reached from another machine."""
+"""Nothing of the stack can be reached from another machine, and Dask only with its certificate."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ import os
 from typing import TYPE_CHECKING
 
 import psutil
+import pytest
+from distributed import Client, Security
+
+from ducklake_flows.orchestration import certificates
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.stack.conftest import Running
 
 
@@ -24,3 +30,19 @@ def test_everything_listens_on_loopback_only(running: Running) -> None:
         port for _, port in listening
     }
     assert {ip for ip, _ in listening} <= {"127.0.0.1", "::1"}, sorted(listening)
+
+
+def test_dask_takes_work_only_from_who_has_its_certificate(running: Running, tmp_path: Path) -> None:
+    """Whoever reaches a scheduler without TLS can run code on its workers."""
+    address = running.stack.environment["LAKE_DASK_ADDRESS"]
+    with Client(address, security=running.security()) as client:  # type: ignore[no-untyped-call]
+        assert client.submit(sum, [1, 2]).result() == 3
+    certificates.ensure(tmp_path)
+    ca = str(running.stack.certificates / "ca.pem")
+    foreign = {"tls_client_cert": str(tmp_path / "cert.pem"), "tls_client_key": str(tmp_path / "key.pem")}
+    for keys in ({}, foreign):
+        security = Security(require_encryption=True, tls_ca_file=ca, **keys)  # type: ignore[no-untyped-call]
+        with pytest.raises((OSError, TypeError)):
+            Client(address, security=security, timeout="5s")  # type: ignore[no-untyped-call]
+    with pytest.raises(OSError, match="reset by peer|Timed out"):
+        Client(address.replace("tls://", "tcp://"), timeout="5s")  # type: ignore[no-untyped-call]

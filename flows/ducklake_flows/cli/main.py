@@ -7,6 +7,7 @@ import gc
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime
@@ -150,6 +151,20 @@ def deploy() -> None:
         _echo(f"Kept as it is: {kept}.")
     if not done.changes:
         _echo("Nothing changed.")
+
+
+@app.command()
+def certificates(
+    folder: Annotated[Path, typer.Argument(help="Where; made if missing. Keep it as you keep a password.")],
+) -> None:
+    """Make the TLS certificates of a Dask cluster, unless valid ones are there, and print Dask's settings."""
+    from ducklake_flows.orchestration import certificates as tls
+
+    folder = folder.absolute()
+    made = tls.ensure(folder)
+    typer.echo(f"{'Made' if made else 'Kept'} the certificates in {folder}.", err=True)
+    for name, value in tls.environment(folder).items():
+        _echo(f"export {name}={shlex.quote(value)}")
 
 
 @app.command()
