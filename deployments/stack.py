@@ -156,7 +156,7 @@ class Stack:
             "LAKE_S3_SECRET": secrets["s3_secret"],
             "LAKE_S3_USE_SSL": "false",
             "LAKE_DASK_ADDRESS": f"tls://{HOST}:{self.dask_port}",
-            "DASK_CERTIFICATES": str(self.certificates),
+            "TLS_FOLDER": str(self.certificates),
             **certificates.environment(self.certificates),
             **taken_over(),
             **self.extra,

@@ -44,5 +44,5 @@ def test_dask_takes_work_only_from_who_has_its_certificate(running: Running, tmp
         security = Security(require_encryption=True, tls_ca_file=ca, **keys)  # type: ignore[no-untyped-call]
         with pytest.raises((OSError, TypeError)):
             Client(address, security=security, timeout="5s")  # type: ignore[no-untyped-call]
-    with pytest.raises(OSError, match="reset by peer|Timed out"):
+    with pytest.raises(OSError, match=r"reset by peer|Timed out"):
         Client(address.replace("tls://", "tcp://"), timeout="5s")  # type: ignore[no-untyped-call]

@@ -151,7 +151,9 @@ async def _wanted(entry: dict[str, Any], file: Mapping[str, Any]) -> Wanted:
     build = entry.pop("build", file.get("build")) or []
     pull = entry.pop("pull", file.get("pull")) or []
     triggers = entry.pop("triggers", None) or []  # they have templates that are filled for each event
-    entry = await resolve_variables(await resolve_block_document_references(entry))
+    if "prefect." in json.dumps(entry, default=str):
+        # Blocks and variables of the server, {{ prefect.variables.name }}: they need a request each.
+        entry = await resolve_variables(await resolve_block_document_references(entry))
     entry = cast("dict[str, Any]", apply_values(entry, dict(os.environ), remove_notset=False))
     outputs = await run_steps(build, {}, print_function=lambda *_: None)
     entry = apply_values(entry, outputs, warn_on_notset=True, skip_prefixes=["ctx."])
