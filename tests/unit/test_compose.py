@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 OURS = {"prefect-server", "init", "prefect-worker", "dask-scheduler", "dask-worker"}
 ONE_SHOT = {"init", "object-store-volume"}
-SERVICES = OURS | ONE_SHOT | {"postgres", "object-store"}
+SERVICES = OURS | ONE_SHOT | {"backup", "postgres", "object-store"}
 
 SECRETS = {
     "POSTGRES_PASSWORD",
@@ -44,6 +44,7 @@ OPTIONAL_SECRETS = {"LAKE_NOTIFY_URL"}
 
 NEEDS = {
     "postgres": SECRETS - {"PREFECT_API_AUTH_STRING", "LAKE_S3_KEY_ID", "LAKE_S3_SECRET"},
+    "backup": {"POSTGRES_PASSWORD"},
     "object-store-volume": set(),
     "object-store": {"LAKE_S3_KEY_ID", "LAKE_S3_SECRET"},
     "prefect-server": {"PREFECT_DATABASE_PASSWORD", "PREFECT_API_AUTH_STRING"},
@@ -200,7 +201,7 @@ def test_a_long_running_service_has_a_healthcheck_and_restarts(service: str) -> 
     definition = services()[service]
     assert definition["restart"] == "unless-stopped"
     check = definition["healthcheck"]
-    assert check["test"][0] == "CMD"
+    assert check["test"][0] == ("CMD-SHELL" if service == "backup" else "CMD")
     assert {"interval", "timeout", "retries", "start_period"} <= set(check)
 
 

@@ -154,7 +154,12 @@ def test_a_new_projects_deployments_are_those_that_this_repository_tests(
     for name in ("docker-compose.yml", "deployments/prefect.yaml"):
         there = (ROOT / name).read_text().replace("ducklake-flows", "my-lake")
         assert yaml.safe_load((empty / name).read_text()) == yaml.safe_load(there)
-    for name in ("deployments/init", "deployments/postgres-init.sh", "deployments/env.example"):
+    for name in (
+        "deployments/init",
+        "deployments/postgres-init.sh",
+        "deployments/backup.sh",
+        "deployments/env.example",
+    ):
         assert (empty / name).read_text() == (ROOT / name).read_text()
     # Its deployments load, with its own hours.
     here = {one.name: one for one in read(load_settings())}

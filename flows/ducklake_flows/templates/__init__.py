@@ -29,6 +29,7 @@ SourceKind = Literal["files", "rest_api", "sql_database"]
 
 _SHARED = (
     "docker-compose.yml",
+    "deployments/backup.sh",
     "deployments/env.example",
     "deployments/init",
     "deployments/postgres-init.sh",
