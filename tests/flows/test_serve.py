@@ -113,6 +113,14 @@ class Served:
         return {row["day"]: row["n"] for row in found}
 
 
+def listening(process: psutil.Process) -> set[str]:
+    """The addresses at which a process listens."""
+    with contextlib.suppress(psutil.Error):
+        found = process.net_connections("inet")
+        return {c.laddr.ip for c in found if c.status == psutil.CONN_LISTEN}
+    return set()
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Served:
     return Served(tmp_path)
@@ -159,6 +167,10 @@ def test_every_trigger_brings_its_rows_to_gold_and_ctrl_c_leaves_nothing(served:
         lost = served.api.post("flow_runs/", json=body).raise_for_status().json()
         assert until(lambda: list(served.home.glob("asked-*")), 100), served.states()
         assert not found.exists()
+        # The server has no password: neither it nor anything else may be reached from another machine.
+        addresses = {ip for process in served.left() for ip in listening(process)}
+        assert addresses
+        assert addresses <= {"127.0.0.1", "::1"}
         serve.send_signal(signal.SIGINT)
     (served.home / "wait").unlink()
 

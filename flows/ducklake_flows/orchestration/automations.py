@@ -58,10 +58,9 @@ def ensure(settings: Settings) -> list[str]:
 
 
 def _save(wanted: AutomationCore) -> list[str]:
-    """Create an automation, or update the one of its name, which stays disabled. Returns what was created."""
+    """Create an automation, or update the one of its name. Returns what was created."""
     with get_client(sync_client=True) as client:
         if found := client.read_automations_by_name(wanted.name):
-            wanted.enabled = found[0].enabled
             client.update_automation(found[0].id, wanted)
             return []
         client.create_automation(wanted)
