@@ -8,6 +8,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FILES = (
     ".env.example",
+    "deployments/backup.sh",
     "deployments/env.example",
     "deployments/init",
     "deployments/postgres-init.sh",

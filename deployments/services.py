@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 BIN = Path(sys.executable).parent
+HTTP = ("--no-dashboard", "--dashboard-address", f"{HOST}:0")
+"""Dask starts an HTTP server without the dashboard, too: by default on all interfaces."""
 
 
 def free_port() -> int:
@@ -157,9 +159,10 @@ class Postgres:
         data: The cluster's folder; created if missing.
         logs: The folder of its log.
         options: Further options of the server, ``-c name=value``.
+        port: Its port; a free one if None.
     """
 
-    def __init__(self, data: Path, logs: Path, *options: str) -> None:
+    def __init__(self, data: Path, logs: Path, *options: str, port: int | None = None) -> None:
         with warnings.catch_warnings():
             # Without XDG_RUNTIME_DIR, the import warns about the fallback folder for the wheel's lock.
             warnings.simplefilter("ignore")
@@ -180,7 +183,7 @@ class Postgres:
         if not (data / "PG_VERSION").exists():
             command = [str(self.bin / "initdb"), "--auth=trust", "--encoding=utf8", "-U", "postgres", "-D", str(data)]
             subprocess.run(command, check=True, capture_output=True, user=user)
-        self.port = free_port()
+        self.port = port or free_port()
         hba = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
         (data / "pg_hba.conf").write_text(hba)
         run = [str(self.bin / "postgres"), "-D", str(data), "-h", HOST, "-p", str(self.port), "-k", str(data), *options]
@@ -251,11 +254,12 @@ class ObjectStore:
         logs: The folder of its log.
         key_id: The access key id that it accepts.
         secret: The secret of the access key.
+        port: Its port; a free one if None.
     """
 
-    def __init__(self, data: Path, logs: Path, key_id: str, secret: str) -> None:
+    def __init__(self, data: Path, logs: Path, key_id: str, secret: str, port: int | None = None) -> None:
         data.mkdir(parents=True, exist_ok=True)
-        self.port = free_port()
+        self.port = port or free_port()
         self.endpoint = f"{HOST}:{self.port}"
         self.service = Service(
             "object-store",
@@ -274,36 +278,45 @@ class ObjectStore:
         self.service.stop()
 
 
-def dask_scheduler(port: int, logs: Path) -> Service:
-    """A Dask scheduler at a port."""
+def dask_scheduler(address: str, logs: Path, tls: Mapping[str, str] | None = None) -> Service:
+    """A Dask scheduler at an address, ``tcp://host:port`` or ``tls://host:port``.
+
+    Args:
+        address: Its address.
+        logs: The folder of its log.
+        tls: Dask's settings of its certificates; see `ducklake_flows.orchestration.certificates`.
+    """
+    port = int(address.rpartition(":")[2])
+    protocol = address.partition(":")[0]
     return Service(
         "dask-scheduler",
-        [str(BIN / "dask"), "scheduler", "--host", HOST, "--port", str(port), "--no-dashboard"],
+        [str(BIN / "dask"), "scheduler", "--protocol", protocol, "--host", HOST, "--port", str(port), *HTTP],
         logs,
         # No retries by Dask: the run itself retries the partitions of a dead worker's chunks, one at a time.
         # A worker gets its next chunk only when it is free, so that an urgent one does not wait behind it.
         {
             "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0",
             "DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION": "1.0",
+            **(tls or {}),
         },
         ready=lambda: listening(port),
     )
 
 
-def dask_worker(number: int, port: int, logs: Path, environment: Mapping[str, str], memory: str = "auto") -> Service:
-    """A Dask worker of the scheduler at a port. It gets the settings without database passwords.
+def dask_worker(number: int, address: str, logs: Path, environment: Mapping[str, str], memory: str = "auto") -> Service:
+    """A Dask worker of the scheduler at an address. It gets the settings without database passwords.
 
     Args:
         number: Number of the worker, used in its name.
-        port: The scheduler's port.
+        address: The scheduler's address.
         logs: The folder of its log and its scratch folder.
-        environment: The lake's settings and Prefect's address.
+        environment: The lake's settings, Prefect's address and Dask's settings.
         memory: Its memory limit in Dask's notation.
     """
     return Service(
         f"dask-worker-{number}",
         [
-            *(str(BIN / "dask"), "worker", f"tcp://{HOST}:{port}", "--host", HOST, "--no-dashboard"),
+            *(str(BIN / "dask"), "worker", address, "--host", HOST, *HTTP),
             *("--nthreads", "1", "--memory-limit", memory, "--name", f"worker-{number}"),
             *("--local-directory", str(logs / "dask")),
         ],

@@ -2,7 +2,7 @@
 
 It starts separate processes on loopback: PostgreSQL (catalog, SQLMesh's state and Prefect's database, each with its own
 role), an S3 server, a Prefect server with a password and its database in this PostgreSQL, a Prefect worker, a Dask
-scheduler and its workers.
+scheduler and its workers, with TLS between them.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ from deployments.services import (
     free_port,
     new_secret,
 )
-from ducklake_flows.orchestration.server import CLIENT_SETTINGS, SERVER_SETTINGS, answers
+from ducklake_flows.orchestration import certificates
+from ducklake_flows.orchestration.server import CLIENT_SETTINGS, SERVER_SETTINGS, answers, is_free
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 POOL = "lake"
+PORTS = ("postgres", "s3", "prefect", "dask")
 
 
 @dataclass
@@ -44,7 +46,7 @@ class Stack:
     """All services. Entering the context starts them in order and creates the deployments.
 
     Args:
-        folder: The folder of data, logs and generated passwords; reused at the next start.
+        folder: The folder of data, logs, ports and generated passwords; reused at the next start.
         dask_workers: Number of Dask workers.
         worker_memory: Memory limit of each Dask worker in Dask's notation.
         extra: Further settings for every process, for example LAKE_DATASETS.
@@ -60,6 +62,7 @@ class Stack:
         self.folder = self.folder.absolute()
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         self._secrets = self._generated_secrets()
+        self._ports = kept_ports(self.folder / "ports.json")
         with contextlib.ExitStack() as held:
             self._start(held)
             self._held = held.pop_all()
@@ -70,19 +73,20 @@ class Stack:
 
     def _start(self, held: contextlib.ExitStack) -> None:
         logs, secrets = self.folder / "logs", self._secrets
-        self.postgres = held.enter_context(Postgres(self.folder / "postgres", logs))
+        self.postgres = held.enter_context(Postgres(self.folder / "postgres", logs, port=self._ports["postgres"]))
         for name in ("lake", "sqlmesh", "prefect"):
             self.postgres.database(name, secrets[name])
         self.store = held.enter_context(
-            ObjectStore(self.folder / "s3", logs, secrets["s3_key_id"], secrets["s3_secret"])
+            ObjectStore(self.folder / "s3", logs, secrets["s3_key_id"], secrets["s3_secret"], self._ports["s3"])
         )
-        self.port, self.dask_port = free_port(), free_port()
+        self.port, self.dask_port = self._ports["prefect"], self._ports["dask"]
         self.environment = self._environment()
         self.server = held.enter_context(self.prefect_server())
         self.run(str(ROOT / "deployments/init"))
-        self.scheduler = held.enter_context(dask_scheduler(self.dask_port, logs))
+        address = self.environment["LAKE_DASK_ADDRESS"]
+        self.scheduler = held.enter_context(dask_scheduler(address, logs, certificates.environment(self.certificates)))
         self.workers = [
-            held.enter_context(dask_worker(n, self.dask_port, logs, self.environment, self.worker_memory))
+            held.enter_context(dask_worker(n, address, logs, self.environment, self.worker_memory))
             for n in range(self.dask_workers)
         ]
         self.worker = held.enter_context(
@@ -115,6 +119,11 @@ class Stack:
         """The address of Prefect's UI."""
         return f"http://{HOST}:{self.port}"
 
+    @property
+    def certificates(self) -> Path:
+        """The folder of Dask's certificates, which `deployments/init` makes."""
+        return self.folder / "dask-tls"
+
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command with the stack's settings, as a user would."""
         return subprocess.run(
@@ -146,7 +155,10 @@ class Stack:
             "LAKE_S3_KEY_ID": secrets["s3_key_id"],
             "LAKE_S3_SECRET": secrets["s3_secret"],
             "LAKE_S3_USE_SSL": "false",
-            "LAKE_DASK_ADDRESS": f"tcp://{HOST}:{self.dask_port}",
+            "LAKE_DASK_ADDRESS": f"tls://{HOST}:{self.dask_port}",
+            "TLS_FOLDER": str(self.certificates),
+            **certificates.environment(self.certificates),
+            **taken_over(),
             **self.extra,
         }
 
@@ -161,6 +173,32 @@ class Stack:
         return made
 
 
+def taken_over() -> dict[str, str]:
+    """The settings of the caller's environment that the stack uses."""
+    return {name: os.environ[name] for name in ("LAKE_DATASETS", "LAKE_NOTIFY_URL") if os.environ.get(name)}
+
+
+def kept_ports(file: Path) -> dict[str, int]:
+    """The ports of the last start; another one, for this time, for each that a process has taken meanwhile."""
+    kept = dict(json.loads(file.read_text())) if file.exists() else {}
+    if not kept.keys() >= set(PORTS):
+        kept = {**{name: free_port() for name in PORTS}, **kept}
+        file.write_text(json.dumps(kept))
+    found = {name: port if is_free(port) else free_port() for name, port in kept.items()}
+    for name, port in found.items():
+        if port != kept[name]:
+            print(f"Port {kept[name]} of {name} is taken by another process: this time it is {port}.", flush=True)
+    return found
+
+
+def env_file(environment: Mapping[str, str]) -> str:
+    """A shell script that sets these variables and puts `lake` and `prefect` on the PATH."""
+    folder = shlex.quote(str(BIN))
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+    lines.append(f'case ":$PATH:" in *:{folder}:*) ;; *) export PATH={folder}:"$PATH" ;; esac')
+    return "".join(f"{line}\n" for line in lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Start all services, print their addresses, and stop them on Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(prog="make stack", description=__doc__)
@@ -173,12 +211,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("Starting PostgreSQL, S3, Prefect, Dask ...", flush=True)
         with Stack(chosen.folder, chosen.workers) as stack:
             settings = stack.folder / "env"
-            _write_private(settings, "".join(f"export {k}={shlex.quote(v)}\n" for k, v in stack.environment.items()))
+            _write_private(settings, env_file(stack.environment))
             print(f"Prefect       {stack.ui}  (user and password: prefect_auth in {stack.folder}/secrets.json)")
             print(f"S3            http://{stack.store.endpoint}  (buckets lake, landing)")
             print(f"PostgreSQL    {HOST}:{stack.postgres.port}  (databases lake, sqlmesh, prefect)")
             print(f"Dask          {stack.environment['LAKE_DASK_ADDRESS']}")
-            print(f"Use it from another terminal:  . {settings}; lake status")
+            print(f"Use it from another terminal:  . {shlex.quote(str(settings))}; lake status")
             print("Ctrl-C stops all services. The data is kept.", flush=True)
             signal.pause()
     except KeyboardInterrupt:

@@ -19,7 +19,7 @@ for name in [n for n in os.environ if n.startswith(("LAKE_", "PREFECT_"))]:
     del os.environ[name]
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
 
-from deployments.services import ObjectStore, Postgres, new_secret  # noqa: E402
+from deployments.services import ObjectStore, Postgres, free_port, new_secret  # noqa: E402
 from ducklake_flows.extract.chunk import extract_chunk  # noqa: E402
 from ducklake_flows.lake import connect as connections  # noqa: E402
 from ducklake_flows.lake.connect import connected, rows  # noqa: E402
@@ -303,10 +303,19 @@ def lake(request: pytest.FixtureRequest, services: Services, tmp_path: Path, mon
     return Lake(load_settings())
 
 
+def keep_port(settings: Settings) -> int:
+    """Give the lake's own server a port that no other test uses."""
+    file = server.folder(settings) / "port"
+    file.parent.mkdir(parents=True)
+    file.write_text(str(port := free_port()))
+    return port
+
+
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real Prefect server, as `lake up` starts it."""
     settings = Settings(home=tmp_path_factory.mktemp("prefect"))
+    keep_port(settings)
     url = server.use(settings)
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker

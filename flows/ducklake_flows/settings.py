@@ -17,6 +17,7 @@ from pydantic_settings import (
     InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
+    SecretsSettingsSource,
     SettingsConfigDict,
 )
 
@@ -39,7 +40,8 @@ PROD = "prod"
 class Settings(BaseSettings):
     """Where the project and its lake are, and how to reach them. The defaults give the embedded lake in ``.lake``.
 
-    The environment overrides ``.env``, which overrides the project's table. Relative paths start from the project's
+    The environment overrides ``.env``, which overrides the files of ``LAKE_SECRETS_DIR`` (one per setting, named like
+    its variable in lower case) and the project's table. Relative paths start from the project's
     folder (without a project, from the working directory). After validation all paths are absolute, so that a worker
     in another folder resolves the same paths.
     """
@@ -67,6 +69,7 @@ class Settings(BaseSettings):
     notify_url: SecretStr | None = None
     openlineage_url: str | None = None
     retention_days: int = 30
+    secrets_dir: Path | None = None
 
     @classmethod
     def settings_customise_sources(
@@ -81,7 +84,13 @@ class Settings(BaseSettings):
         project = init_settings.init_kwargs.get("project") if isinstance(init_settings, InitSettingsSource) else None
         if project is not None:
             dotenv_settings = DotEnvSettingsSource(settings_cls, Path(project) / ".env")
-        return init_settings, env_settings, dotenv_settings
+        sources = (init_settings, env_settings, dotenv_settings)
+        if not (folder := os.environ.get("LAKE_SECRETS_DIR")):
+            return sources
+        if not (Path(folder).is_absolute() and Path(folder).is_dir()):
+            # Absolute: a run and its workers are in other folders.
+            raise BadInput(f"LAKE_SECRETS_DIR is no absolute path of a folder: {folder}", "correct or unset it")
+        return (*sources, SecretsSettingsSource(settings_cls, secrets_dir=folder))
 
     @field_validator("datasets", mode="before")
     @classmethod

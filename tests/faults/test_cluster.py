@@ -43,8 +43,10 @@ class Cluster:
     port: int = field(default_factory=free_port)
 
     def __enter__(self) -> Cluster:
-        self.scheduler = dask_scheduler(self.port, self.folder).start()
-        self.workers = [dask_worker(n, self.port, self.folder, self.environment).start() for n in range(2)]
+        self.scheduler = dask_scheduler(f"tcp://{HOST}:{self.port}", self.folder).start()
+        self.workers = [
+            dask_worker(n, f"tcp://{HOST}:{self.port}", self.folder, self.environment).start() for n in range(2)
+        ]
         return self
 
     def __exit__(self, *_: object) -> None:

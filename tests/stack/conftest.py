@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from distributed import Client
+from distributed import Client, Security
 
 from deployments.stack import Stack
 from ducklake_flows.lake.connect import connected, rows
 from ducklake_flows.lake.verify import verify
+from ducklake_flows.orchestration import certificates
 from ducklake_flows.orchestration.server import until
 from ducklake_flows.storage import open_storage
 from tests.conftest import DATASETS, DEMO, settings_from, write
@@ -93,9 +94,16 @@ class Running:
             for asked in home.glob("asked-*"):
                 asked.unlink()
 
+    def security(self) -> Security:
+        """The certificates of a client of the stack's Dask scheduler."""
+        ca, cert, key = (str(self.stack.certificates / name) for name in certificates.FILES)
+        return Security(  # type: ignore[no-untyped-call]
+            require_encryption=True, tls_ca_file=ca, tls_client_cert=cert, tls_client_key=key
+        )
+
     def assert_nothing_is_left(self) -> None:
         """Assert that an endless run has left nothing: no running chunk, no held gate, no ledger row, no error."""
-        with Client(self.stack.environment["LAKE_DASK_ADDRESS"]) as dask:  # type: ignore[no-untyped-call]
+        with Client(self.stack.environment["LAKE_DASK_ADDRESS"], security=self.security()) as dask:  # type: ignore[no-untyped-call]
 
             def threads() -> int:
                 return sum(dask.run(lambda dask_worker: len(dask_worker.active_threads)).values())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 from deployments.services import ObjectStore
 from ducklake_flows.lake.connect import connected, rows
 from ducklake_flows.lake.verify import verify
 from ducklake_flows.storage import check, open_storage
+from tests.conftest import ROOT
 from tests.flows.test_ingest import flights
 
 if TYPE_CHECKING:
@@ -26,8 +29,38 @@ def test_a_restored_lake_has_the_contents_of_its_dump(running: Running, tmp_path
     load(running, 1, 5)
     postgres, stack = running.stack.postgres, running.stack
     server = ["-h", str(stack.folder / "postgres"), "-p", str(postgres.port), "-U", "postgres"]
-    dump = tmp_path / "lake.dump"
-    subprocess.run([postgres.bin / "pg_dump", *server, "-Fc", "-f", dump, "lake"], check=True, capture_output=True)
+    dumps = tmp_path / "dumps"
+    dumps.mkdir()
+    old, kept = dumps / "lake-2024-01-01T010000.dump", dumps / "prefect-2024-01-01T010000.dump"
+    for file, days in ((old, 16), (kept, 13)):
+        file.touch()
+        os.utime(file, (time.time() - days * 86400,) * 2)
+    environment = {
+        "PATH": f"{postgres.bin}:/usr/bin:/bin",
+        "PGHOST": str(stack.folder / "postgres"),
+        "PGPORT": str(postgres.port),
+        "PGUSER": "postgres",
+        "BACKUP_FOLDER": str(dumps),
+        "BACKUP_DAYS": "14",
+        "BACKUP_HOUR": "1",
+    }
+    done = subprocess.run(
+        ["sh", ROOT / "deployments/backup.sh", "once"], env=environment, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.startswith("Dumped sqlmesh, lake and prefect")
+    assert not old.exists()
+    assert kept.exists()
+    (dump,) = dumps.glob("lake-*.dump")
+    assert dump.stat().st_mode & 0o077 == 0
+    # A database that cannot be dumped: the command fails, and no half of a dump has a dump's name.
+    refused = subprocess.run(
+        ["sh", ROOT / "deployments/backup.sh", "once"],
+        env={**environment, "PGUSER": "nobody"},
+        capture_output=True,
+        check=False,
+    )
+    assert refused.returncode != 0
+    assert len(list(dumps.glob("*.dump"))) == 4
     wanted = running.sql("FROM raw.flights ORDER BY ALL")
     # Published after the dump and before the copy of the bucket: not part of the backup, and harmless to it.
     load(running, 1, 9)

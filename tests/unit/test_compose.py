@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
 from deployments.stack import POOL
+from ducklake_flows.orchestration import certificates
 from ducklake_flows.orchestration.server import CLIENT_SETTINGS, SERVER_SETTINGS
 from ducklake_flows.settings import Settings
 from tests.conftest import settings_from
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 OURS = {"prefect-server", "init", "prefect-worker", "dask-scheduler", "dask-worker"}
 ONE_SHOT = {"init", "object-store-volume"}
-SERVICES = OURS | ONE_SHOT | {"postgres", "object-store"}
+SERVICES = OURS | ONE_SHOT | {"backup", "postgres", "object-store"}
 
 SECRETS = {
     "POSTGRES_PASSWORD",
@@ -43,6 +44,7 @@ OPTIONAL_SECRETS = {"LAKE_NOTIFY_URL"}
 
 NEEDS = {
     "postgres": SECRETS - {"PREFECT_API_AUTH_STRING", "LAKE_S3_KEY_ID", "LAKE_S3_SECRET"},
+    "backup": {"POSTGRES_PASSWORD"},
     "object-store-volume": set(),
     "object-store": {"LAKE_S3_KEY_ID", "LAKE_S3_SECRET"},
     "prefect-server": {"PREFECT_DATABASE_PASSWORD", "PREFECT_API_AUTH_STRING"},
@@ -53,8 +55,8 @@ NEEDS = {
 }
 """Exactly the secrets that each service gets."""
 
-TELEMETRY = {"DO_NOT_TRACK"}
-"""The only variable that is not a LAKE_, Prefect or Dask setting: it turns off telemetry in all of them."""
+OTHER = {"DO_NOT_TRACK", "TLS_FOLDER"}
+"""No settings of the lake, Prefect or Dask: telemetry is off; the folder in which `init` makes certificates."""
 
 VARIABLE = re.compile(r"\$\{(\w+)(?:(:[-?])([^}]*))?\}")
 
@@ -199,7 +201,7 @@ def test_a_long_running_service_has_a_healthcheck_and_restarts(service: str) -> 
     definition = services()[service]
     assert definition["restart"] == "unless-stopped"
     check = definition["healthcheck"]
-    assert check["test"][0] == "CMD"
+    assert check["test"][0] == ("CMD-SHELL" if service == "backup" else "CMD")
     assert {"interval", "timeout", "retries", "start_period"} <= set(check)
 
 
@@ -238,7 +240,7 @@ def test_every_volume_is_declared_and_used() -> None:
 
 
 def test_our_services_share_one_image_and_do_not_run_as_root() -> None:
-    assert {services()[name]["image"] for name in OURS} == {"ducklake-flows"}
+    assert {resolved(services()[name]["image"], {}) for name in OURS} == {"ducklake-flows:current"}
     assert [name for name, service in services().items() if "build" in service] == ["prefect-server"]
     build = services()["prefect-server"]["build"]
     assert (ROOT / build["context"] / build["dockerfile"]) == ROOT / "deployments/Dockerfile"
@@ -281,9 +283,9 @@ def test_every_environment_variable_is_a_known_setting(service: str) -> None:
             import distributed  # noqa: F401 - registers its configuration
 
             key = name.removeprefix("DASK_").lower().replace("__", ".").replace("_", "-")
-            assert dask.config.get(key, None) is not None
+            assert dask.config.get(key, "missing") != "missing"
         else:
-            assert name in TELEMETRY
+            assert name in OTHER
 
 
 @pytest.mark.parametrize("service", ["init", "prefect-worker"])
@@ -291,7 +293,7 @@ def test_the_settings_load_and_describe_a_production_lake(service: str) -> None:
     settings = lake_settings(service)
     assert settings.embedded is False
     assert settings.in_s3
-    assert settings.dask_address == "tcp://dask-scheduler:8786"
+    assert settings.dask_address == "tls://dask-scheduler:8786"
     # The init script creates these roles and databases.
     script = (ROOT / "deployments/postgres-init.sh").read_text()
     made = dict(re.findall(r"^database (\w+) (\w+)$", script, re.M))
@@ -400,3 +402,58 @@ def test_the_image_runs_as_the_lake_user_with_all_extensions() -> None:
         for dependency in wanted
         for name in re.findall(r"^duckdb-extension-([\w-]+)>=", dependency)
     }
+
+
+TLS = {"init", "prefect-worker", "dask-scheduler", "dask-worker"}
+
+
+def test_dask_takes_work_only_with_the_certificate_that_init_makes() -> None:
+    folder = environment("init")["TLS_FOLDER"]
+    wanted = certificates.environment(Path(folder))
+    for name in SERVICES:
+        mounts = [m for m in services()[name].get("volumes", []) if m.startswith("dask:")]
+        given = {key: value for key, value in services()[name].get("environment", {}).items() if "__COMM__" in key}
+        assert given == (wanted if name in TLS else {}), name
+        # Only `init` writes it.
+        assert mounts == ([f"dask:{folder}" + (":ro" if name != "init" else "")] if name in TLS else []), name
+    assert "--protocol=tls" in services()["dask-scheduler"]["command"]
+    assert "tls://dask-scheduler:8786" in services()["dask-worker"]["command"]
+    # They start only once it is there. The image makes the volume's folder private to its user.
+    assert "init" in services()["dask-scheduler"]["depends_on"]
+    assert any(f"--owner=lake --group=lake --mode=0700 {folder}" in rest for _, rest in dockerfile())
+    assert "$TLS_FOLDER" in (ROOT / "deployments/init").read_text()
+
+
+def test_dasks_http_servers_cannot_be_reached_from_other_containers() -> None:
+    for name, port in (("dask-scheduler", 8787), ("dask-worker", 8788)):
+        assert {"--no-dashboard", f"--dashboard-address=127.0.0.1:{port}"} <= set(services()[name]["command"])
+        assert f"http://127.0.0.1:{port}/" in services()[name]["healthcheck"]["test"][-1]
+
+
+@pytest.mark.parametrize("service", sorted(SERVICES))
+def test_every_service_has_limits_and_can_write_only_its_volumes(service: str) -> None:
+    definition = services()[service]
+    assert re.fullmatch(r"\d+[mg]", resolved(definition["mem_limit"], {}))
+    assert 1 <= definition["cpus"] <= 4
+    assert 0 < definition["pids_limit"] <= 512
+    assert definition["read_only"] is True
+    if service in OURS:
+        written = [m.split(":")[0] for m in definition["tmpfs"]]
+        written += [m.split(":")[1] for m in definition.get("volumes", []) if not m.endswith(":ro")]
+        folders = {value for name, value in environment(service).items() if name in ("LAKE_HOME", "PREFECT_HOME")}
+        assert "/tmp" in written  # noqa: S108
+        assert all(any(Path(f).is_relative_to(w) for w in written) for f in folders), (folders, written)
+        for mount in definition["tmpfs"]:
+            assert mount == "/tmp" or mount.endswith(  # noqa: S108
+                f":uid={definition['user'].replace(':', ',gid=')}"
+            )
+    if service != "object-store-volume":
+        assert definition["logging"]["options"] == {"max-size": "10m", "max-file": "5"}
+
+
+def test_a_dask_workers_container_has_more_memory_than_dask_gives_it() -> None:
+    def size(text: str) -> int:
+        return int(re.sub(r"\D", "", text))
+
+    given = example()
+    assert size(given["DASK_WORKER_CONTAINER_MEMORY"]) > size(given["DASK_WORKER_MEMORY"])

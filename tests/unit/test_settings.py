@@ -32,6 +32,28 @@ def test_dotenv_is_read_and_the_environment_wins(tmp_path: Path, monkeypatch: py
     assert load_settings().home == tmp_path / "from-environment"
 
 
+def test_secrets_are_read_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Docker and Kubernetes mount them. The environment wins, and an empty value there means none."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    monkeypatch.setenv("LAKE_SECRETS_DIR", str(folder))
+    (folder / "lake_catalog_password").write_text("hunter2\n")
+    (folder / "lake_state_password").write_text("hunter3")
+    settings = load_settings()
+    assert settings.catalog_password is not None
+    assert settings.catalog_password.get_secret_value() == "hunter2"
+    assert settings.secrets == ["hunter2", "hunter3"]
+    assert "hunter2" not in str(settings.environment())
+    for name, value in settings.worker_environment().items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().secrets == []
+    for wrong in (str(tmp_path / "missing"), "secrets"):
+        monkeypatch.setenv("LAKE_SECRETS_DIR", wrong)
+        with pytest.raises(BadInput, match="LAKE_SECRETS_DIR is no absolute path"):
+            load_settings()
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

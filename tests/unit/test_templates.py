@@ -5,15 +5,18 @@ from __future__ import annotations
 import functools
 import http.server
 import importlib
+import re
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from ducklake_flows import templates
 from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.errors import BadInput
+from ducklake_flows.orchestration.deploy import read
 from ducklake_flows.project import all_datasets, broken_datasets, get_dataset
 from ducklake_flows.settings import load_settings
 from tests.conftest import ROOT, Lake
@@ -139,3 +142,48 @@ def test_a_model_has_its_datasets_columns(empty: Path) -> None:
     assert "SELECT\n  order_date,\n  order_id,\n  customer,\n  amount,\n  ordered_at\n" in text
     with pytest.raises(BadInput, match="not a model's name"):
         templates.write_model(load_settings(), "platinum.orders", get_dataset("orders"))
+
+
+@pytest.mark.parametrize("demo", [False, True])
+def test_a_new_projects_deployments_are_those_that_this_repository_tests(
+    empty: Path, demo: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, nothing looked at a new project's compose file, Dockerfile and deployments."""
+    templates.write_project(empty, demo=demo)
+    monkeypatch.setenv("LAKE_PROJECT", str(empty))
+    for name in ("docker-compose.yml", "deployments/prefect.yaml"):
+        there = (ROOT / name).read_text().replace("ducklake-flows", "my-lake")
+        assert yaml.safe_load((empty / name).read_text()) == yaml.safe_load(there)
+    for name in (
+        "deployments/init",
+        "deployments/postgres-init.sh",
+        "deployments/backup.sh",
+        "deployments/env.example",
+    ):
+        assert (empty / name).read_text() == (ROOT / name).read_text()
+    # Its deployments load, with its own hours.
+    here = {one.name: one for one in read(load_settings())}
+    assert set(here) == {
+        f"{d['entrypoint'].rpartition('.')[2]}/{d['name']}"
+        for d in yaml.safe_load((ROOT / "deployments/prefect.yaml").read_text())["deployments"]
+    }
+    hours = "5,6" if demo else "6"
+    assert here["ingest/ingest"].schedules["daily"]["schedule"]["cron"] == f"0 {hours} * * *"
+
+    # Its image: the same user and folders, only files that exist and are let in, and the same extensions.
+    def instructions(file: Path) -> list[str]:
+        text = re.sub(r"^#.*\n", "", file.read_text(), flags=re.M).replace("\\\n", " ")
+        return [re.sub(r"\s+", " ", line).strip() for line in text.splitlines() if line.strip()]
+
+    ours, theirs = (instructions(folder / "deployments" / "Dockerfile") for folder in (ROOT, empty))
+    for keyword in ("RUN useradd", "USER", "RUN for name in", "CMD"):
+        assert [i for i in theirs if i.startswith(keyword)] == [i for i in ours if i.startswith(keyword)]
+    assert "LAKE_PROJECT=/app" in " ".join(theirs)
+    allowed = [n for n in (empty / ".dockerignore").read_text().splitlines() if not n.startswith("#")]
+    assert allowed[0] == "*"
+    let_in = {n.removeprefix("!") for n in allowed if n.startswith("!")}
+    assert {"datasets", "deployments", "pyproject.toml", "requirements.txt", "sqlmesh_project"} <= let_in
+    assert not [n for n in let_in if n.startswith(".")]
+    copied = [name for i in theirs if i.startswith("COPY") for name in i.split()[1:-1]]
+    assert all((empty / name).exists() for name in copied)
+    assert len(copied) == 2

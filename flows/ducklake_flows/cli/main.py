@@ -8,6 +8,7 @@ import gc
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime
@@ -114,17 +115,65 @@ def new(
 
 
 @app.command()
+def serve() -> None:
+    """Serve the lake until Ctrl-C: Prefect's UI, schedules, triggers, `lake emit`. Creates what is missing."""
+    settings = _project()
+    from ducklake_flows.orchestration.serve import serve as run
+    from ducklake_flows.project import all_datasets, broken_datasets
+
+    for error in broken_datasets().values():
+        _tell(error)
+    _echo("Starting Prefect and a worker ...")
+    run(settings, list(all_datasets().values()), _echo)
+    _echo("Stopped.")
+
+
+@app.command()
 def up() -> None:
     """Start the local Prefect server if it does not run, and print its address."""
-    _echo(f"Prefect is at {_server(load_settings())}")
+    settings = load_settings()
+    _echo(f"Prefect is at {_server(settings)}")
+    _say_if_not_served(settings)
 
 
 @app.command()
 def down() -> None:
-    """Stop the local Prefect server."""
-    from ducklake_flows.orchestration import server
+    """Stop `lake serve` and the local Prefect server."""
+    from ducklake_flows.orchestration import serve, server
 
-    _echo("Stopped." if server.stop(load_settings()) else "It was not running.")
+    settings = load_settings()
+    served = serve.stop(settings)
+    _echo("Stopped." if server.stop(settings) or served else "It was not running.")
+
+
+@app.command()
+def deploy() -> None:
+    """Create the work pool and the deployments; update what the project's files changed, and nothing else."""
+    settings = _project()
+    _server(settings)
+    from ducklake_flows.orchestration.deploy import deploy as run
+
+    done = run(settings)
+    for change in done.changes:
+        _echo(f"{change[0].upper()}{change[1:]}.")
+    for kept in done.kept:
+        _echo(f"Kept as it is: {kept}.")
+    if not done.changes:
+        _echo("Nothing changed.")
+
+
+@app.command()
+def certificates(
+    folder: Annotated[Path, typer.Argument(help="Where; made if missing. Keep it as you keep a password.")],
+) -> None:
+    """Make the TLS certificates of a Dask cluster, unless valid ones are there, and print Dask's settings."""
+    from ducklake_flows.orchestration import certificates as tls
+
+    folder = folder.absolute()
+    made = tls.ensure(folder)
+    typer.echo(f"{'Made' if made else 'Kept'} the certificates in {folder}.", err=True)
+    for name, value in tls.environment(folder).items():
+        _echo(f"export {name}={shlex.quote(value)}")
 
 
 @app.command()
@@ -470,6 +519,7 @@ def emit(
 
     arrived(name, partitions)
     _echo(f"Emitted: {name} {', '.join(partitions)}.")
+    _say_if_not_served(settings)
 
 
 @app.command()
@@ -594,6 +644,16 @@ def _server(settings: Settings, *, local_workers: bool = False) -> str:
         forkserver.prepare_workers(settings)
     server.wait(settings, url)
     return server.ui_url(url)
+
+
+def _say_if_not_served(settings: Settings) -> None:
+    """Say that deployments do not run, if the server is the lake's own and no worker belongs to it."""
+    from ducklake_flows.orchestration import serve, server
+
+    if server.running(settings) and not serve.serving(settings):
+        _echo(
+            "Nothing runs the deployments (the UI's Run button, schedules, triggers, `lake emit`); for that: lake serve"
+        )
 
 
 def _keys(names: list[str] | None) -> list[str]:

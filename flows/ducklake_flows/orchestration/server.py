@@ -18,7 +18,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+import psutil
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from ducklake_flows.errors import CatalogError, LakeError
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ducklake_flows.settings import Settings
+
+PORT = 4200
+"""The first port that is tried for a lake's server: Prefect's own default."""
 
 START_SECONDS = 240
 """Maximum seconds until a new server answers; the first start on a machine migrates its database."""
@@ -43,6 +48,9 @@ SERVER_SETTINGS = {
     "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
     "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
     "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P3D",
+    # Hourly: runs that ended 30 days ago are deleted, with their logs, task runs and artifacts. The ledger stays.
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": "2592000",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
@@ -79,7 +87,7 @@ def begin(settings: Settings) -> str:
         os.environ.setdefault(name, value)
     if url := os.environ.get("PREFECT_API_URL"):
         return url
-    home = _home(settings)
+    home = folder(settings)
     try:
         home.mkdir(parents=True, exist_ok=True)
         with (home / "server.lock").open("w") as lock:
@@ -109,10 +117,20 @@ def wait(settings: Settings, url: str) -> None:
             f"The Prefect server at {url} does not answer.",
             "start it, or unset PREFECT_API_URL to use a local server; then run the same command again",
         )
-    if (ours and not until(lambda: answers(url) or not _alive(ours["pid"]), START_SECONDS)) or not answers(url):
+    if ours is None:
+        return
+    pid, port = int(ours["pid"]), urlsplit(url).port or 0
+    # A server of another lake may answer at this address: this one's process must listen there.
+    until(lambda: not _alive(pid) or (_listens(pid, port) and answers(url)), START_SECONDS)
+    if not _alive(pid) and not is_free(port):
+        raise LakeError(
+            f"Another process took port {port} while the local Prefect server was starting.",
+            "run the same command again",
+        )
+    if not _alive(pid) or not answers(url):
         raise LakeError(
             f"The local Prefect server did not start within {START_SECONDS} s, or it ended.",
-            f"read its log: {_home(settings) / 'server.log'}",
+            f"read its log: {folder(settings) / 'server.log'}",
         )
 
 
@@ -144,12 +162,13 @@ def ui_url(api_url: str) -> str:
     return api_url.removesuffix("/api")
 
 
-def _home(settings: Settings) -> Path:
+def folder(settings: Settings) -> Path:
+    """The folder of the lake's own server: its database, logs, port and locks."""
     return settings.home / "prefect"
 
 
 def _state_file(settings: Settings) -> Path:
-    return _home(settings) / "server.json"
+    return folder(settings) / "server.json"
 
 
 def _state(settings: Settings) -> dict[str, Any] | None:
@@ -160,9 +179,7 @@ def _state(settings: Settings) -> dict[str, Any] | None:
 
 
 def _start(home: Path) -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _port(home / "port")
     url = f"http://127.0.0.1:{port}/api"
     environment = {**os.environ, **SERVER_SETTINGS, "PREFECT_HOME": str(home), "PREFECT_API_URL": url}
     with (home / "server.log").open("ab") as log:
@@ -176,6 +193,42 @@ def _start(home: Path) -> str:
         )
     (home / "server.json").write_text(json.dumps({"pid": process.pid, "url": url}))
     return url
+
+
+def _port(file: Path) -> int:
+    """The port of the lake's server: the kept one if it is free, else the next free one from `PORT` on."""
+    try:
+        kept = int(file.read_text())
+    except (OSError, ValueError):
+        kept = 0
+    if kept and is_free(kept):
+        return kept
+    port = next(filter(is_free, range(PORT, PORT + 1000)))
+    if not kept:
+        # A port that is taken now stays this lake's: its address is the old one again at the next start.
+        file.write_text(str(port))
+    return port
+
+
+def is_free(port: int) -> bool:
+    """Whether nothing listens at a port of this machine's loopback."""
+    with socket.socket() as probe:
+        # As the server does: the last server's closed connections do not keep the port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Whether a process listens at a port."""
+    try:
+        connections = psutil.Process(pid).net_connections("tcp")
+    except psutil.Error:
+        return False
+    return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections)
 
 
 def answers(url: str) -> bool:

@@ -29,6 +29,7 @@ SourceKind = Literal["files", "rest_api", "sql_database"]
 
 _SHARED = (
     "docker-compose.yml",
+    "deployments/backup.sh",
     "deployments/env.example",
     "deployments/init",
     "deployments/postgres-init.sh",
@@ -214,4 +215,9 @@ def next_steps(folder: str, *, demo: bool, source: SourceKind) -> str:
         if source == "rest_api":
             steps.append("python -m http.server 8000 --bind 127.0.0.1 --directory sample &    # the sample's API")
         steps += ["lake init", "lake backfill", "lake transform", 'lake sql "FROM gold.orders_daily"']
-    return "\n".join(["Next:", *(f"  {step}" for step in [*steps, "lake verify", "python -m pytest"])])
+    steps += [
+        "lake verify",
+        "lake serve                  # the UI, schedules, events; until Ctrl-C",
+        "python -m pytest",
+    ]
+    return "\n".join(["Next:", *(f"  {step}" for step in steps)])

@@ -1,0 +1,48 @@
+"""Nothing of the stack can be reached from another machine, and Dask only with its certificate."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+from distributed import Client, Security
+
+from ducklake_flows.orchestration import certificates
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.stack.conftest import Running
+
+
+def test_everything_listens_on_loopback_only(running: Running) -> None:
+    """Before: Dask's HTTP servers listened on all interfaces, with or without the dashboard."""
+    listening: set[tuple[str, int]] = set()
+    with running.endless():
+        for process in psutil.Process(os.getpid()).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                found = process.net_connections("inet")
+                listening |= {(c.laddr.ip, c.laddr.port) for c in found if c.status == psutil.CONN_LISTEN}
+    assert {running.stack.port, running.stack.dask_port, running.stack.postgres.port, running.stack.store.port} <= {
+        port for _, port in listening
+    }
+    assert {ip for ip, _ in listening} <= {"127.0.0.1", "::1"}, sorted(listening)
+
+
+def test_dask_takes_work_only_from_who_has_its_certificate(running: Running, tmp_path: Path) -> None:
+    """Whoever reaches a scheduler without TLS can run code on its workers."""
+    address = running.stack.environment["LAKE_DASK_ADDRESS"]
+    with Client(address, security=running.security()) as client:  # type: ignore[no-untyped-call]
+        assert client.submit(sum, [1, 2]).result() == 3
+    certificates.ensure(tmp_path)
+    ca = str(running.stack.certificates / "ca.pem")
+    foreign = {"tls_client_cert": str(tmp_path / "cert.pem"), "tls_client_key": str(tmp_path / "key.pem")}
+    for keys in ({}, foreign):
+        security = Security(require_encryption=True, tls_ca_file=ca, **keys)  # type: ignore[no-untyped-call]
+        with pytest.raises((OSError, TypeError)):
+            Client(address, security=security, timeout="5s")  # type: ignore[no-untyped-call]
+    with pytest.raises(OSError, match=r"reset by peer|Timed out"):
+        Client(address.replace("tls://", "tcp://"), timeout="5s")  # type: ignore[no-untyped-call]
