@@ -151,9 +151,10 @@ class Reader(Generic[T]):
 
 def _next(items: Iterator[T | None]) -> T | None:
     """The next item that is not None; None after a while, to show that there is progress; `_END` at the end."""
-    until = time.monotonic() + POLL_SECONDS
+    clock = time.monotonic  # called for every row
+    until = clock() + POLL_SECONDS
     for item in items:
-        if item is not None or time.monotonic() > until:
+        if item is not None or clock() > until:
             return item
     end: T = _END
     return end
