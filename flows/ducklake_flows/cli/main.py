@@ -343,11 +343,13 @@ def status(
         _json([{**_row(p), "cause": why.get((p.dataset, p.partition))} for p in planned])
     else:
         from ducklake_flows.cli import show
+        from ducklake_flows.lake.builds import read_refused
 
+        settings = load_settings()
         if watch:
-            show.watch(lambda: show.status(read()[0], by))
+            show.watch(lambda: show.status(read()[0], by, read_refused(settings, name)))
             return
-        show.status(planned, by)
+        show.status(planned, by, read_refused(settings, name))
     _end_of_plan(left_out)
 
 

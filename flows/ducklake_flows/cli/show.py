@@ -22,7 +22,7 @@ from ducklake_flows.states import State
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from ducklake_flows.lake.builds import Environment
+    from ducklake_flows.lake.builds import Environment, RefusedInterval
     from ducklake_flows.lake.verify import Finding
 
 console = Console(highlight=False, markup=False, emoji=False)
@@ -71,14 +71,23 @@ def plan(planned: Sequence[Planned], strays: Mapping[str, Sequence[str]]) -> Non
         console.print(line, style="yellow", soft_wrap=True)
 
 
-def status(planned: Sequence[Planned], unit: str | None = None) -> None:
+def status(planned: Sequence[Planned], unit: str | None = None, refused: Sequence[RefusedInterval] = ()) -> None:
     """Print the partition grid of each dataset, counts, and the failures by cause with the next step for each.
 
     Args:
         planned: The partitions.
         unit: What a mark stands for (hour, day, week, month, year); None: the finest unit that fits.
+        refused: The intervals of models that were refused.
     """
     grid(planned, unit)
+    for each in refused[: causes.SHOWN]:
+        console.print(f"  {each}", style="red", soft_wrap=True)
+    if len(refused) > causes.SHOWN:
+        console.print(
+            f"  and {count(len(refused) - causes.SHOWN, 'more refused interval')}; see: lake verify", style="red"
+        )
+    for fix in list(dict.fromkeys(each.fix for each in refused))[: causes.SHOWN]:
+        console.print(f"next:  {fix}", soft_wrap=True)
     found = causes.failures(planned)
     for line in causes.lines(found):
         console.print(line, style="red", soft_wrap=True)

@@ -14,7 +14,7 @@ from ducklake_flows.errors import BadInput
 from ducklake_flows.lake import ledger
 from ducklake_flows.lake.connect import commit_message, connected
 from ducklake_flows.lake.fence import advance_fence
-from ducklake_flows.lake.schema import table_columns
+from ducklake_flows.lake.schema import OPS, table_columns
 from ducklake_flows.settings import LAKE, PROD
 
 if TYPE_CHECKING:
@@ -134,7 +134,12 @@ def plan_transform(settings: Settings, environment: str) -> TransformPlan:
 
 
 def refused_intervals(con: DuckDBPyConnection, environment: str) -> list[RefusedInterval]:
-    """The intervals that an environment's last build of them refused, in order of model and time."""
+    """The intervals that an environment's last build of them refused, in order of model and time.
+
+    A lake of an older release has no record of them until `lake init` or a refusal creates it.
+    """
+    if not _has_checks(con):
+        return []
     found = con.execute(
         f"""SELECT model, interval_start, interval_end, name, failed_rows, sample, error, datasets
             FROM (
@@ -148,6 +153,22 @@ def refused_intervals(con: DuckDBPyConnection, environment: str) -> list[Refused
         RefusedInterval(model, start, end, name, count, json.loads(sample), error, datasets)
         for model, start, end, name, count, sample, error, datasets in found
     ]
+
+
+def _has_checks(con: DuckDBPyConnection) -> bool:
+    wanted = "database_name = 'lake' AND schema_name = 'ops' AND table_name = 'checks'"
+    return bool(con.execute(f"SELECT 1 FROM duckdb_tables() WHERE {wanted}").fetchall())
+
+
+def read_refused(settings: Settings, dataset: str | None = None) -> list[RefusedInterval]:
+    """The refused intervals of ``prod``, all or those of models that are built from a dataset.
+
+    Raises:
+        NotInitialised: there is no lake yet.
+    """
+    with connected(settings, read_only=True) as con:
+        found = refused_intervals(con, PROD)
+    return [refused for refused in found if dataset is None or dataset in refused.datasets]
 
 
 def record(
@@ -189,6 +210,8 @@ def record(
             for old in todo.refused
             if todo.replan or any(m == old.model and first < old.end and old.start <= last for m, first, last in built)
         }
+        if refused and not _has_checks(con):
+            con.execute(f"CREATE TABLE {LAKE}.ops.checks ({OPS['checks']})")
         ledger.append(
             con,
             "checks",
