@@ -15,10 +15,11 @@ from pydantic import Field
 from ducklake_flows.errors import RunFailed
 from ducklake_flows.lake.publish import Published, Publisher
 from ducklake_flows.orchestration import events, gate, openlineage
-from ducklake_flows.orchestration.artifacts import create_artifacts, update_grids
+from ducklake_flows.orchestration.artifacts import create_artifacts
 from ducklake_flows.orchestration.bootstrap import check
 from ducklake_flows.orchestration.cluster import task_runner
 from ducklake_flows.orchestration.extraction import Extraction
+from ducklake_flows.orchestration.failures import ends_failed
 from ducklake_flows.orchestration.names import DUE, ingest_name
 from ducklake_flows.orchestration.progress import progress
 from ducklake_flows.orchestration.root_run import RootRun
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 
 @flow(name="ingest", flow_run_name=ingest_name, **openlineage.HOOKS)
+@ends_failed
 def ingest(
     datasets: list[str] | None = None,
     start: date | None = None,
@@ -78,12 +80,11 @@ def ingest(
     planned, summary.left_out = plan_each(settings, asked, start, end, mode, partitions, named=bool(named))
     if not named:
         summary.left_out += [LeftOut(key, error, is_fault=True) for key, error in broken_datasets().items()]
-    summary.add_plan(planned)
     recheck = Mode.all in ([mode] if isinstance(mode, Mode) else mode)
     done = done_by(settings, str(flow_run.id)) if recheck or limit else set()
     todo = chosen(planned, asked, order, limit, done)
     summary.add_seconds("plan", began)
-    logger.info("plan: %s", "; ".join([f"{len(todo)} of {len(planned)} partitions to do", *summary.stale]))
+    summary.add_plan(planned, todo, logger)
     if todo:
         publisher = Publisher(
             settings,
@@ -98,8 +99,7 @@ def ingest(
         with contextlib.closing(publisher), RootRun() as root:
             _extract_and_publish(settings, todo, {d.key: d for d in asked}, publisher, workers, summary, root, order)
     summary.add_seconds("total", began)
-    create_artifacts(summary)
-    update_grids(settings, summary.datasets)
+    create_artifacts(summary, settings)
     summary.log_left_out(logger)
     if summary.failed or summary.faults:
         raise RunFailed(failures_text(summary), next_step(summary), summary.to_json())
@@ -117,8 +117,7 @@ def _extract_and_publish(
     order: Order,
 ) -> None:
     """Extract the partitions on Dask, and publish each group of outcomes while the next ones are extracted."""
-    began = time.monotonic()
-    tables = publisher.tables()
+    began, tables = time.monotonic(), publisher.tables()
     with task_runner(settings, workers) as runner:
         summary.add_seconds("cluster start", began)
         began = time.monotonic()
@@ -144,9 +143,8 @@ def _publish(settings: Settings, publisher: Publisher, group: Sequence[Outcome],
         result = publisher.publish(group)
         summary.add_seconds("in the gate", began)
         failpoint("before the slot is freed")
-    summary.add(result)
-    for older in result.older:
-        get_run_logger().warning("%s %s: dropped, a later attempt is published", older.dataset, older.partition)
+    summary.add(result, get_run_logger())
     failpoint("before the event")
     events.published(result, settings)
+    events.failing(summary.new_causes(result.failures))
     return result

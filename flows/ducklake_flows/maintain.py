@@ -17,6 +17,7 @@ from ducklake_flows.lake.maintenance import figures, steps
 from ducklake_flows.models import runner
 from ducklake_flows.orchestration import gate
 from ducklake_flows.orchestration.bootstrap import check
+from ducklake_flows.orchestration.failures import ends_failed
 from ducklake_flows.settings import Settings, load_settings
 
 
@@ -25,6 +26,7 @@ def _flow_run_name() -> str:
 
 
 @flow(name="maintain", flow_run_name=_flow_run_name)
+@ends_failed
 def maintain(dry_run: bool = False, retention_days: int | None = None) -> dict[str, Any]:
     """Flush, merge, rewrite, expire and clean up; never touches files that a run has in flight.
 

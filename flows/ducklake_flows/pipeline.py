@@ -12,6 +12,7 @@ from ducklake_flows.errors import RunFailed
 from ducklake_flows.ingest import ingest
 from ducklake_flows.models import runner
 from ducklake_flows.orchestration import events
+from ducklake_flows.orchestration.failures import ends_failed
 from ducklake_flows.orchestration.names import pipeline_name
 from ducklake_flows.settings import load_settings
 from ducklake_flows.states import Mode, Order
@@ -19,6 +20,7 @@ from ducklake_flows.transform import transform
 
 
 @flow(name="pipeline", flow_run_name=pipeline_name)
+@ends_failed
 def pipeline(
     datasets: list[str] | None = None,
     start: date | None = None,

@@ -15,6 +15,7 @@ from ducklake_flows.lake import repair as lake
 from ducklake_flows.lake.damage import find_all, lost_by_models
 from ducklake_flows.orchestration import gate
 from ducklake_flows.orchestration.bootstrap import check
+from ducklake_flows.orchestration.failures import ends_failed
 from ducklake_flows.orchestration.restoring import Restoring
 from ducklake_flows.project import get_datasets
 from ducklake_flows.settings import load_settings
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 
 @flow(name="repair", flow_run_name="repair")
+@ends_failed
 def repair(datasets: list[str] | None = None, dry_run: bool = False, workers: int = 2) -> dict[str, Any]:
     """Repair what `lake verify` finds.
 

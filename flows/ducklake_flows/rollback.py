@@ -13,6 +13,7 @@ from ducklake_flows.lake.publish import Publisher
 from ducklake_flows.lake.restore import stage_previous
 from ducklake_flows.orchestration import events, gate
 from ducklake_flows.orchestration.bootstrap import check
+from ducklake_flows.orchestration.failures import ends_failed
 from ducklake_flows.project import get_dataset
 from ducklake_flows.settings import load_settings
 from ducklake_flows.transform import transform
@@ -23,6 +24,7 @@ def _flow_run_name() -> str:
 
 
 @flow(name="rollback", flow_run_name=_flow_run_name)
+@ends_failed
 def rollback(dataset: str, partition: str) -> dict[str, Any]:
     """Publish a partition's previous attempt again, and restate the models built from the partition.
 

@@ -16,6 +16,7 @@ from ducklake_flows.lake.builds import RefusedInterval, TransformPlan, plan_tran
 from ducklake_flows.models import runner
 from ducklake_flows.orchestration import gate, openlineage
 from ducklake_flows.orchestration.bootstrap import check
+from ducklake_flows.orchestration.failures import ends_failed
 from ducklake_flows.orchestration.model_runs import ModelRuns
 from ducklake_flows.settings import Settings, load_settings
 from ducklake_flows.testing.failpoints import failpoint
@@ -32,6 +33,7 @@ def _flow_run_name() -> str:
 
 
 @flow(name="transform", flow_run_name=_flow_run_name, **openlineage.HOOKS)
+@ends_failed
 def transform(environment: str = "prod") -> dict[str, Any]:
     """Build the models whose input changed and their downstream models, only for the affected intervals.
 

@@ -19,6 +19,7 @@ from ducklake_flows import storage
 from ducklake_flows.errors import RunFailed
 from ducklake_flows.lake.verify import Finding
 from ducklake_flows.lake.verify import verify as check_lake
+from ducklake_flows.orchestration.failures import ends_failed
 from ducklake_flows.project import broken_datasets
 from ducklake_flows.settings import load_settings
 
@@ -36,6 +37,7 @@ def _flow_run_name() -> str:
 
 
 @flow(name=NAME, flow_run_name=_flow_run_name)
+@ends_failed
 def verify(whole: bool = False, since: datetime | None = None) -> dict[str, Any]:
     """Check the lake: what was published since the last successful run, or everything.
 

@@ -134,7 +134,32 @@ def test_a_failed_run_is_reported_to_the_webhook(running: Running) -> None:
         failed = running.start("ingest", datasets=["no_such_dataset"])
         assert running.ended(failed)[failed]["state_type"] == "FAILED"
         assert until(lambda: heard, 60, every=1)
+        assert "Unknown dataset: 'no_such_dataset'" in heard[0]
+        # While a run goes on: the first failure of each cause, once for all its partitions.
+        heard.clear()
+        for day in (21, 22):
+            running.land(f"flights/2013-01-{day}.csv", "no,header\n1,2\n")
+        failed = running.start("ingest", datasets=["flights"], partitions=["2013-01-21", "2013-01-22"])
+        run = running.ended(failed)[failed]
+        assert (run["state_type"], "all 2: wrong header" in run["state_message"]) == ("FAILED", True)
+        assert until(lambda: any("partitions fail" in text for text in heard), 60, every=1), heard
+        (chunk,) = running.post("task_runs/filter", {"flow_runs": {"id": {"any_": [failed]}}})
+        assert (chunk["state_type"], chunk["state_name"]) == ("FAILED", "Failed")
         hook.shutdown()
-    assert "Unknown dataset: 'no_such_dataset'" in heard[0]
+    (text,) = [text for text in heard if "partitions fail" in text]
+    assert "all 2: wrong header" in text
+    assert "lake backfill flights --start 2013-01-21 --end 2013-01-22" in text
     automations = running.post("automations/filter", {})
     assert "secret-path" not in str(automations)
+
+
+def test_a_run_that_never_starts_is_marked_as_crashed(running: Running) -> None:
+    """O15. Former fault: a run stayed in Submitting for ever. The test shortens the automation's 15 minutes."""
+    (stuck,) = running.post("automations/filter", {"automations": {"name": {"any_": ["lake-stuck-run"]}}})
+    trigger = {**stuck["trigger"], "within": 10}
+    running.api.put(f"automations/{stuck['id']}", json={**stuck, "trigger": trigger}).raise_for_status()
+    flow = running.deployment("ingest")["flow_id"]
+    made = running.post("flow_runs", {"flow_id": flow, "tags": ["lake"], "state": {"type": "PENDING"}})
+    run = running.ended(made["id"])[made["id"]]
+    assert (run["state_type"], "never started" in run["state_message"]) == ("CRASHED", True)
+    running.lake("init")

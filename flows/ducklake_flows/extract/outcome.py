@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +14,10 @@ from ducklake_flows.staging.receipt import Failure, Outcome, Receipt
 if TYPE_CHECKING:
     from ducklake_flows.datasets.dataset import Dataset
     from ducklake_flows.extract.attempt import Attempt
+
+
+TRACEBACK = 4000
+"""Maximum characters of a traceback."""
 
 
 def outcome_of(dataset: Dataset, attempt: Attempt) -> Outcome:
@@ -56,7 +61,16 @@ def _failure(dataset: Dataset, attempt: Attempt, error: Exception) -> Failure:
         attempt.seconds,
         attempt.profile,
         error.fix if isinstance(error, LakeError) else "",
+        _traceback(error),
     )
+
+
+def _traceback(error: Exception) -> str:
+    """The end of the traceback of an exception of the source's own code."""
+    own = error if not isinstance(error, LakeError) else error.__cause__
+    if own is None or isinstance(own, LakeError):
+        return ""
+    return "".join(traceback.format_exception(own, chain=False))[-TRACEBACK:]
 
 
 def _peak_rss() -> int:
@@ -74,7 +88,11 @@ def cause_of(error: BaseException) -> Exception:
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)
-    return next((link for link in chain if isinstance(link, LakeError)), SourceError(_text(chain[-1])))
+    if known := next((link for link in chain if isinstance(link, LakeError)), None):
+        return known
+    found = SourceError(_text(chain[-1]))
+    found.__cause__ = chain[-1]
+    return found
 
 
 def _text(error: BaseException) -> str:

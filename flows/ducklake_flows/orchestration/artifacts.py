@@ -30,7 +30,7 @@ RUNS = 5
 """Number of latest runs that a grid links to."""
 
 
-def create_artifacts(summary: Summary) -> None:
+def create_artifacts(summary: Summary, settings: Settings) -> None:
     """Create a run's artifacts: a table of its partitions, and a summary with the failures by cause."""
     table = _table(summary)
     if table:
@@ -55,6 +55,7 @@ def create_artifacts(summary: Summary) -> None:
         *(f"| {stage} | {seconds:.1f} |" for stage, seconds in summary.seconds.items()),
     ]
     create_markdown_artifact("\n".join(lines), key="ingest-summary", description=summary.flow_run)
+    update_grids(settings, summary.datasets)
 
 
 def _table(summary: Summary) -> list[dict[str, Any]]:

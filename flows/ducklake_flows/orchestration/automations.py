@@ -1,4 +1,4 @@
-"""The automations: mark a lost run as crashed, and report failed runs to a webhook."""
+"""The automations: mark lost and stuck runs as crashed, and report to a webhook what an operator must know."""
 
 from __future__ import annotations
 
@@ -11,19 +11,32 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 
+from ducklake_flows.orchestration.events import FAILING
+
 if TYPE_CHECKING:
     from ducklake_flows.settings import Settings
 
 FAILED = "lake-failed-run"
 LOST = "lake-lost-run"
+STUCK = "lake-stuck-run"
+LATE = "lake-late-run"
+CAUSE = "lake-failed-partitions"
+SKIPPED = "lake-skipped-maintenance"
+IDLE = "lake-no-worker"
 TAG = "lake"
 """On every deployment of a project, and so on its runs; and on the runs of the `lake` command."""
+
+POOL = "lake"
+"""The work pool of the deployments."""
 
 SUSPENDED = "lake.run.suspended"
 """The last event of a suspended run's process: it sends no more heartbeats."""
 
 LOST_SECONDS = 180
 """Seconds without heartbeat (sent every 30 s) before a run is marked Crashed."""
+
+STUCK_SECONDS = 900
+"""Seconds between the submission of a run and its start before it is marked Crashed."""
 
 _SUBJECT = "{{ flow_run.name }} {{ flow_run.state.name }}"
 _BODY = "{{ flow_run.state.message }}\n{{ flow_run|ui_url }}"
@@ -39,14 +52,14 @@ _OURS: dict[str, Any] = {
 def ensure(settings: Settings) -> list[str]:
     """Create the automations, or update them. Safe to repeat.
 
-    Without the first one, a run whose process was killed (by a stopped worker, for example) stays "Running" for ever.
-    The second needs LAKE_NOTIFY_URL. The address is a secret, since whoever knows it can post there: it is kept in the
-    secret values of a block.
+    Without `LOST`, a run whose process was killed (by a stopped worker, for example) stays "Running" for ever; without
+    `STUCK`, one that a worker took and never started stays "Pending". The others need LAKE_NOTIFY_URL. The address is
+    a secret, since whoever knows it can post there: it is kept in the secret values of a block.
 
     Returns:
         What was created.
     """
-    made = _save(_lost())
+    made = _save(_lost()) + _save(_stuck())
     if settings.notify_url is None:
         return made
     block = CustomWebhookNotificationBlock(
@@ -57,7 +70,8 @@ def ensure(settings: Settings) -> list[str]:
         json_data={"text": "{{subject}}\n{{body}}"},
         secrets={"address": settings.notify_url.get_secret_value()},  # type: ignore[arg-type]
     )
-    return made + _save(_failed(UUID(str(block.save(FAILED, overwrite=True)))))
+    block_id = UUID(str(block.save(FAILED, overwrite=True)))
+    return made + [name for alert in _alerts(block_id) for name in _save(alert)]
 
 
 def _save(wanted: AutomationCore) -> list[str]:
@@ -93,15 +107,79 @@ def _lost() -> AutomationCore:
     )
 
 
-def _failed(block_id: UUID) -> AutomationCore:
+def _stuck() -> AutomationCore:
     return AutomationCore(
-        name=FAILED,
-        description="Tells LAKE_NOTIFY_URL of every failed or crashed run of the lake.",
+        name=STUCK,
+        description=f"Marks a run of the lake as crashed that was submitted and has not started for {STUCK_SECONDS} s.",
         trigger=EventTrigger(
             **_OURS,
-            posture=Posture.Reactive,
-            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
-            within=timedelta(0),
+            posture=Posture.Proactive,
+            after={f"prefect.flow-run.{name}" for name in ("Pending", "Submitting")},
+            expect={f"prefect.flow-run.{name}" for name in ("Running", "Scheduled", "AwaitingConcurrencySlot")}
+            | _ENDED,
+            for_each={"prefect.resource.id"},
+            within=timedelta(seconds=STUCK_SECONDS),
         ),
-        actions=[SendNotification(block_document_id=block_id, subject=_SUBJECT, body=_BODY)],
+        actions=[
+            ChangeFlowRunState(
+                name=None,
+                state=StateType.CRASHED,
+                force=False,
+                message="It was submitted, but never started. See the worker's log, then run it again.",
+            )
+        ],
     )
+
+
+def _alerts(block_id: UUID) -> list[AutomationCore]:
+    """What LAKE_NOTIFY_URL is told."""
+
+    def alert(name: str, description: str, subject: str, body: str, **trigger: Any) -> AutomationCore:
+        return AutomationCore(
+            name=name,
+            description=description,
+            trigger=EventTrigger(**{"posture": Posture.Reactive, "threshold": 1, "within": timedelta(0), **trigger}),
+            actions=[SendNotification(block_document_id=block_id, subject=subject, body=body)],
+        )
+
+    run = (_SUBJECT, _BODY)
+    return [
+        alert(
+            FAILED,
+            "Tells LAKE_NOTIFY_URL of every failed or crashed run of the lake.",
+            *run,
+            **_OURS,
+            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
+        ),
+        alert(
+            LATE,
+            "Tells LAKE_NOTIFY_URL of every run of the lake that did not start at its time.",
+            *run,
+            **_OURS,
+            expect={"prefect.flow-run.Late"},
+        ),
+        alert(
+            SKIPPED,
+            "Tells LAKE_NOTIFY_URL when maintenance was cancelled, also by another one that still runs.",
+            *run,
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            match_related={"prefect.resource.name": "maintain", "prefect.resource.role": "flow"},
+            expect={"prefect.flow-run.Cancelled"},
+        ),
+        alert(
+            CAUSE,
+            "Tells LAKE_NOTIFY_URL of the first failure of each cause, while the run goes on.",
+            "{{ event.payload.dataset }}: partitions fail",
+            "{{ event.payload.cause }}\nNext: {{ event.payload.next }}",
+            match={"prefect.resource.id": "lake.dataset.*"},
+            expect={FAILING},
+        ),
+        alert(
+            IDLE,
+            "Tells LAKE_NOTIFY_URL when no worker of the pool answers any more.",
+            "The work pool {{ work_pool.name }} has no worker",
+            "Its runs wait until a worker starts: lake serve, make stack, or the container prefect-worker.",
+            match={"prefect.resource.id": "prefect.work-pool.*", "prefect.resource.name": POOL},
+            expect={"prefect.work-pool.not-ready"},
+        ),
+    ]

@@ -1,4 +1,4 @@
-"""The two Prefect events: partitions were published, and new source data has arrived."""
+"""The Prefect events: partitions were published, partitions fail, and new source data has arrived."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ from ducklake_flows.project import get_dataset
 from ducklake_flows.settings import PROD
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ducklake_flows.lake.publish import Published
+    from ducklake_flows.report.causes import Cause
     from ducklake_flows.settings import Settings
     from ducklake_flows.staging.receipt import Receipt
 
 PUBLISHED = "lake.partitions.published"
+FAILING = "lake.partitions.failed"
 ARRIVED = "lake.source.arrived"
 
 TRANSFORM = "lake.transform"
@@ -77,6 +79,21 @@ def published(result: Published, settings: Settings) -> None:
                 "attempt_ids": [r.attempt_id for r in receipts],
                 "snapshot_id": result.snapshot_id,
                 "rows": sum(r.rows for r in receipts),
+            },
+        )
+
+
+def failing(causes: Iterable[Cause]) -> None:
+    """Emit an event for the first failure of each cause in a run, so that an alert is sent while the run goes on."""
+    for cause in causes:
+        emit_event(
+            FAILING,
+            resource=_resource(cause.dataset),
+            payload={
+                "dataset": cause.dataset,
+                "cause": cause.line,
+                "partitions": list(cause.partitions),
+                "next": cause.next_step,
             },
         )
 

@@ -16,6 +16,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import CrashedRun
 from prefect.runtime import task_run
+from prefect.states import Completed, Failed
 
 from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.errors import LakeError, redacted
@@ -30,6 +31,8 @@ from ducklake_flows.orchestration.chunks import (
     priority,
 )
 from ducklake_flows.orchestration.cluster import abandonment, given_at
+from ducklake_flows.report.causes import Failed as Failing
+from ducklake_flows.report.causes import causes, lines
 from ducklake_flows.settings import load_settings
 from ducklake_flows.staging.layout import new_attempt
 from ducklake_flows.staging.receipt import Failure, Outcome
@@ -86,24 +89,49 @@ def _chunk_name() -> str:
 
 
 @task(name="extract", task_run_name=_chunk_name, cache_policy=NO_CACHE, persist_result=False)
-def extract(dataset: str, versions: dict[str, str], table: dict[str, str], pace: float, limit: float) -> Extracted:
-    """Extract one chunk of partitions on a Dask worker; see `ducklake_flows.extract.chunk.extract_chunk`."""
+def extract(dataset: str, versions: dict[str, str], table: dict[str, str], pace: float, limit: float) -> Any:
+    """Extract one chunk of partitions on a Dask worker; see `ducklake_flows.extract.chunk.extract_chunk`.
+
+    Returns:
+        What was `Extracted`, or a state that holds it; see `_ended`.
+    """
     logger, given, began = get_run_logger(), given_at(), time.time()
     outcomes: list[Outcome] = []
     try:
         settings = load_settings()
         outcomes = extract_chunk(dataset, versions, settings, table, abandonment(), pace, limit)
         # Redact before anything is logged, shown or recorded: a source's error text may contain its password.
-        outcomes = [replace(o, error=settings.redact(o.error)) if isinstance(o, Failure) else o for o in outcomes]
+        outcomes = [_redacted(o, settings) if isinstance(o, Failure) else o for o in outcomes]
     except Stopped:
         logger.warning("stopped: the run that submitted this chunk has ended")
     else:
         if left := len(versions) - len(outcomes):
             logger.info("time budget used up: %d of %d partitions are returned", left, len(versions))
-    for outcome in outcomes:
-        if isinstance(outcome, Failure) and outcome.state != State.no_source:
-            logger.error("%s %s %s: %s", outcome.dataset, outcome.partition, outcome.state, outcome.error)
-    return Extracted(outcomes, given, began, time.time())
+    return _ended(Extracted(outcomes, given, began, time.time()))
+
+
+def _redacted(failure: Failure, settings: Settings) -> Failure:
+    return replace(failure, error=settings.redact(failure.error), traceback=settings.redact(failure.traceback))
+
+
+def _ended(extracted: Extracted) -> Any:
+    """The task's state: Failed if all partitions failed; Completed with a name like ``28 of 31`` if some did."""
+    failed = [o for o in extracted.outcomes if isinstance(o, Failure) and o.state != State.no_source]
+    if not failed:
+        return extracted
+    found = causes(Failing(f.dataset, f.partition, f.state, f.error, f.fix) for f in failed)
+    logger = get_run_logger()
+    for line in lines(found, indent=""):
+        logger.error(line)
+    for cause in found:
+        first = next(f for f in failed if f.partition == cause.partitions[0])
+        if first.traceback:
+            logger.error("%s %s:\n%s", first.dataset, first.partition, first.traceback)
+    good, message = len(extracted.outcomes) - len(failed), "\n".join(lines(found, indent=""))
+    # The coordinator needs the outcomes of a failed chunk, too.
+    if not good:
+        return Failed(message=message, data=extracted)
+    return Completed(name=f"{good} of {len(extracted.outcomes)}", message=message, data=extracted)
 
 
 class Extraction:
@@ -221,7 +249,9 @@ class Extraction:
         loaded on the worker, or a worker without the code.
         """
         try:
-            extracted: Extracted = future.result()
+            extracted: Extracted = future.result(raise_on_failure=False)
+            if isinstance(extracted, BaseException):
+                raise extracted
             failpoint("receipted")
         except Exception as error:  # noqa: BLE001 - a dead worker, or any error of its task
             if self._runner.client.status in ("closing", "closed"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.plan import counts, stale_left
 from ducklake_flows.report import causes
-from ducklake_flows.report.words import count
+from ducklake_flows.report.words import count, ranges, spans
 from ducklake_flows.staging.receipt import Failure, Outcome, Receipt
 from ducklake_flows.states import State
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ducklake_flows.datasets.dataset import Dataset
     from ducklake_flows.lake.publish import Published
     from ducklake_flows.plan import LeftOut, Planned
+    from ducklake_flows.report.causes import Cause
 
 
 @dataclass
@@ -45,12 +46,16 @@ class Summary:
     commits: int = 0
     snapshot_id: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    _told: set[tuple[str, str, str]] = field(default_factory=set)
 
-    def add_plan(self, planned: Sequence[Planned]) -> None:
-        """Add the plan: its counts, and what it leaves out because of its state."""
+    def add_plan(
+        self, planned: Sequence[Planned], todo: Sequence[Planned], logger: logging.Logger | LoggingAdapter
+    ) -> None:
+        """Add the plan, its counts and what it leaves out because of its state, and log it."""
         self.planned = dict(counts(planned))
         self.no_source = [f"{p.dataset} {p.partition}" for p in planned if p.state is State.no_source and not p.runs]
         self.stale = stale_left(planned)
+        logger.info("plan: %s", "; ".join([f"{len(todo)} of {len(planned)} partitions to do", *self.stale]))
 
     def log_left_out(self, logger: logging.Logger | LoggingAdapter) -> None:
         """Log the datasets that the plan leaves out; a fault as an error."""
@@ -86,8 +91,8 @@ class Summary:
         self.no_source += [f"{o.dataset} {o.partition}" for o in absent]
         return [o for o in group if o not in absent]
 
-    def add(self, result: Published) -> None:
-        """Add the result of publishing a group."""
+    def add(self, result: Published, logger: logging.Logger | LoggingAdapter) -> None:
+        """Add the result of publishing a group, and log it."""
         self.published += result.receipts
         self.unchanged += result.unchanged
         self.failed += result.failures
@@ -95,6 +100,9 @@ class Summary:
         if result.snapshot_id is not None:
             self.commits += 1
             self.snapshot_id = result.snapshot_id
+            logger.info("snapshot %d: %s", result.snapshot_id, _published(result))
+        for older in result.older:
+            logger.warning("%s %s: dropped, a later attempt is published", older.dataset, older.partition)
 
     @property
     def faults(self) -> list[LeftOut]:
@@ -102,9 +110,15 @@ class Summary:
         return [out for out in self.left_out if out.is_fault]
 
     @property
-    def causes(self) -> list[causes.Cause]:
+    def causes(self) -> list[Cause]:
         """The failed partitions, grouped by cause."""
-        return causes.causes(causes.Failed(f.dataset, f.partition, f.state, f.error, f.fix) for f in self.failed)
+        return causes.causes(map(_failed, self.failed))
+
+    def new_causes(self, failures: Sequence[Failure]) -> list[Cause]:
+        """The causes of these failures that the run has not met before, each with these partitions."""
+        known = self._told.copy()
+        self._told |= {_failed(f).kind for f in failures}
+        return causes.causes(f for f in map(_failed, failures) if f.kind not in known)
 
     @property
     def rows(self) -> int:
@@ -135,6 +149,26 @@ class Summary:
             "peak_rss": max((r.peak_rss for r in self.published), default=0),
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
         }
+
+
+def _failed(failure: Failure) -> causes.Failed:
+    return causes.Failed(failure.dataset, failure.partition, failure.state, failure.error, failure.fix)
+
+
+def _published(result: Published) -> str:
+    """What a commit published: ``flights 2013-01-01..03 (3 partitions, 2,699 rows)``, and its failures."""
+    keys: dict[str, list[str]] = {}
+    for receipt in result.receipts:
+        keys.setdefault(receipt.dataset, []).append(receipt.partition)
+    told = []
+    for dataset, partitions in sorted(keys.items()):
+        total = sum(r.rows for r in result.receipts if r.dataset == dataset)
+        told.append(
+            f"{dataset} {ranges(spans(sorted(partitions)))} "
+            f"({count(len(partitions), 'partition')}, {count(total, 'row')})"
+        )
+    failed = [f"{count(len(result.failures), 'failure')} recorded"] if result.failures else []
+    return "; ".join(told + failed) or "nothing new"
 
 
 def failures_text(summary: Summary) -> str:

@@ -58,6 +58,11 @@ class Failed:
     error: str
     fix: str = ""
 
+    @property
+    def kind(self) -> tuple[str, str, str]:
+        """Equal for failures of one cause: dataset, state, and the error without its varying parts."""
+        return self.dataset, self.state, "\0".join(_parts(self.error)[::2])
+
 
 @dataclass(frozen=True, slots=True)
 class Cause:
@@ -131,8 +136,7 @@ def causes(failures: Iterable[Failed]) -> list[Cause]:
     groups: dict[tuple[str, str, str], list[tuple[Failed, list[str]]]] = {}
     for failure in ordered:
         totals[failure.dataset] = totals.get(failure.dataset, 0) + 1
-        parts = _parts(failure.error)
-        groups.setdefault((failure.dataset, failure.state, "\0".join(parts[::2])), []).append((failure, parts))
+        groups.setdefault(failure.kind, []).append((failure, _parts(failure.error)))
     found = [_cause(group, totals[group[0][0].dataset]) for group in groups.values()]
     return sorted(found, key=lambda c: (c.dataset, -len(c.partitions), c.partitions[0]))
 

@@ -69,6 +69,7 @@ class Failure:
         seconds: Time that the worker spent on it.
         profile: As in the receipt.
         fix: What to do about the error; "" if the error does not say.
+        traceback: Of an exception of the source's own code; "" for any other error. Only for the task's log.
     """
 
     dataset: str
@@ -80,6 +81,7 @@ class Failure:
     seconds: float = 0.0
     profile: Mapping[str, float] = field(default_factory=dict)
     fix: str = ""
+    traceback: str = ""
 
 
 Outcome = Receipt | Failure
