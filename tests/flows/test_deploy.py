@@ -33,8 +33,15 @@ class Project:
         self.file.parent.mkdir()
         self.client, self.pool, self.prefix = client, f"pool-{name}", name
         text = (ROOT / "deployments" / "prefect.yaml").read_text()
-        text = text.replace("name: lake\n", f"name: {self.pool}\n").replace("- name: ", f"- name: {name}-")
-        self.file.write_text(text.replace("name: lake-", f"name: {name}-"))
+        text = text.replace("- name: ", f"- name: {name}-")
+        found = yaml.safe_load(text.replace("name: lake-", f"name: {name}-"))
+        # One deployment with a schedule and a trigger.
+        (arrived,) = (d for d in found["deployments"] if d["name"] == f"{name}-arrived")
+        found["deployments"][0]["triggers"] = arrived["triggers"]
+        found["deployments"].remove(arrived)
+        for deployment in found["deployments"]:
+            deployment["work_pool"] = {**deployment["work_pool"], "name": self.pool}
+        self.file.write_text(yaml.safe_dump(found))
 
     def deploy(self) -> Deployed:
         return deploy(load_settings())
@@ -79,6 +86,12 @@ def test_an_upgrade_keeps_what_an_operator_set(project: Project) -> None:
     assert f"created the work pool {project.pool}" in first.changes
     assert f"created the deployment {name}" in first.changes
     assert project.deploy() == Deployed(pools=[project.pool])
+
+    # The form offers the datasets and the environments by name.
+    pipeline = project.client.read_deployment_by_name(f"pipeline/{project.prefix}-pipeline")
+    offered = pipeline.parameter_openapi_schema["properties"]  # type: ignore[index]
+    assert {"flights", "readings"} <= set(offered["datasets"]["anyOf"][0]["items"]["enum"])
+    assert offered["environment"]["enum"] == ["prod", "dev"]
 
     # The operator pauses, disables and changes.
     ingest = project.ingest()
@@ -132,12 +145,16 @@ def test_an_upgrade_keeps_what_an_operator_set(project: Project) -> None:
     # A release that changes the limit and the schedule itself has a reason to: they are written, and stay off.
     project.change(
         concurrency_limit={"limit": 4, "collision_strategy": "ENQUEUE"},
-        schedules=[{"slug": "daily", "cron": "5 2 * * *", "timezone": "UTC"}, {"slug": "more", "interval": 3600}],
+        schedules=[
+            {"slug": "daily", "cron": "5 2 * * *", "timezone": "UTC", "parameters": {"datasets": ["@due"]}},
+            {"slug": "more", "interval": 3600},
+        ],
         triggers=[],
     )
     fourth = project.deploy()
     assert fourth.changes == [
-        f"updated {name}: concurrency_limit",
+        # Without a trigger, the form offers the datasets.
+        f"updated {name}: concurrency_limit, parameter_openapi_schema",
         f"updated the schedule daily of {name}",
         f"created the schedule more of {name}",
         f"deleted the trigger {trigger} of {name}",

@@ -131,7 +131,12 @@ def test_a_failed_run_is_reported_to_the_webhook(running: Running) -> None:
         running.stack.environment["LAKE_NOTIFY_URL"] = f"http://127.0.0.1:{hook.server_port}/secret-path"
         assert "lake-failed-run" in running.lake("init")
         assert "Everything exists already" in running.lake("init")
-        failed = running.start("ingest", datasets=["no_such_dataset"])
+        refused = running.api.post(
+            f"deployments/{running.deployment('ingest')['id']}/create_flow_run",
+            json={"parameters": {"datasets": ["no_such_dataset"]}},
+        )
+        assert (refused.status_code, "no_such_dataset" in refused.text) == (409, True), refused.text
+        failed = running.start("arrived", datasets=["no_such_dataset"])
         assert running.ended(failed)[failed]["state_type"] == "FAILED"
         assert until(lambda: heard, 60, every=1)
         assert "Unknown dataset: 'no_such_dataset'" in heard[0]

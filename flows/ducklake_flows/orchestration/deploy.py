@@ -33,6 +33,8 @@ from prefect.workers.process import ProcessWorker
 from pydantic import TypeAdapter
 
 from ducklake_flows.errors import BadInput, LakeError, redacted
+from ducklake_flows.project import all_datasets
+from ducklake_flows.settings import PROD, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -172,7 +174,9 @@ async def _wanted(entry: dict[str, Any], file: Mapping[str, Any]) -> Wanted:
         "parameters": entry.get("parameters") or {},
         "entrypoint": entry["entrypoint"],
         "pull_steps": apply_values(pull, outputs, remove_notset=False),
-        "parameter_openapi_schema": parameter_schema(flow).model_dump(mode="json", exclude_unset=True),
+        "parameter_openapi_schema": _with_choices(
+            parameter_schema(flow).model_dump(mode="json", exclude_unset=True), entry, triggered=bool(triggers)
+        ),
         "enforce_parameter_schema": entry.get("enforce_parameter_schema", True),
         "work_pool_name": pool["name"],
         "work_queue_name": pool.get("work_queue_name"),
@@ -185,6 +189,21 @@ async def _wanted(entry: dict[str, Any], file: Mapping[str, Any]) -> Wanted:
     for name, trigger in named.items():
         _TRIGGERS.validate_python({**trigger, "name": name})
     return Wanted(f"{flow.name}/{entry['name']}", fields, schedules, named)
+
+
+def _with_choices(schema: dict[str, Any], entry: Mapping[str, Any], *, triggered: bool) -> dict[str, Any]:
+    """The parameters of a deployment, with the names of datasets and environments as choices in the UI's form.
+
+    An event may concern a dataset that was added since, so the datasets of a triggered deployment are not limited.
+    """
+    properties = schema["properties"]
+    if "environment" in properties:
+        properties["environment"]["enum"] = [PROD, *load_settings().environments]
+    if "datasets" in properties and not triggered:
+        listed = next(kind for kind in properties["datasets"]["anyOf"] if kind.get("type") == "array")
+        given = {name for s in entry.get("schedules") or [] for name in (s.get("parameters") or {}).get("datasets", [])}
+        listed["items"] = {"type": "string", "enum": sorted({*all_datasets(), *given})}
+    return schema
 
 
 def _schedule(entry: Mapping[str, Any], number: int) -> dict[str, Any]:
