@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import time
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.runtime import flow_run
+from pydantic import Field
 
 from ducklake_flows.errors import BadInput, CommitConflict, GateBusy, RunFailed
 from ducklake_flows.lake.builds import built_environments
@@ -27,7 +28,7 @@ def _flow_run_name() -> str:
 
 @flow(name="maintain", flow_run_name=_flow_run_name)
 @ends_failed
-def maintain(dry_run: bool = False, retention_days: int | None = None) -> dict[str, Any]:
+def maintain(dry_run: bool = False, retention_days: Annotated[int, Field(ge=0)] | None = None) -> dict[str, Any]:
     """Flush, merge, rewrite, expire and clean up; never touches files that a run has in flight.
 
     Each step holds the gate separately. Two things are postponed to the next run and reported: SQLMesh's janitor while

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
+from pydantic import Field
 
 from ducklake_flows.errors import LakeError, RunFailed
 from ducklake_flows.ingest import ingest
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 @flow(name="repair", flow_run_name="repair")
 @ends_failed
-def repair(datasets: list[str] | None = None, dry_run: bool = False, workers: int = 2) -> dict[str, Any]:
+def repair(
+    datasets: list[str] | None = None, dry_run: bool = False, workers: Annotated[int, Field(ge=1)] = 2
+) -> dict[str, Any]:
     """Repair what `lake verify` finds.
 
     A partition whose rows or files were lost or changed is published again: from its source, or else from the last

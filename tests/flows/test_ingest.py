@@ -106,7 +106,7 @@ def test_each_kind_of_bad_landing_file_has_its_own_error_and_leaves_the_lake_cor
     gated_lake.land("flights/2013-01-07.csv", flights(7) + flights(7).partition("\n")[2])
     with pytest.raises(RunFailed) as caught:
         run("flights", "2013-01-01", "2013-01-09")
-    assert caught.value.fix.endswith("then run: lake backfill flights --start 2013-01-01 --end 2013-01-07")
+    assert caught.value.fix.endswith("fix the cause, then: lake backfill flights --start 2013-01-07 --end 2013-01-07")
     errors = {f["partition"][-2:]: f["error"] for f in caught.value.summary["failed"]}
     said = {
         "01": "is empty",

@@ -64,7 +64,7 @@ def test_the_ui_starts_a_run_and_shows_its_form_graph_and_artifacts(running: Run
     page.goto(f"{running.stack.ui}/deployments/deployment/{deployment['id']}/run")
     for label in ("datasets", "start", "end", "mode", "workers", "environment"):
         page.get_by_text(f"{label} (Optional)").first.wait_for()
-    page.get_by_text("Which partitions: missing, failed, missing-failed, stale or all; or several of them.").wait_for()
+    page.get_by_text("Which partitions: missing, failed, missing_failed, stale or all; or several of them.").wait_for()
     shoot("prefect-form")
     page.get_by_role("button", name="Submit").click()
 

@@ -36,7 +36,8 @@ def test_a_daily_run_is_published_while_most_of_a_backfill_waits(running: Runnin
     for file in held.values():
         file.touch()
     try:
-        with Client(running.stack.environment["LAKE_DASK_ADDRESS"]) as dask:  # type: ignore[no-untyped-call]
+        address = running.stack.environment["LAKE_DASK_ADDRESS"]
+        with Client(address, security=running.security()) as dask:  # type: ignore[no-untyped-call]
 
             def tasks() -> int:
                 return int(dask.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)))

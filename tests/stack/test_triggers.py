@@ -146,7 +146,7 @@ def test_a_failed_run_is_reported_to_the_webhook(running: Running) -> None:
             running.land(f"flights/2013-01-{day}.csv", "no,header\n1,2\n")
         failed = running.start("ingest", datasets=["flights"], partitions=["2013-01-21", "2013-01-22"])
         run = running.ended(failed)[failed]
-        assert (run["state_type"], "all 2: wrong header" in run["state_message"]) == ("FAILED", True)
+        assert (run["state_type"], "all 2: wrong header" in run["state"]["message"]) == ("FAILED", True)
         assert until(lambda: any("partitions fail" in text for text in heard), 60, every=1), heard
         (chunk,) = running.post("task_runs/filter", {"flow_runs": {"id": {"any_": [failed]}}})
         assert (chunk["state_type"], chunk["state_name"]) == ("FAILED", "Failed")
@@ -166,5 +166,5 @@ def test_a_run_that_never_starts_is_marked_as_crashed(running: Running) -> None:
     flow = running.deployment("ingest")["flow_id"]
     made = running.post("flow_runs", {"flow_id": flow, "tags": ["lake"], "state": {"type": "PENDING"}})
     run = running.ended(made["id"])[made["id"]]
-    assert (run["state_type"], "never started" in run["state_message"]) == ("CRASHED", True)
+    assert (run["state_type"], "never started" in run["state"]["message"]) == ("CRASHED", True)
     running.lake("init")

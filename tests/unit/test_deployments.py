@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.exceptions import ParameterTypeError
 
 from ducklake_flows.ingest import ingest
+from ducklake_flows.maintain import maintain
 from ducklake_flows.orchestration import automations, events
 from ducklake_flows.orchestration.deployments import due
 from ducklake_flows.orchestration.names import DUE
@@ -62,6 +64,10 @@ def test_every_entrypoint_is_a_flow_that_accepts_the_given_parameters(deployment
         given += [t.get("parameters", {}) for t in deployment.get("triggers", [])]
         for parameters in given:
             assert parameters.keys() <= flow.parameters.properties.keys()
+        # As the server gives them to a run: in JSON.
+        days = {"start": "2024-01-01", "end": "2024-01-02"}
+        form = {day: text for day, text in days.items() if day in flow.parameters.properties}
+        assert flow.validate_parameters(form).keys() == flow.parameters.properties.keys()
         assert automations.TAG in deployment["tags"]
         assert deployment["work_pool"]["name"] == "lake"
         assert deployment["description"]
@@ -77,6 +83,13 @@ def test_the_form_of_a_load_has_bounds_on_its_numbers_and_pickers_for_days_and_o
         assert all("'format': 'date'" in str(form[name]) for name in ("start", "end"))
         assert "Order" in str(form["order"])
         assert "due" not in form
+
+
+def test_a_retention_below_zero_is_refused_however_a_run_is_started() -> None:
+    """O10. All history would expire."""
+    assert maintain.parameters.properties["retention_days"]["anyOf"][0]["minimum"] == 0
+    with pytest.raises(ParameterTypeError, match="greater than or equal to 0"):
+        maintain.validate_parameters({"retention_days": -1})
 
 
 def test_a_transform_starts_only_after_its_event_window_has_ended(deployments: dict[str, dict[str, Any]]) -> None:

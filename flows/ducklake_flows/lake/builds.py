@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ducklake_flows.datasets.partitions import Grain, parse_partition
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake import ledger
-from ducklake_flows.lake.connect import commit_message, connected
+from ducklake_flows.lake.connect import commit_message, connected, literal
 from ducklake_flows.lake.fence import advance_fence
 from ducklake_flows.lake.schema import OPS, table_columns
 from ducklake_flows.settings import LAKE, PROD
@@ -143,11 +143,10 @@ def refused_intervals(con: DuckDBPyConnection, environment: str) -> list[Refused
     found = con.execute(
         f"""SELECT model, interval_start, interval_end, name, failed_rows, sample, error, datasets
             FROM (
-                SELECT * FROM {LAKE}.ops.checks WHERE environment = ?
+                SELECT * FROM {LAKE}.ops.checks WHERE environment = {literal(environment)}
                 QUALIFY token = max(token) OVER (PARTITION BY model, interval_start, interval_end)
             )
-            WHERE NOT passed ORDER BY model, interval_start, name""",
-        [environment],
+            WHERE NOT passed ORDER BY model, interval_start, name"""
     ).fetchall()
     return [
         RefusedInterval(model, start, end, name, count, json.loads(sample), error, datasets)

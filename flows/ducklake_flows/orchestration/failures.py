@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from prefect.states import Failed
@@ -31,4 +32,6 @@ def ends_failed(run: Callable[P, R]) -> Callable[P, R]:
             state: Any = Failed(message=str(error), data=error)  # Prefect takes a returned state as the run's state
             return state  # type: ignore[no-any-return]
 
+    # Resolved in the module of the flow: Prefect would look for the names of the types in this one.
+    told.__signature__ = inspect.signature(run, eval_str=True)  # type: ignore[attr-defined]
     return told
