@@ -51,7 +51,7 @@ def page() -> str:
         lines += entry(name, getattr(ducklake_flows, name))
     lines += ["# The flows", "", "`from ducklake_flows.ingest import ingest`, and so on: each is a Prefect flow.", ""]
     for name in FLOWS:
-        lines += entry(f"{name}.{name}", getattr(import_module(f"ducklake_flows.{name}"), name).fn)
+        lines += entry(f"{name}.{name}", inspect.unwrap(getattr(import_module(f"ducklake_flows.{name}"), name).fn))
     return "\n".join(lines).rstrip() + "\n"
 
 
