@@ -42,7 +42,7 @@ def maintain(dry_run: bool = False, retention_days: Annotated[int, Field(ge=0)] 
         The summary: figures before and after, what each step found and did, and what was postponed and why.
 
     Raises:
-        BadInput: the retention is below 0 days.
+        BadInput: LAKE_RETENTION_DAYS is below 0.
         RunFailed: SQLMesh's janitor failed; all other steps are done.
     """
     settings, logger = load_settings(), get_run_logger()

@@ -207,8 +207,10 @@ def test_an_automation_that_an_operator_disabled_stays_disabled(prefect_server: 
     with get_client(sync_client=True) as client:
         (found,) = client.read_automations_by_name(automations.LOST)
         client.pause_automation(found.id)
+        paused = client.read_automation(found.id)
         automations.ensure(Settings())
-        assert client.read_automation(found.id).enabled is False  # type: ignore[union-attr]
+        assert client.read_automation(found.id) == paused, "not even written: Prefect would forget whom it watches"
+        assert paused.enabled is False  # type: ignore[union-attr]
         client.resume_automation(found.id)
 
 

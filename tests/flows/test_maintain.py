@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pytest
+from prefect.exceptions import ParameterTypeError
 
 from ducklake_flows import maintain as module
 from ducklake_flows.cli import show
@@ -88,7 +89,10 @@ def test_a_commit_that_ducklake_refuses_is_a_conflict(lake: Lake) -> None:
     assert isinstance(caught.value.__cause__, duckdb.TransactionException)
 
 
-def test_a_negative_retention_is_refused(gated_lake: Lake) -> None:
+def test_a_negative_retention_is_refused(gated_lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     """O10: it would have expired all history."""
-    with pytest.raises(BadInput, match="-1 days"):
+    with pytest.raises(ParameterTypeError, match="greater than or equal to 0"):
         maintain(retention_days=-1)
+    monkeypatch.setenv("LAKE_RETENTION_DAYS", "-1")
+    with pytest.raises(BadInput, match="-1 days"):
+        maintain()

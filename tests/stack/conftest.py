@@ -79,6 +79,12 @@ class Running:
         assert until(all_final, 300, every=1), [(r["name"], r["state_name"]) for r in self.runs(id={"any_": list(ids)})]
         return {run["id"]: run for run in self.runs(id={"any_": list(ids)})}
 
+    def told(self, run: str) -> list[str]:
+        """A run's state and log, to show why a test failed."""
+        (found,) = self.runs(id={"any_": [run]})
+        logs = self.post("logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200})
+        return [f"{found['name']}: {found['state']}", *(f"{log['timestamp']} {log['message']}" for log in logs)]
+
     @contextlib.contextmanager
     def endless(self, month: str = "2024-02") -> Iterator[str]:
         """A running run of the ingest deployment, of four days, whose source yields rows until the end of the block."""
@@ -89,7 +95,7 @@ class Running:
         (home / "wait").touch()
         try:
             run = self.start("ingest", datasets=["waiting"], start=f"{month}-01", end=f"{month}-04")
-            assert until(lambda: list(home.glob("asked-*")), 60)
+            assert until(lambda: list(home.glob("asked-*")), 180), self.told(run)
             yield run
         finally:
             (home / "wait").unlink()

@@ -38,7 +38,8 @@ def test_three_partitions_that_once_hung_load_in_three_concurrent_runs(running: 
         summaries = list(at_once.map(load, days))
     assert [s["published"] for s in summaries] == [1, 1, 1]
     found = running.sql(
-        "SELECT entry_date::VARCHAR AS d, count(*) AS n, sum(amount) AS a FROM raw.entries GROUP BY ALL ORDER BY d"
+        "SELECT entry_date::VARCHAR AS d, count(*) AS n, sum(amount) AS a FROM raw.entries "
+        "WHERE entry_date >= '2024-10-01' GROUP BY ALL ORDER BY d"
     )
     assert found == [{"d": d, "n": n, "a": sum(range(n)) / 4} for d, n in days.items()]
     assert running.errors() == []

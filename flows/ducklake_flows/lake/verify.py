@@ -369,4 +369,5 @@ def _builds(con: DuckDBPyConnection) -> Iterator[Finding]:
         yield Finding("note", "model audit", subject, f"keeps its earlier rows: {refused.error}", refused.fix)
     stale = Counter(dataset for dataset, _ in ledger.unbuilt(con, "prod"))
     for dataset, count in stale.items():
-        yield Finding("note", "models", dataset, f"{count} partitions are newer than silver and gold", "lake transform")
+        which = "1 partition is" if count == 1 else f"{count:,} partitions are"
+        yield Finding("note", "models", dataset, f"{which} newer than silver and gold", "lake transform")

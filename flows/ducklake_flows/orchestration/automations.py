@@ -75,13 +75,26 @@ def ensure(settings: Settings) -> list[str]:
 
 
 def _save(wanted: AutomationCore) -> list[str]:
-    """Create an automation, or update the one of its name. Returns what was created."""
+    """Create an automation, or update the one of its name if it differs. Returns what was created.
+
+    An update would make Prefect forget the runs that a proactive trigger watches.
+    """
     with get_client(sync_client=True) as client:
         if found := client.read_automations_by_name(wanted.name):
-            client.update_automation(found[0].id, wanted)
+            if _content(found[0]) != _content(wanted):
+                client.update_automation(found[0].id, wanted)
             return []
         client.create_automation(wanted)
     return [f"the automation {wanted.name}"]
+
+
+def _content(automation: AutomationCore) -> dict[str, Any]:
+    """What an automation does, without ids and without whether it is enabled."""
+    content = automation.model_dump(mode="json", include={"description", "trigger", "actions"})
+    content["trigger"].pop("id", None)
+    for names in ("after", "expect", "for_each"):
+        content["trigger"][names] = sorted(content["trigger"][names])
+    return content
 
 
 def _lost() -> AutomationCore:
