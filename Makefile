@@ -21,20 +21,17 @@ stack: .venv/installed  ## PostgreSQL, S3, Prefect, a worker and Dask on this ma
 
 ##@ Development
 
-# The coverage that the whole suite reaches, in percent of lines and branches, rounded down.
-FLOOR ?= 0
-
 test: .venv/installed  ## All tests (ARGS="tests/lake -k name" selects some)
 	$(BIN)/python -m pytest $(ARGS)
 
 soak: .venv/installed  ## The long form of the tests of faults and values: every crash point, hundreds of seeds; prints a table
 	$(BIN)/python -m pytest --soak --timeout 7200 tests/faults tests/values tests/regressions $(ARGS)
 
-coverage: .venv/installed  ## All tests with branch coverage, subprocesses included; fails below the floor
+coverage: .venv/installed  ## All tests with branch coverage, subprocesses included
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report --skip-covered --fail-under=$(FLOOR)
+	$(BIN)/coverage report --skip-covered
 
 lint: .venv/installed  ## Style and types (`make test` compares the lock with pyproject.toml)
 	$(BIN)/ruff format --check .
