@@ -221,7 +221,7 @@ def test_a_transform_builds_only_the_old_day_that_was_published_again(year: tupl
     file.write_text("".join(lines[:-10]))
     summary = lake.json("backfill", "flights", "--mode", "stale")
     assert (summary["published"], summary["failed"]) == (1, [])
-    assert "1 partitions are newer than silver and gold" in lake("verify")
+    assert "1 partition is newer than silver and gold" in lake("verify")
     built = lake.json("transform")["models"]
     assert {(m["start"], m["end"]) for m in built if "flights" in m["model"]} == {("2013-03-05", "2013-03-05")}
     gold = lake.json("sql", "SELECT sum(flights)::INT AS n FROM gold.carrier_daily WHERE flight_date = '2013-03-05'")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def test_everything_listens_on_loopback_only(running: Running) -> None:
     """Before: Dask's HTTP servers listened on all interfaces, with or without the dashboard."""
     listening: set[tuple[str, int]] = set()
-    with running.endless():
+    with running.endless("2023-06"):
         for process in psutil.Process(os.getpid()).children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 found = process.net_connections("inet")
