@@ -85,11 +85,11 @@ def build(
         # If SQLMesh's state was lost, there is no environment: build everything. Repeat an unfinished plan.
         whole = found is not None and found.finalized_ts is not None
         plans = replan or not whole or {s.snapshot_id for s in context.snapshots.values()} != built
-        if not plans:
-            _keep_refused(context, refused, touched)
         if plans:
             _plan(context, environment)
             touched = list(_touched(context, set(), changed))
+        else:
+            _keep_refused(context, refused, touched)
         if touched:
             status = context.run(
                 environment,

@@ -98,49 +98,34 @@ def _content(automation: AutomationCore) -> dict[str, Any]:
 
 
 def _lost() -> AutomationCore:
-    return AutomationCore(
-        name=LOST,
-        description=f"Marks a run of the lake as crashed that has been silent for {LOST_SECONDS} s.",
-        trigger=EventTrigger(
-            **_OURS,
-            posture=Posture.Proactive,
-            after={_HEARTBEAT},
-            expect={_HEARTBEAT, SUSPENDED, "prefect.flow-run.Suspended", *_ENDED},
-            for_each={"prefect.resource.id"},
-            within=timedelta(seconds=LOST_SECONDS),
-        ),
-        actions=[
-            ChangeFlowRunState(
-                name=None,
-                state=StateType.CRASHED,
-                force=False,
-                message="Its process is gone. What it published stays published: run it again.",
-            )
-        ],
+    return _crashes(
+        LOST,
+        f"Marks a run of the lake as crashed that has been silent for {LOST_SECONDS} s.",
+        "Its process is gone. What it published stays published: run it again.",
+        after={_HEARTBEAT},
+        expect={_HEARTBEAT, SUSPENDED, "prefect.flow-run.Suspended", *_ENDED},
+        within=timedelta(seconds=LOST_SECONDS),
     )
 
 
 def _stuck() -> AutomationCore:
+    return _crashes(
+        STUCK,
+        f"Marks a run of the lake as crashed that was submitted and has not started for {STUCK_SECONDS} s.",
+        "It was submitted, but never started. See the worker's log, then run it again.",
+        after={f"prefect.flow-run.{name}" for name in ("Pending", "Submitting")},
+        expect=_ENDED | {f"prefect.flow-run.{name}" for name in ("Running", "Scheduled", "AwaitingConcurrencySlot")},
+        within=timedelta(seconds=STUCK_SECONDS),
+    )
+
+
+def _crashes(name: str, description: str, message: str, **trigger: Any) -> AutomationCore:
+    """Mark a run as crashed for which an expected event does not follow in time."""
     return AutomationCore(
-        name=STUCK,
-        description=f"Marks a run of the lake as crashed that was submitted and has not started for {STUCK_SECONDS} s.",
-        trigger=EventTrigger(
-            **_OURS,
-            posture=Posture.Proactive,
-            after={f"prefect.flow-run.{name}" for name in ("Pending", "Submitting")},
-            expect={f"prefect.flow-run.{name}" for name in ("Running", "Scheduled", "AwaitingConcurrencySlot")}
-            | _ENDED,
-            for_each={"prefect.resource.id"},
-            within=timedelta(seconds=STUCK_SECONDS),
-        ),
-        actions=[
-            ChangeFlowRunState(
-                name=None,
-                state=StateType.CRASHED,
-                force=False,
-                message="It was submitted, but never started. See the worker's log, then run it again.",
-            )
-        ],
+        name=name,
+        description=description,
+        trigger=EventTrigger(**{**_OURS, **trigger}, posture=Posture.Proactive, for_each={"prefect.resource.id"}),
+        actions=[ChangeFlowRunState(name=None, state=StateType.CRASHED, force=False, message=message)],
     )
 
 
