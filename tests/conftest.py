@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import psycopg2
 import pytest
 
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).parent.parent
+# No test asserts a duration; under coverage or load, an example takes longer than Hypothesis allows.
+hypothesis.settings.register_profile("lake", deadline=None)
+hypothesis.settings.load_profile("lake")
 # The test processes share the cores: more threads of DuckDB only get in each other's way.
 connections.THREADS = 1
 
