@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import shutil
 import sqlite3
+import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -307,19 +311,33 @@ def lake(request: pytest.FixtureRequest, services: Services, tmp_path: Path, mon
     return Lake(load_settings())
 
 
-def keep_port(settings: Settings) -> int:
-    """Give the lake's own server a port that no other test uses."""
-    file = server.folder(settings) / "port"
-    file.parent.mkdir(parents=True)
-    file.write_text(str(port := free_port()))
+@pytest.fixture(scope="session")
+def prefect_database(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """An empty database of Prefect's, made once for all test processes: a server takes 6 s of CPU to make one."""
+    common = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+    home = common / "prefect-database"
+    with (common / "prefect-database.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / "prefect.db").exists():
+            upgrade = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+            subprocess.run(upgrade, env={**os.environ, "PREFECT_HOME": str(home)}, check=True, capture_output=True)
+    return home / "prefect.db"
+
+
+def prepare_server(settings: Settings, prefect_database: Path) -> int:
+    """Give the lake's own server an empty database, and a port that no other test uses."""
+    folder = server.folder(settings)
+    folder.mkdir(parents=True)
+    shutil.copy(prefect_database, folder)
+    (folder / "port").write_text(str(port := free_port()))
     return port
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prefect_server(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Iterator[str]:
     """A real Prefect server, as `lake up` starts it."""
     settings = Settings(home=tmp_path_factory.mktemp("prefect"))
-    keep_port(settings)
+    prepare_server(settings, prefect_database)
     url = server.use(settings)
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker

@@ -20,7 +20,7 @@ from ducklake_flows import templates
 from ducklake_flows.lake.connect import connected, rows
 from ducklake_flows.orchestration.server import until
 from ducklake_flows.settings import Settings
-from tests.conftest import DATASETS, keep_port, settings_from
+from tests.conftest import DATASETS, prepare_server, settings_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,14 +31,14 @@ BIN = Path(sys.executable).parent
 class Served:
     """A project of `lake new` with its sample, in a folder whose name needs quoting, and commands in another folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, prefect_database: Path) -> None:
         self.project, self.elsewhere = folder / "my $lake's home", folder / "elsewhere"
         self.elsewhere.mkdir()
         templates.write_project(self.project, name="shop")
         shutil.copy(DATASETS / "waiting.py", self.project / "datasets")
         shutil.copy(self.project / ".env.example", self.project / ".env")
         self.home = self.project / ".lake"
-        self.port = keep_port(Settings(home=self.home))
+        self.port = prepare_server(Settings(home=self.home), prefect_database)
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("LAKE_", "PREFECT_"))}
         self.environment = {**clean, "LAKE_PROJECT": str(self.project)}
         self.api = httpx.Client(base_url=f"http://127.0.0.1:{self.port}/api", timeout=60)
@@ -122,8 +122,8 @@ def listening(process: psutil.Process) -> set[str]:
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Served:
-    return Served(tmp_path)
+def served(tmp_path: Path, prefect_database: Path) -> Served:
+    return Served(tmp_path, prefect_database)
 
 
 def test_every_trigger_brings_its_rows_to_gold_and_ctrl_c_leaves_nothing(served: Served) -> None:

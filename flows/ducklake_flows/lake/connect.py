@@ -92,6 +92,25 @@ def connected(settings: Settings, *, read_only: bool = False) -> Iterator[DuckDB
         con.close()
 
 
+@contextlib.contextmanager
+def one_snapshot(con: DuckDBPyConnection) -> Iterator[None]:
+    """Read one snapshot of the lake for the length of a block, whatever is committed meanwhile.
+
+    A statement outside a transaction takes several milliseconds more, since DuckLake looks for a newer snapshot.
+    """
+    import duckdb
+
+    con.execute("BEGIN")
+    try:
+        yield
+    except BaseException:
+        # Explicit: if Postgres is gone, DuckDB's own rollback on close aborts the process (1.5.5).
+        with contextlib.suppress(duckdb.Error):
+            con.execute("ROLLBACK")
+        raise
+    con.execute("COMMIT")
+
+
 def service_error(error: Exception, settings: Settings) -> LakeError:
     """The error to show for a DuckDB error during a read or write. It names the service that does not answer now.
 

@@ -17,7 +17,7 @@ from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.datasets.types import quoted
 from ducklake_flows.lake import damage, ledger, statistics
 from ducklake_flows.lake.builds import refused_intervals
-from ducklake_flows.lake.connect import connected, literal, rows
+from ducklake_flows.lake.connect import connected, literal, one_snapshot, rows
 from ducklake_flows.lake.fence import FENCES, count_rows
 from ducklake_flows.lake.schema import qualified, table_columns
 from ducklake_flows.project import all_datasets
@@ -75,14 +75,15 @@ def verify(settings: Settings, since: datetime | None = None) -> Iterator[Findin
     import duckdb
 
     with connected(settings, read_only=True) as con:
-        tables = table_columns(con)
-        yield from _fences(con)
-        latest = ledger.latest(con)
-        published: dict[str, dict[str, ledger.Entry]] = {}
-        for (key, partition), entry in latest.items():
-            if entry.attempt_id and (since is None or entry.recorded_at >= since):
-                published.setdefault(key, {})[partition] = entry
-        files = dict(_files(con, None if since is None else {f"raw.{key}" for key in published}))
+        # Otherwise a publish between two statements could have its files in one answer, but not its ledger rows.
+        with one_snapshot(con):
+            tables = table_columns(con)
+            yield from _fences(con)
+            published: dict[str, dict[str, ledger.Entry]] = {}
+            for (key, partition), entry in ledger.latest(con).items():
+                if entry.attempt_id and (since is None or entry.recorded_at >= since):
+                    published.setdefault(key, {})[partition] = entry
+            files = dict(_files(con, None if since is None else {f"raw.{key}" for key in published}))
         yield from _registered_once(files)
         storage = open_storage(settings.data_path, settings)
         there = damage.stored(storage) if since is None else None
@@ -114,8 +115,9 @@ def verify(settings: Settings, since: datetime | None = None) -> Iterator[Findin
             except duckdb.Error as error:
                 yield Finding("error", "file readable", dataset.table, " ".join(str(error).split())[:300])
         yield from _statistics(settings, con, None if since is None else files.keys(), since, lost)
-        yield from _snapshots(con, since)
-        yield from _builds(con)
+        with one_snapshot(con):
+            yield from _snapshots(con, since)
+            yield from _builds(con)
 
 
 def _fences(con: DuckDBPyConnection) -> Iterator[Finding]:
@@ -208,7 +210,8 @@ def _statistics(
     """
     import duckdb
 
-    statistics.load(con, only)
+    with one_snapshot(con):
+        statistics.load(con, only)
     for table in statistics.wrong_rows(con):
         what = f"the table's statistics say {table.said:,} rows, but its files have {table.right:,}"
         yield Finding("error", "statistics", table.table, what)
