@@ -2,7 +2,7 @@
 
 It starts separate processes on loopback: PostgreSQL (catalog, SQLMesh's state and Prefect's database, each with its own
 role), an S3 server, a Prefect server with a password and its database in this PostgreSQL, a Prefect worker, a Dask
-scheduler and its workers, with TLS between them.
+scheduler and its workers, with TLS between them, and the lake's metrics for Prometheus.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from deployments.services import (
     dask_scheduler,
     dask_worker,
     free_port,
+    listening,
     new_secret,
 )
 from ducklake_flows.orchestration import certificates
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 POOL = "lake"
-PORTS = ("postgres", "s3", "prefect", "dask")
+PORTS = ("postgres", "s3", "prefect", "dask", "metrics")
 
 
 @dataclass
@@ -95,6 +96,16 @@ class Stack:
                 [str(BIN / "prefect"), "worker", "start", "--pool", POOL, "--type", "process"],
                 logs,
                 self.environment,
+            )
+        )
+        metrics = self._ports["metrics"]
+        self.metrics = held.enter_context(
+            Service(
+                "metrics",
+                [str(BIN / "lake"), "metrics", "--port", str(metrics)],
+                logs,
+                self.environment,
+                ready=lambda: listening(metrics),
             )
         )
 
@@ -156,6 +167,7 @@ class Stack:
             "LAKE_S3_SECRET": secrets["s3_secret"],
             "LAKE_S3_USE_SSL": "false",
             "LAKE_DASK_ADDRESS": f"tls://{HOST}:{self.dask_port}",
+            "METRICS_URL": f"http://{HOST}:{self._ports['metrics']}/metrics",
             "TLS_FOLDER": str(self.certificates),
             **certificates.environment(self.certificates),
             **taken_over(),
@@ -208,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stopping in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stopping, signal.default_int_handler)
     try:
-        print("Starting PostgreSQL, S3, Prefect, Dask ...", flush=True)
+        print("Starting PostgreSQL, S3, Prefect, Dask, metrics ...", flush=True)
         with Stack(chosen.folder, chosen.workers) as stack:
             settings = stack.folder / "env"
             _write_private(settings, env_file(stack.environment))
@@ -216,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"S3            http://{stack.store.endpoint}  (buckets lake, landing)")
             print(f"PostgreSQL    {HOST}:{stack.postgres.port}  (databases lake, sqlmesh, prefect)")
             print(f"Dask          {stack.environment['LAKE_DASK_ADDRESS']}")
+            print(f"Metrics       {stack.environment['METRICS_URL']}")
             print(f"Use it from another terminal:  . {shlex.quote(str(settings))}; lake status")
             print("Ctrl-C stops all services. The data is kept.", flush=True)
             signal.pause()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -21,6 +22,7 @@ from ducklake_flows.lake.connect import connected, rows
 from ducklake_flows.orchestration.server import until
 from ducklake_flows.settings import Settings
 from tests.conftest import DATASETS, prepare_server, settings_from
+from tests.regressions.test_metrics import parsed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -142,9 +144,10 @@ def test_every_trigger_brings_its_rows_to_gold_and_ctrl_c_leaves_nothing(served:
             refused = served.button("ingest", job_variables=variables)
             assert refused.status_code == 422, refused.text
 
-        button = served.button(
+        button_run = served.button(
             "ingest", parameters={"datasets": ["orders"], "partitions": ["2024-01-01"], "workers": 1}
-        ).json()
+        )
+        button = button_run.raise_for_status().json()
         only = '{"datasets": ["orders"], "partitions": ["2024-01-02"], "workers": 1}'
         done = served.run("prefect", "deployment", "run", "ingest/ingest", "--params", only)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -152,6 +155,12 @@ def test_every_trigger_brings_its_rows_to_gold_and_ctrl_c_leaves_nothing(served:
         days = {"2024-01-01": 3, "2024-01-02": 2, "2024-01-03": 3}
         assert until(lambda: served.gold() == days, 300, every=1), (served.gold(), served.states())
         assert until(lambda: set(served.states().values()) == {"Completed"}, 200, every=1), served.states()
+
+        address = re.search(r"Metrics are at (http://127\.0\.0\.1:\d+/metrics)\n", served.printed)
+        assert address
+        metrics = parsed(httpx.get(address[1], timeout=60).text)
+        assert (metrics["lake_up",], metrics["lake_rows", "orders"]) == (1, 8)
+        assert served.deployment("freshness")["schedules"][0]["schedule"]["cron"] == "20 4 * * *"
 
         # Ctrl-C during a run. It was created past the check of its variables: the job template ignores them.
         (served.home / "wait").touch()
@@ -182,6 +191,7 @@ def test_every_trigger_brings_its_rows_to_gold_and_ctrl_c_leaves_nothing(served:
         # The same address, and nothing is created a second time.
         assert f"at http://127.0.0.1:{served.port};" in served.printed
         assert "Created" not in served.printed
+        assert address[0] in served.printed
         assert served.state(lost["id"]) == "Crashed"
         assert until(lambda: served.state(button["id"]) is None, 60)
         # The transform of the last publish records what it built after its rows are visible.

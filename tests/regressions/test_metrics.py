@@ -8,6 +8,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from ducklake_flows.cli.main import app
 from ducklake_flows.errors import BadInput
 from ducklake_flows.report import metrics
 from ducklake_flows.staging.layout import new_attempt
@@ -39,6 +40,10 @@ def test_the_metrics_are_the_ledgers_figures(lake: Lake, monkeypatch: pytest.Mon
         found = parsed(answer.text)
         with pytest.raises(BadInput, match=f"Port {port} cannot be used"), metrics.serving(lake.settings, port):
             pass
+        with pytest.raises(BadInput, match="--host needs --port"):
+            app(["metrics", "--host", "localhost"], standalone_mode=False)
+        with metrics.serving(lake.settings, 0, "localhost") as other:
+            assert parsed(httpx.get(other).text)["lake_up",] == 1
         lake.publish([Failure("readings", "2024-01-04", new_attempt(), "failed", "down")])
         assert parsed(httpx.get(url).text) == found, "read again within the given seconds"
     assert found["lake_up",] == 1

@@ -6,11 +6,13 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+import httpx
 import psutil
 import pytest
 from distributed import Client, Security
 
 from ducklake_flows.orchestration import certificates
+from tests.regressions.test_metrics import parsed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +32,14 @@ def test_everything_listens_on_loopback_only(running: Running) -> None:
         port for _, port in listening
     }
     assert {ip for ip, _ in listening} <= {"127.0.0.1", "::1"}, sorted(listening)
+
+
+def test_prometheus_reads_the_lake_at_the_address_in_the_env_file(running: Running) -> None:
+    running.land("airlines.csv", "carrier,name\nUA,United\n")
+    metrics = parsed(httpx.get(running.stack.environment["METRICS_URL"], timeout=60).text)
+    assert metrics["lake_up",] == 1
+    assert metrics["lake_broken_datasets",] == 0
+    assert sum(value for key, value in metrics.items() if key[:2] == ("lake_partitions", "airlines")) == 1
 
 
 def test_dask_takes_work_only_from_who_has_its_certificate(running: Running, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from prefect.exceptions import ParameterTypeError
 from ducklake_flows.ingest import ingest
 from ducklake_flows.maintain import maintain
 from ducklake_flows.orchestration import automations, events
-from ducklake_flows.orchestration.deployments import due
+from ducklake_flows.orchestration.deployments import checks, due
 from ducklake_flows.orchestration.names import DUE
 from ducklake_flows.orchestration.root_run import BACKFILL
 from ducklake_flows.pipeline import pipeline
@@ -45,11 +45,13 @@ def test_the_deployments_have_exactly_these_schedules_limits_and_triggers(
         "transform": ({"daily": "45 7 * * *"}, (1, "ENQUEUE"), [events.PUBLISHED], None),
         "maintain": ({"nightly": "15 3 * * *"}, (1, "CANCEL_NEW"), [], None),
         "verify": ({"nightly": "45 3 * * 1-6", "weekly": "45 3 * * 0"}, (1, "CANCEL_NEW"), [], None),
+        "freshness": ({"regular": "{{ checks.cron }}"}, (1, "CANCEL_NEW"), [], None),
         "backfill": ({}, (1, "ENQUEUE"), [], "backfill"),
         "pipeline": ({}, (1, "ENQUEUE"), [], "backfill"),
     }
     # The order in which the queues are created is the order of their priority.
-    assert list(found) == ["ingest", "arrived", "transform", "maintain", "verify", "backfill", "pipeline"]
+    names = ["ingest", "arrived", "transform", "maintain", "verify", "freshness", "backfill", "pipeline"]
+    assert list(found) == names
     assert deployments["ingest"]["schedules"][0]["parameters"] == {"datasets": [DUE]}
     assert deployments["transform"]["triggers"][0]["match"][events.TRANSFORM] == "wanted"
     assert [name for name, d in deployments.items() if BACKFILL in d["tags"]] == ["backfill", "pipeline"]
@@ -101,3 +103,24 @@ def test_a_transform_starts_only_after_its_event_window_has_ended(deployments: d
 def test_the_ingest_hours_are_the_schedule_hours_of_the_datasets() -> None:
     hours = {d.schedule_hour for d in all_datasets().values() if d.schedule_hour is not None}
     assert due() == {"hours": ",".join(str(h) for h in sorted(hours))} == {"hours": "5,6"}
+
+
+@pytest.mark.parametrize(
+    ("limits", "cron"),
+    [
+        ([], "20 4 * * *"),
+        ([None, None], "20 4 * * *"),
+        (["2 days", None, "1 day"], "20 * * * *"),
+        (["2 days", "90 minutes"], "5,20,35,50 * * * *"),
+    ],
+)
+def test_overdue_datasets_are_looked_for_as_often_as_they_need(
+    limits: list[str | None], cron: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAKE_DATASETS", str(tmp_path))
+    lines = [
+        f'D{n} = Dataset("d{n}", lambda p: [], partition_column="day", freshness={limit!r})'
+        for n, limit in enumerate(limits)
+    ]
+    (tmp_path / f"limits{len(limits)}.py").write_text("\n".join(["from ducklake_flows import Dataset", *lines]))
+    assert checks() == {"cron": cron}

@@ -183,9 +183,49 @@ def test_a_recheck_window_is_written_as_text_days_or_a_timedelta(given: Any, mea
 
 
 @pytest.mark.parametrize(
+    ("grain", "last", "hours_later", "late"),
+    [
+        (Grain.day, None, 25, []),
+        (Grain.day, None, 26, ["2024-01-01"]),
+        (Grain.day, None, 24 + 26, ["2024-01-01", "2024-01-02"]),
+        (Grain.day, "2024-01-01", 24 + 25, []),
+        (Grain.day, "2024-01-01", 24 + 26, ["2024-01-02"]),
+        # The newest is published: a gap before it is missing, but the dataset is not overdue.
+        (Grain.day, "2024-01-03", 1000, []),
+        # It has ended: nothing later is expected.
+        (Grain.day, "2024-01-02", 1000, ["2024-01-03"]),
+        (Grain.hour, "2024-01-01T23", 26 + 3, ["2024-01-02T00", "2024-01-02T01", "2024-01-02T02"]),
+        (Grain.month, None, 30 * 24 + 25, []),
+        (Grain.month, None, 30 * 24 + 26, ["2024-01"]),
+    ],
+)
+def test_a_partition_is_late_once_it_and_all_newer_ones_are_unpublished_for_too_long(
+    grain: Grain, last: str | None, hours_later: int, late: list[str]
+) -> None:
+    dataset = Dataset(
+        "a", lambda _: [], grain, "at", start=date(2024, 1, 1), end=date(2024, 1, 3), freshness=timedelta(hours=26)
+    )
+    newest = parse_partition(last, grain) if last else None
+    now = datetime(2024, 1, 2) + timedelta(hours=hours_later)
+    assert [p.key for p in dataset.late(newest, now)] == late
+
+
+def test_freshness_without_a_start_counts_from_the_first_published_partition() -> None:
+    dataset = Dataset("a", lambda _: [], partition_column="day", end=date(2024, 1, 3), freshness="26 hours")
+    assert dataset.late(None, datetime(2024, 2, 1)) == []
+    assert [p.key for p in dataset.late(Partition("2024-01-02"), datetime(2024, 2, 1))] == ["2024-01-03"]
+    with pytest.raises(BadInput, match="one of grain 'full' has none"):
+        Dataset("a", lambda _: [], Grain.full, freshness="1 day")
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("recheck", value) for value in ("7", "a week", "0 days", -1, 0, timedelta(0), 1.5, True)),
+        *(
+            (name, value)
+            for name in ("recheck", "freshness")
+            for value in ("7", "a week", "0 days", -1, 0, timedelta(0), 1.5, True)
+        ),
         *(("retries", value) for value in (-1, 11, 1.5, None, "2")),
         *(("retry_delay", value) for value in (-1, 61, float("nan"), None)),
         *(("timeout", value) for value in (0, -5, "1 hour")),

@@ -10,25 +10,22 @@ from ducklake_flows.orchestration import server
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pytest
 
-
-def test_a_lake_keeps_its_servers_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lake_keeps_its_servers_port(tmp_path: Path) -> None:
     file = tmp_path / "port"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         first = taken.getsockname()[1]
-        monkeypatch.setattr(server, "PORT", first)
         # The first choice is taken: the next free one, from now on.
-        kept = server._port(file)
+        kept = server.kept_port(file, first)
         assert kept > first
         assert file.read_text() == str(kept)
-    assert server._port(file) == kept
+    assert server.kept_port(file, first) == kept
     # Another process has it: a third one for this time. The file does not change.
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", kept))
         taken.listen()
-        assert server._port(file) not in (kept, 0)
+        assert server.kept_port(file, first) not in (kept, 0)
     assert file.read_text() == str(kept)
-    assert server._port(file) == kept
+    assert server.kept_port(file, first) == kept

@@ -22,7 +22,7 @@ def test_the_ports_stay_and_one_that_is_taken_is_replaced_with_a_message(
 ) -> None:
     file = tmp_path / "ports.json"
     first = stack.kept_ports(file)
-    assert set(first) == {"postgres", "s3", "prefect", "dask"}
+    assert set(first) == {"postgres", "s3", "prefect", "dask", "metrics"}
     assert stack.kept_ports(file) == first == json.loads(file.read_text())
     assert capsys.readouterr().out == ""
     with socket.socket() as taken:

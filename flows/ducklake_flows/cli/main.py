@@ -25,6 +25,7 @@ from ducklake_flows.states import Mode, Order
 
 if TYPE_CHECKING:
     from ducklake_flows.plan import LeftOut, Planned
+    from ducklake_flows.report.overdue import Overdue
 
 app = typer.Typer(
     help="A partitioned lakehouse: plan, backfill, transform, query.",
@@ -116,7 +117,7 @@ def new(
 
 @app.command()
 def serve() -> None:
-    """Serve the lake until Ctrl-C: Prefect's UI, schedules, triggers, `lake emit`. Creates what is missing."""
+    """Serve the lake until Ctrl-C: Prefect's UI, schedules, triggers, `lake emit`, metrics. Creates what is missing."""
     settings = _project()
     from ducklake_flows.orchestration.serve import serve as run
     from ducklake_flows.project import all_datasets, broken_datasets
@@ -325,31 +326,40 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Print again every few seconds, until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the state of every partition: a grid, counts, the failures by cause."""
+    """Show the state of every partition: a grid, counts, what is overdue, the failures by cause."""
     if by is not None and by not in UNITS:
         raise BadInput(f"--by {by!r} is not known.", f"choose from {', '.join(UNITS)}")
     if watch and as_json:
         raise BadInput("--watch and --json cannot be combined.", "choose one")
+    from ducklake_flows.project import get_datasets
+    from ducklake_flows.report.overdue import overdue
+
+    settings, names = load_settings(), [name] if name else []
     first, last = _range(start, end)
 
     def read() -> tuple[list[Planned], list[LeftOut]]:
-        return _plan([name] if name else None, first, last, Mode.missing_failed.option, recorded=True)
+        return _plan(names, first, last, Mode.missing_failed.option, recorded=True)
+
+    def late() -> list[Overdue]:
+        return overdue(settings, get_datasets(names))
 
     planned, left_out = read()
     if as_json:
         from ducklake_flows.report import causes
 
         why = {(c.dataset, key): c.text for c in causes.failures(planned) for key in c.partitions}
-        _json([{**_row(p), "cause": why.get((p.dataset, p.partition))} for p in planned])
+        lacks = {each.dataset: each.to_json() for each in late()}
+        _json(
+            [{**_row(p), "cause": why.get((p.dataset, p.partition)), "overdue": lacks.get(p.dataset)} for p in planned]
+        )
     else:
         from ducklake_flows.cli import show
         from ducklake_flows.lake.builds import read_refused
 
-        settings = load_settings()
         if watch:
-            show.watch(lambda: show.status(read()[0], by, read_refused(settings, name)))
+            show.watch(lambda: show.status(read()[0], by, read_refused(settings, name), late()))
             return
-        show.status(planned, by, read_refused(settings, name))
+        show.status(planned, by, read_refused(settings, name), late())
     _end_of_plan(left_out)
 
 
@@ -385,17 +395,22 @@ def report(
 @app.command()
 def metrics(
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Serve them at http://127.0.0.1:PORT/metrics until Ctrl-C.")
+        int | None, typer.Option(min=0, max=65535, help="Serve them at http://HOST:PORT/metrics until Ctrl-C.")
     ] = None,
+    host: Annotated[
+        str, typer.Option(help="The address to listen at, with --port. Whoever reaches it can read the figures.")
+    ] = "127.0.0.1",
 ) -> None:
-    """Print the lake's figures as Prometheus metrics, or serve them on this machine's loopback address."""
+    """Print the lake's figures as Prometheus metrics, or serve them. `lake serve` serves them, too."""
     from ducklake_flows.report import metrics as figures
 
     settings = load_settings()
+    if port is None and host != figures.ADDRESS:
+        raise BadInput("--host needs --port.", f"lake metrics --host {host} --port 9464")
     if port is None:
         sys.stdout.buffer.write(figures.metrics(settings))
         return
-    with figures.serving(settings, port) as url, contextlib.suppress(KeyboardInterrupt):
+    with figures.serving(settings, port, host) as url, contextlib.suppress(KeyboardInterrupt):
         _echo(f"Metrics are at {url}")
         Event().wait()
 

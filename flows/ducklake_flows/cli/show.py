@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from ducklake_flows.lake.builds import Environment, RefusedInterval
     from ducklake_flows.lake.verify import Finding
+    from ducklake_flows.report.overdue import Overdue
 
 console = Console(highlight=False, markup=False, emoji=False)
 
@@ -71,15 +72,24 @@ def plan(planned: Sequence[Planned], strays: Mapping[str, Sequence[str]]) -> Non
         console.print(line, style="yellow", soft_wrap=True)
 
 
-def status(planned: Sequence[Planned], unit: str | None = None, refused: Sequence[RefusedInterval] = ()) -> None:
-    """Print the partition grid of each dataset, counts, and the failures by cause with the next step for each.
+def status(
+    planned: Sequence[Planned],
+    unit: str | None = None,
+    refused: Sequence[RefusedInterval] = (),
+    late: Sequence[Overdue] = (),
+) -> None:
+    """Print the partition grid of each dataset, counts, what is overdue, and the failures by cause with the next steps.
 
     Args:
         planned: The partitions.
         unit: What a mark stands for (hour, day, week, month, year); None: the finest unit that fits.
         refused: The intervals of models that were refused.
+        late: The datasets that are overdue.
     """
     grid(planned, unit)
+    for dataset in late:
+        console.print(f"  {dataset.line}\n      {dataset.cause}", style="red", soft_wrap=True)
+        console.print(f"next:  {dataset.next_step}", soft_wrap=True)
     for each in refused[: causes.SHOWN]:
         console.print(f"  {each}", style="red", soft_wrap=True)
     if len(refused) > causes.SHOWN:

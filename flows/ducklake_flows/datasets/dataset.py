@@ -100,6 +100,10 @@ class Dataset:
         recheck: How long after its end a published partition is loaded again if its source changes, without being asked
             for: ``"7 days"``, a timedelta, or a number of days. Older ones are counted as stale and run with the mode
             ``stale``. A partition of grain ``full`` never ends, so any value loads it again. None: never.
+        freshness: How long after its end a partition must be published, written as `recheck` is: ``"26 hours"``. If
+            neither the newest partition of that age nor a newer one is, the dataset is overdue: `lake status` names it,
+            and an alert is sent. Without a `start` it counts from the first published partition. None: never overdue. A
+            partition of grain ``full`` has no end, so that grain takes none.
         retries: How often a partition is read again after an error that may pass, such as a lost connection or HTTP
             503; see ``ducklake_flows.extract.transient``.
         retry_delay: Seconds before the first retry, at most 60. Each further delay is twice as long, up to 60 s, plus
@@ -120,6 +124,7 @@ class Dataset:
     rate: float | None = None
     schedule_hour: int | None = None
     recheck: timedelta | str | int | None = None
+    freshness: timedelta | str | int | None = None
     retries: int = 2
     retry_delay: float = 5.0
     timeout: float | None = 3600.0
@@ -142,7 +147,13 @@ class Dataset:
             raise BadInput(f"{self.key}: rate must be above 0 items per second, not {self.rate}.")
         if self.schedule_hour is not None and not 0 <= self.schedule_hour <= 23:
             raise BadInput(f"{self.key}: schedule_hour must be from 0 to 23, not {self.schedule_hour}.")
-        object.__setattr__(self, "recheck", _window(self.key, self.recheck))
+        for name, given in (("recheck", self.recheck), ("freshness", self.freshness)):
+            object.__setattr__(self, name, _window(self.key, name, given))
+        if self.freshness is not None and self.grain is Grain.full:
+            raise BadInput(
+                f"{self.key}: freshness counts from the end of a partition, and one of grain 'full' has none.",
+                "leave it out",
+            )
         for name, value, low, high in (
             ("retries", self.retries, 0, 10),
             ("retry_delay", self.retry_delay, 0, 60),
@@ -218,6 +229,19 @@ class Dataset:
         """
         return isinstance(self.recheck, timedelta) and now - partition.end <= self.recheck
 
+    def late(self, last: Partition | None, now: datetime) -> list[Partition]:
+        """The partitions after the last published one that should be published by now, oldest first; see `freshness`.
+
+        Args:
+            last: The newest published partition; None if there is none.
+            now: The present, in UTC, without zone.
+        """
+        start = last.start.date() if last else self.start
+        if start is None or not isinstance(self.freshness, timedelta):
+            return []
+        limit = self.freshness
+        return [p for p in self.partitions(start) if (last is None or p > last) and p.end + limit <= now]
+
     def versions(self, partitions: Sequence[Partition]) -> dict[str, str]:
         """The version of each partition that the source has, by key; ``""`` if the source cannot tell before a read."""
         if isinstance(self.source, Source):
@@ -243,8 +267,8 @@ class Dataset:
 _UNITS = ("minute", "hour", "day", "week")
 
 
-def _window(key: str, given: timedelta | str | int | None) -> timedelta | None:
-    """The time that a dataset's `recheck` means.
+def _window(key: str, name: str, given: timedelta | str | int | None) -> timedelta | None:
+    """The time that a dataset's `recheck` or `freshness` means.
 
     Raises:
         BadInput: it is not a time above zero.
@@ -259,5 +283,5 @@ def _window(key: str, given: timedelta | str | int | None) -> timedelta | None:
     elif given is None:
         return None
     if found is None or found <= timedelta(0):
-        raise BadInput(f"{key}: recheck is {given!r}.", 'write it like this: recheck="7 days" (minutes, hours, weeks)')
+        raise BadInput(f"{key}: {name} is {given!r}.", f'write it like this: {name}="7 days" (minutes, hours, weeks)')
     return found

@@ -11,7 +11,7 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 
-from ducklake_flows.orchestration.events import FAILING
+from ducklake_flows.orchestration.events import FAILING, FRESH, OVERDUE
 
 if TYPE_CHECKING:
     from ducklake_flows.settings import Settings
@@ -23,6 +23,8 @@ LATE = "lake-late-run"
 CAUSE = "lake-failed-partitions"
 SKIPPED = "lake-skipped-maintenance"
 IDLE = "lake-no-worker"
+LATE_DATA = "lake-overdue-dataset"
+LATE_DATA_ENDED = "lake-fresh-dataset"
 TAG = "lake"
 """On every deployment of a project, and so on its runs; and on the runs of the `lake` command."""
 
@@ -171,6 +173,22 @@ def _alerts(block_id: UUID) -> list[AutomationCore]:
             "{{ event.payload.cause }}\nNext: {{ event.payload.next }}",
             match={"prefect.resource.id": "lake.dataset.*"},
             expect={FAILING},
+        ),
+        alert(
+            LATE_DATA,
+            "Tells LAKE_NOTIFY_URL once when a dataset has become overdue.",
+            "{{ event.payload.dataset }} is overdue",
+            "{{ event.payload.line }}\n{{ event.payload.cause }}\nNext: {{ event.payload.next }}",
+            match={"prefect.resource.id": "lake.dataset.*"},
+            expect={OVERDUE},
+        ),
+        alert(
+            LATE_DATA_ENDED,
+            "Tells LAKE_NOTIFY_URL once when a dataset is no longer overdue.",
+            "{{ event.payload.dataset }} is no longer overdue",
+            "It was overdue since {{ event.payload.since }}.",
+            match={"prefect.resource.id": "lake.dataset.*"},
+            expect={FRESH},
         ),
         alert(
             IDLE,

@@ -1,11 +1,11 @@
-"""The Prefect events: partitions were published, partitions fail, and new source data has arrived."""
+"""The Prefect events: partitions were published or fail, new source data has arrived, a dataset is overdue."""
 
 from __future__ import annotations
 
 import contextlib
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import httpx
@@ -27,16 +27,19 @@ from ducklake_flows.project import get_dataset
 from ducklake_flows.settings import PROD
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ducklake_flows.lake.publish import Published
     from ducklake_flows.report.causes import Cause
+    from ducklake_flows.report.overdue import Overdue
     from ducklake_flows.settings import Settings
     from ducklake_flows.staging.receipt import Receipt
 
 PUBLISHED = "lake.partitions.published"
 FAILING = "lake.partitions.failed"
 ARRIVED = "lake.source.arrived"
+OVERDUE = "lake.dataset.overdue"
+FRESH = "lake.dataset.fresh"
 
 TRANSFORM = "lake.transform"
 """A label of the resource of `PUBLISHED`: the transform deployment's trigger needs the value ``wanted``."""
@@ -142,19 +145,38 @@ def arrived(dataset: str, partitions: Sequence[str]) -> None:
     Raises:
         BadInput: the dataset or a partition is unknown.
     """
+    grain = get_dataset(dataset).grain
+    _send(ARRIVED, dataset, {"partitions": [parse_partition(key, grain).key for key in partitions]})
+
+
+def overdue(late: Overdue) -> None:
+    """Report that a dataset has become overdue. The server has the event when this returns."""
+    _send(OVERDUE, late.dataset, {"line": late.line, "cause": late.cause, **late.to_json()})
+
+
+def fresh(dataset: str, since: str) -> None:
+    """Report that a dataset is published in time again. The server has the event when this returns.
+
+    Args:
+        dataset: The dataset's key.
+        since: When it had become overdue.
+    """
+    _send(FRESH, dataset, {"since": since})
+
+
+def _send(event: str, dataset: str, payload: Mapping[str, Any]) -> None:
+    """Send an event. Not `emit_event`, which sends in the background: the caller must know that the server has it."""
     from prefect.client.orchestration import get_client
 
-    grain = get_dataset(dataset).grain
-    event = {
+    body = {
         "id": str(uuid4()),
         "occurred": datetime.now(UTC).isoformat(),
-        "event": ARRIVED,
+        "event": event,
         "resource": _resource(dataset),
-        "payload": {"dataset": dataset, "partitions": [parse_partition(key, grain).key for key in partitions]},
+        "payload": {"dataset": dataset, **payload},
     }
     with get_client(sync_client=True) as client:
-        # Not `emit_event`, which sends in a background thread: the caller must know that the server has the event.
-        client.request("POST", "/events", json=[event]).raise_for_status()
+        client.request("POST", "/events", json=[body]).raise_for_status()
 
 
 def _resource(dataset: str) -> dict[str, str]:

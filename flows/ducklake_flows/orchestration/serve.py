@@ -1,4 +1,4 @@
-"""`lake serve`: the lake's Prefect server, its deployments and a worker for each of their pools, until Ctrl-C.
+"""`lake serve`: the lake's Prefect server, deployments, a worker for each of their pools, and metrics, until Ctrl-C.
 
 A worker and its runs are separate processes, as in production: work queues, limits, cancellation and triggers are those
 of a work pool, which Prefect's own `serve` does not have.
@@ -22,6 +22,7 @@ from ducklake_flows.orchestration import server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from ducklake_flows.datasets.dataset import Dataset
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 STOP_SECONDS = 20
 """Seconds until a worker that was asked to end is killed, and so for its runs."""
+
+METRICS_PORT = 9464
+"""The first port that is tried for the lake's metrics."""
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _UNDER_WAY = ("PENDING", "RUNNING", "CANCELLING")
@@ -50,7 +54,7 @@ def serve(settings: Settings, datasets: Sequence[Dataset], tell: Callable[[str],
         signal.signal(number, signal.default_int_handler)
     workers: list[subprocess.Popen[bytes]] = []
     pools: list[str] = []
-    with _alone(settings) as state:
+    with _alone(settings) as state, contextlib.ExitStack() as held:
         try:
             url = server.use(settings)
             pools = _deploy(settings, datasets, tell)
@@ -60,6 +64,7 @@ def serve(settings: Settings, datasets: Sequence[Dataset], tell: Callable[[str],
                 workers.append(_start_worker(settings, pool))
                 _write(state, [worker.pid for worker in workers])
             _wait_for_workers(settings, workers, pools)
+            tell(f"Metrics are at {held.enter_context(_metrics(settings))}")
             tell(f"Serving {len(pools)} work pool{'s' * (len(pools) > 1)} at {server.ui_url(url)}; Ctrl-C stops it.")
             tell(f"In another terminal:  export PREFECT_API_URL={url}; prefect deployment run ingest/ingest")
             _watch(settings, workers, own=own)
@@ -152,6 +157,13 @@ def _deploy(settings: Settings, datasets: Sequence[Dataset], tell: Callable[[str
     for kept in done.kept:
         tell(f"Kept as it is: {kept}.")
     return done.pools
+
+
+def _metrics(settings: Settings) -> AbstractContextManager[str]:
+    """Serve the lake's metrics, at the same address at every start. The context is the URL."""
+    from ducklake_flows.report import metrics
+
+    return metrics.serving(settings, server.kept_port(server.folder(settings) / "metrics-port", METRICS_PORT))
 
 
 def _start_worker(settings: Settings, pool: str) -> subprocess.Popen[bytes]:

@@ -181,7 +181,7 @@ def _state(settings: Settings) -> dict[str, Any] | None:
 
 
 def _start(home: Path) -> str:
-    port = _port(home / "port")
+    port = kept_port(home / "port", PORT)
     url = f"http://127.0.0.1:{port}/api"
     environment = {**os.environ, **SERVER_SETTINGS, "PREFECT_HOME": str(home), "PREFECT_API_URL": url}
     with (home / "server.log").open("ab") as log:
@@ -197,15 +197,15 @@ def _start(home: Path) -> str:
     return url
 
 
-def _port(file: Path) -> int:
-    """The port of the lake's server: the kept one if it is free, else the next free one from `PORT` on."""
+def kept_port(file: Path, first: int) -> int:
+    """The port that this file keeps, if it is free; else the next free one from `first` on."""
     try:
         kept = int(file.read_text())
     except (OSError, ValueError):
         kept = 0
     if kept and is_free(kept):
         return kept
-    port = next(filter(is_free, range(PORT, PORT + 1000)))
+    port = next(filter(is_free, range(first, first + 1000)))
     if not kept:
         # A port that is taken now stays this lake's: its address is the old one again at the next start.
         file.write_text(str(port))

@@ -103,10 +103,7 @@ class Cause:
     @property
     def command(self) -> str:
         """The command that runs the partitions again; failed ones are in the default mode."""
-        first, last = self.partitions[0], self.partitions[-1]
-        if first == "full":
-            return f"lake backfill {self.dataset}"
-        return f"lake backfill {self.dataset} --start {_day(first)} --end {_day(last)}"
+        return backfill(self.dataset, self.partitions)
 
     @property
     def next_step(self) -> str:
@@ -127,6 +124,13 @@ class Cause:
             "ranges": [list(span) for span in spans(self.partitions)],
             "next": self.next_step,
         }
+
+
+def backfill(dataset: str, partitions: Sequence[str]) -> str:
+    """The command that loads partitions, given by key and sorted, which are missing or failed."""
+    if partitions[0] == "full":
+        return f"lake backfill {dataset}"
+    return f"lake backfill {dataset} --start {_day(partitions[0])} --end {_day(partitions[-1])}"
 
 
 def causes(failures: Iterable[Failed]) -> list[Cause]:

@@ -1,4 +1,4 @@
-"""The lake's figures as Prometheus metrics: text, or a small HTTP server on the loopback address."""
+"""The lake's figures as Prometheus metrics: text, or a small HTTP server, by default on the loopback address."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from ducklake_flows.lake import history, ledger
 from ducklake_flows.lake.connect import connected
 from ducklake_flows.plan import plan_each
 from ducklake_flows.project import all_datasets, broken_datasets
+from ducklake_flows.report.overdue import overdue_in
 from ducklake_flows.states import PUBLISHED, State
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from ducklake_flows.datasets.dataset import Dataset
     from ducklake_flows.plan import Planned
+    from ducklake_flows.report.overdue import Overdue
     from ducklake_flows.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -46,25 +48,29 @@ def metrics(settings: Settings) -> bytes:
 
 
 @contextlib.contextmanager
-def serving(settings: Settings, port: int) -> Iterator[str]:
-    """Serve `metrics` on the loopback address in a thread, for the duration of a block.
+def serving(settings: Settings, port: int, host: str = ADDRESS) -> Iterator[str]:
+    """Serve `metrics` in a thread, for the duration of a block.
 
     Args:
         settings: Where the lake is.
         port: The port; 0 means any free one.
+        host: The address to listen at.
 
     Yields:
         The URL.
 
     Raises:
-        BadInput: the port cannot be used.
+        BadInput: the port or the address cannot be used.
     """
     try:
-        server, thread = start_http_server(port, ADDRESS, _registry(settings, CACHE_SECONDS))
+        server, thread = start_http_server(port, host, _registry(settings, CACHE_SECONDS))
     except OSError as error:
-        raise BadInput(f"Port {port} cannot be used: {error.strerror}.", "choose another --port") from None
+        at = "" if host == ADDRESS else f" of {host}"
+        raise BadInput(
+            f"Port {port}{at} cannot be used: {error.strerror}.", "choose another --port or --host"
+        ) from None
     try:
-        yield f"http://{ADDRESS}:{server.server_port}/metrics"
+        yield f"http://{host}:{server.server_port}/metrics"
     finally:
         server.shutdown()
         server.server_close()
@@ -111,10 +117,12 @@ def _read(settings: Settings) -> list[Metric]:
         stages = history.stages(con)
         size = history.size(con)
         behind = Counter(dataset for dataset, _ in ledger.unbuilt(con, "prod"))
+        late = {o.dataset: o for o in overdue_in(con, datasets.values())}
     broken = len(broken_datasets()) + sum(left.is_fault for left in left_out)
     found = [
         _gauge("lake_broken_datasets", "Datasets whose file or source cannot be read.", broken),
         *_by_dataset(planned, datasets),
+        *_freshness(late, datasets),
         _labelled(
             GaugeMetricFamily(
                 "lake_models_behind_partitions",
@@ -191,6 +199,33 @@ def _by_dataset(planned: Sequence[Planned], datasets: Mapping[str, Dataset]) -> 
                 labels=["dataset"],
             ),
             fresh,
+        ),
+    ]
+
+
+def _freshness(late: Mapping[str, Overdue], datasets: Mapping[str, Dataset]) -> list[Metric]:
+    """The limit of each dataset that has one, and how long the dataset has been overdue."""
+    now = datetime.now(UTC)
+    limits = {key: d.freshness for key, d in datasets.items() if isinstance(d.freshness, timedelta)}
+    ages: dict[tuple[str, ...], float] = {
+        (key,): (now - late[key].since).total_seconds() if key in late else 0.0 for key in limits
+    }
+    return [
+        _labelled(
+            GaugeMetricFamily(
+                "lake_freshness_limit_seconds",
+                "How long after its end a partition must be published; datasets without a limit are left out.",
+                labels=["dataset"],
+            ),
+            {(key,): limit.total_seconds() for key, limit in limits.items()},
+        ),
+        _labelled(
+            GaugeMetricFamily(
+                "lake_overdue_seconds",
+                "How long the newest partitions have been overdue; 0 if the dataset is fresh.",
+                labels=["dataset"],
+            ),
+            ages,
         ),
     ]
 

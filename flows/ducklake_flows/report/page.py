@@ -13,8 +13,10 @@ from markupsafe import Markup
 from ducklake_flows.lake import history, ledger
 from ducklake_flows.lake.connect import connected
 from ducklake_flows.plan import Planned, counts
+from ducklake_flows.project import all_datasets
 from ducklake_flows.report import causes
 from ducklake_flows.report.grid import make_grid
+from ducklake_flows.report.overdue import overdue_in
 from ducklake_flows.report.svg import COLOURS, bars_svg, grid_svg, number
 from ducklake_flows.report.words import count
 
@@ -91,6 +93,7 @@ def render(
         stages = history.stages(con)
         size = history.size(con)
         behind = len(ledger.unbuilt(con, "prod")) if ledger.built_project(con, "prod") else None
+        late = overdue_in(con, all_datasets().values())
     environment = Environment(
         loader=PackageLoader("ducklake_flows", "report"),
         autoescape=True,
@@ -109,6 +112,7 @@ def render(
         rows=sum(p.entry.rows for p in planned if p.entry),
         size=size,
         behind=behind,
+        late=late,
         causes=found,
         left_out=[left for left in left_out if left.is_fault],
         sections=[_section(key, list(group)) for key, group in groupby(planned, key=lambda p: p.dataset)],

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 _HOUR, _DAY, _MONTH = (len(key) for key in ("2013-01-05T07", "2013-01-05", "2013-01"))
 
+_UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+
 SHOWN = 5
 """Maximum ranges that a text names."""
 
@@ -17,6 +19,13 @@ SHOWN = 5
 def count(number: int, noun: str) -> str:
     """A number with its noun, in the singular or plural: ``1 row``, ``1,204 rows``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def duration(time: timedelta) -> str:
+    """A time in its largest whole unit: ``26 hours``, ``2 days``."""
+    seconds = round(time.total_seconds())
+    unit, name = next((n, name) for n, name in _UNITS if seconds % n == 0)
+    return count(seconds // unit, name)
 
 
 def spans(keys: Iterable[str]) -> list[tuple[str, str]]:
