@@ -9,10 +9,10 @@ import sqlite3
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import hypothesis
-import psycopg2
+import psycopg
 import pytest
 
 # Before anything imports Prefect: the session uses its own server, in its own folder.
@@ -184,7 +184,7 @@ def write(storage: Storage, path: str, content: str | bytes) -> None:
         storage.put(Path(file.name), path)
 
 
-MOVE = "UPDATE ducklake_metadata SET value = ? WHERE key = 'data_path'"
+MOVE: LiteralString = "UPDATE ducklake_metadata SET value = {} WHERE key = 'data_path'"
 """Gives a copied catalog its own data path. All other paths in it are relative to that one."""
 
 STORAGES = ("sqlite+folder", "postgres+folder", "postgres+s3")
@@ -238,16 +238,17 @@ class Services:
         settings = settings_from(environment)
         check(settings, create=True)
         if settings.catalog_file is None:
-            changed = psycopg2.connect(settings.catalog.removeprefix("postgres:"), password=self.password)
-            changed.cursor().execute(MOVE.replace("?", "%s"), [settings.data_path])
+            with psycopg.connect(settings.catalog.removeprefix("postgres:"), password=self.password) as copy:
+                copy.execute(MOVE.format("%s"), [settings.data_path])
         else:
             assert first.catalog_file is not None
-            changed = sqlite3.connect(settings.catalog_file)
-            with contextlib.closing(sqlite3.connect(first.catalog_file)) as source:
-                source.backup(changed)
-            changed.execute(MOVE, [settings.data_path])
-        changed.commit()
-        changed.close()
+            with (
+                contextlib.closing(sqlite3.connect(settings.catalog_file)) as target,
+                contextlib.closing(sqlite3.connect(first.catalog_file)) as source,
+            ):
+                source.backup(target)
+                target.execute(MOVE.format("?"), [settings.data_path])
+                target.commit()
         return environment
 
     def environment(self, storage: str, home: Path, copy_of: Settings | None = None) -> dict[str, str]:

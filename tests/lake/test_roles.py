@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import psycopg2
+import psycopg
 import pytest
 
 from ducklake_flows.errors import CatalogError, LakeError
@@ -27,12 +27,11 @@ def test_a_read_only_role_can_query_and_change_nothing(lake: Lake, services: Ser
     reader = f"{name}_reader"
     services.postgres.database(reader, services.password)
     grants = re.search(r"```sql\n(GRANT .*?)```", (DOCS / "production.md").read_text(), re.S)[1]  # type: ignore[index]
-    owner = psycopg2.connect(
+    with psycopg.connect(
         host="127.0.0.1", port=services.postgres.port, user=name, dbname=name, password=services.password
-    )
-    with owner, owner.cursor() as cursor:
-        cursor.execute(grants.replace("DATABASE lake", f"DATABASE {name}").replace("analyst", reader))
-    owner.close()
+    ) as owner:
+        # Bytes: psycopg's types take a text only if it is a literal.
+        owner.execute(grants.replace("DATABASE lake", f"DATABASE {name}").replace("analyst", reader).encode())
     # The table is created after the role.
     lake.land("readings/2024-01-01.jsonl", [{"id": 1}, {"id": 2}])
     receipts = lake.extract("readings", "2024-01-01")
