@@ -19,6 +19,8 @@ import pytest
 for name in [n for n in os.environ if n.startswith(("LAKE_", "PREFECT_"))]:
     del os.environ[name]
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
+# A deploy step starts a temporary server, which on a busy machine takes longer than the default of 20 s.
+os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "120"
 
 from deployments.services import ObjectStore, Postgres, free_port, new_secret  # noqa: E402
 from ducklake_flows.extract.chunk import extract_chunk  # noqa: E402
