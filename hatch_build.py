@@ -9,10 +9,12 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 FILES = (
     ".env.example",
     "deployments/backup.sh",
+    "deployments/entrypoint",
     "deployments/env.example",
     "deployments/init",
     "deployments/postgres-init.sh",
     "deployments/prefect.yaml",
+    "deployments/secrets",
     "docker-compose.yml",
     "flows/datasets",
     "sqlmesh_project/audits",

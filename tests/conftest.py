@@ -13,16 +13,18 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import hypothesis
-import psycopg2
+import psycopg
 import pytest
 
 # Before anything imports Prefect: the session uses its own server, in its own folder.
 for name in [n for n in os.environ if n.startswith(("LAKE_", "PREFECT_"))]:
     del os.environ[name]
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
+# A deploy step starts a temporary server, which on a busy machine takes longer than the default of 20 s.
+os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "120"
 
 from deployments.services import ObjectStore, Postgres, free_port, new_secret  # noqa: E402
 from ducklake_flows.extract.chunk import extract_chunk  # noqa: E402
@@ -188,7 +190,7 @@ def write(storage: Storage, path: str, content: str | bytes) -> None:
         storage.put(Path(file.name), path)
 
 
-MOVE = "UPDATE ducklake_metadata SET value = ? WHERE key = 'data_path'"
+MOVE: LiteralString = "UPDATE ducklake_metadata SET value = {} WHERE key = 'data_path'"
 """Gives a copied catalog its own data path. All other paths in it are relative to that one."""
 
 STORAGES = ("sqlite+folder", "postgres+folder", "postgres+s3")
@@ -242,16 +244,17 @@ class Services:
         settings = settings_from(environment)
         check(settings, create=True)
         if settings.catalog_file is None:
-            changed = psycopg2.connect(settings.catalog.removeprefix("postgres:"), password=self.password)
-            changed.cursor().execute(MOVE.replace("?", "%s"), [settings.data_path])
+            with psycopg.connect(settings.catalog.removeprefix("postgres:"), password=self.password) as copy:
+                copy.execute(MOVE.format("%s"), [settings.data_path])
         else:
             assert first.catalog_file is not None
-            changed = sqlite3.connect(settings.catalog_file)
-            with contextlib.closing(sqlite3.connect(first.catalog_file)) as source:
-                source.backup(changed)
-            changed.execute(MOVE, [settings.data_path])
-        changed.commit()
-        changed.close()
+            with (
+                contextlib.closing(sqlite3.connect(settings.catalog_file)) as target,
+                contextlib.closing(sqlite3.connect(first.catalog_file)) as source,
+            ):
+                source.backup(target)
+                target.execute(MOVE.format("?"), [settings.data_path])
+                target.commit()
         return environment
 
     def environment(self, storage: str, home: Path, copy_of: Settings | None = None) -> dict[str, str]:

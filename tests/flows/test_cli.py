@@ -204,7 +204,7 @@ def test_plan_status_and_verify_print_json(year: tuple[Command, str]) -> None:
 @pytest.mark.parametrize("command", ["plan", "status"])
 def test_plan_and_status_import_no_heavy_package(year: tuple[Command, str], command: str) -> None:
     lake, _ = year
-    heavy = {"dlt", "numpy", "pandas", "prefect", "pyarrow", "sqlmesh"}
+    heavy = {"dlt", "numpy", "pandas", "prefect", "psycopg", "psycopg2", "pyarrow", "sqlmesh"}
     run = f"main.app(['{command}'], standalone_mode=False)"
     look = f"import sys; from ducklake_flows.cli import main; {run}; print(*sorted(sys.modules))"
     done = subprocess.run(

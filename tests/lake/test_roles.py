@@ -1,11 +1,13 @@
-"""Permissions: the read-only role from the docs; and a catalog that would encrypt only some of its files."""
+"""Permissions: the roles of Compose and of the docs; and a catalog that would encrypt only some of its files."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
-import psycopg2
+import psycopg
 import pytest
 
 from ducklake_flows.errors import CatalogError, LakeError
@@ -18,7 +20,60 @@ from ducklake_flows.project import all_datasets, get_datasets
 from ducklake_flows.states import State
 from tests.conftest import Lake, Services, settings_from
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+ROLES = {
+    "lake": "lake_catalog_password",
+    "sqlmesh": "lake_state_password",
+    "prefect": "prefect_server_database_password",
+}
+
+
+def test_composes_roles_get_their_passwords_from_files_and_one_database_each(
+    services: Services, tmp_path: Path
+) -> None:
+    postgres = services.postgres
+    server = {"PGHOST": str(postgres.data), "PGPORT": str(postgres.port)}
+    environment = {**server, "PATH": f"{postgres.bin}:{os.environ['PATH']}", "SECRETS_FOLDER": str(tmp_path)}
+
+    def run(script: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = ["sh", str(ROOT / "deployments" / script), *arguments]
+        return subprocess.run(command, env=environment | more, capture_output=True, text=True, check=False)
+
+    def connect_as(role: str, database: str) -> psycopg.Connection[psycopg.rows.TupleRow]:
+        password = (tmp_path / ROLES[role]).read_text()
+        return psycopg.connect(host="127.0.0.1", port=postgres.port, user=role, dbname=database, password=password)
+
+    try:
+        missing = run("postgres-init.sh")
+        assert missing.returncode == 1
+        assert "lake_catalog_password is missing or empty. Run: deployments/secrets" in missing.stderr
+        for number in range(2):  # again, with other passwords
+            for name in ROLES.values():
+                (tmp_path / name).write_text(f"{name} {number} 'quoted' \"\\ $HOME :name")
+            done = run("postgres-init.sh")
+            assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+            for role in ROLES:
+                with connect_as(role, role) as con:
+                    con.execute("CREATE TABLE IF NOT EXISTS mine (n int)")
+                for other in ROLES.keys() - {role}:
+                    with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+                        connect_as(role, other)
+
+        # The nightly dump also reads its password from a file.
+        postgres.database("keeper", "kept by 'keeper'")
+        with postgres.admin() as con:
+            con.execute("ALTER ROLE keeper SUPERUSER")
+        (tmp_path / "postgres_password").write_text("kept by 'keeper'")
+        folder = tmp_path / "dumps"
+        folder.mkdir()
+        login = {"PGHOST": "127.0.0.1", "PGUSER": "keeper", "PGPASSWORD_FILE": str(tmp_path / "postgres_password")}
+        dumped = run("backup.sh", "once", **login, BACKUP_FOLDER=str(folder), BACKUP_DAYS="1", BACKUP_HOUR="1")
+        assert dumped.returncode == 0, dumped.stderr
+        assert {path.name.partition("-")[0] for path in folder.iterdir()} == ROLES.keys()
+    finally:
+        for role in (*ROLES, "keeper"):
+            postgres.drop(role)
 
 
 @pytest.mark.parametrize("lake", ["postgres+s3"], indirect=True)
@@ -27,12 +82,11 @@ def test_a_read_only_role_can_query_and_change_nothing(lake: Lake, services: Ser
     reader = f"{name}_reader"
     services.postgres.database(reader, services.password)
     grants = re.search(r"```sql\n(GRANT .*?)```", (DOCS / "production.md").read_text(), re.S)[1]  # type: ignore[index]
-    owner = psycopg2.connect(
+    with psycopg.connect(
         host="127.0.0.1", port=services.postgres.port, user=name, dbname=name, password=services.password
-    )
-    with owner, owner.cursor() as cursor:
-        cursor.execute(grants.replace("DATABASE lake", f"DATABASE {name}").replace("analyst", reader))
-    owner.close()
+    ) as owner:
+        # Bytes: psycopg's types take a text only if it is a literal.
+        owner.execute(grants.replace("DATABASE lake", f"DATABASE {name}").replace("analyst", reader).encode())
     # The table is created after the role.
     lake.land("readings/2024-01-01.jsonl", [{"id": 1}, {"id": 2}])
     receipts = lake.extract("readings", "2024-01-01")

@@ -77,14 +77,12 @@ def test_a_catalog_with_another_version_or_data_path_is_refused(settings: Make, 
     bootstrap(settings(), list(all_datasets().values()))
     with pytest.raises(CatalogError, match="is not LAKE_DATA_PATH"):
         connect(settings(data_path="s3://lake/elsewhere/"))
-    import psycopg2
+    import psycopg
 
     name = settings().catalog.rpartition("user=")[2]
-    con = psycopg2.connect(
+    with psycopg.connect(
         host="127.0.0.1", port=services.postgres.port, user=name, dbname=name, password=services.password
-    )
-    with con, con.cursor() as cursor:
-        cursor.execute("UPDATE ducklake_metadata SET value = '0.3' WHERE key = 'version'")
-    con.close()
+    ) as con:
+        con.execute("UPDATE ducklake_metadata SET value = '0.3' WHERE key = 'version'")
     with pytest.raises(CatalogError, match=r"has DuckLake's format 0\.3, but this release reads and writes 1\.0"):
         connect(settings())

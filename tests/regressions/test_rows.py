@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from contextlib import closing
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 
-import psycopg2
+import psycopg
 import pytest
+from psycopg.rows import dict_row
 
 from tests.cases import DAYS, case
 
@@ -226,10 +226,9 @@ def test_values_of_a_postgresql_driver_are_stored_exactly_or_refused(lake: Lake,
     services.postgres.database("source", services.password)
     url = f"host=127.0.0.1 port={services.postgres.port} dbname=source user=source"
 
-    def rows(query: str) -> list[dict[str, Any]]:
-        with closing(psycopg2.connect(url, password=services.password)) as con, con.cursor() as cursor:
-            cursor.execute(query)
-            return [dict(zip([c.name for c in cursor.description], row, strict=True)) for row in cursor.fetchall()]
+    def rows(query: LiteralString) -> list[dict[str, Any]]:
+        with psycopg.connect(url, password=services.password, row_factory=dict_row) as con:
+            return con.execute(query).fetchall()
 
     things = case(lake)
     query = (

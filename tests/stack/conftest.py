@@ -70,13 +70,15 @@ class Running:
     def runs(self, **where: Any) -> list[dict[str, Any]]:
         return list(self.post("flow_runs/filter", {"flow_runs": where, "limit": 200}))
 
-    def ended(self, *ids: str) -> Mapping[str, dict[str, Any]]:
-        """Wait until these runs have ended."""
+    def ended(self, *ids: str, seconds: float = 300) -> Mapping[str, dict[str, Any]]:
+        """Wait until these runs have ended; an error after so many seconds."""
 
         def all_final() -> bool:
             return all(run["state_type"] in FINAL for run in self.runs(id={"any_": list(ids)}))
 
-        assert until(all_final, 300, every=1), [(r["name"], r["state_name"]) for r in self.runs(id={"any_": list(ids)})]
+        assert until(all_final, seconds, every=1), [
+            (r["name"], r["state_name"]) for r in self.runs(id={"any_": list(ids)})
+        ]
         return {run["id"]: run for run in self.runs(id={"any_": list(ids)})}
 
     def told(self, run: str) -> list[str]:
@@ -134,8 +136,11 @@ class Running:
 
 
 @pytest.fixture(scope="session")
-def running() -> Iterator[Running]:
-    """The stack as `make stack` starts it, with three of the tests' datasets in addition to the project's."""
+def running(request: pytest.FixtureRequest) -> Iterator[Running]:
+    """The stack as `make stack` starts it, with three of the tests' datasets in addition to the project's.
+
+    With --screenshots, without them: the pictures are of the project.
+    """
     # Not pytest's temporary folder: PostgreSQL runs as another user, who cannot enter it.
     with tempfile.TemporaryDirectory(prefix="lake-stack-") as folder:
         Path(folder).chmod(0o755)
@@ -143,7 +148,8 @@ def running() -> Iterator[Running]:
         datasets.mkdir()
         for name in ("entries.py", "big.py", "waiting.py"):
             shutil.copy(DATASETS / name, datasets)
-        with Stack(Path(folder, "stack"), extra={"LAKE_DATASETS": f"{DEMO}:{datasets}"}) as stack:
+        folders = str(DEMO) if request.config.getoption("--screenshots") else f"{DEMO}:{datasets}"
+        with Stack(Path(folder, "stack"), extra={"LAKE_DATASETS": folders}) as stack:
             user, _, password = stack.environment["PREFECT_API_AUTH_STRING"].partition(":")
             with httpx.Client(base_url=stack.environment["PREFECT_API_URL"], auth=(user, password), timeout=60) as api:
                 yield Running(stack, api, settings_from(stack.environment))

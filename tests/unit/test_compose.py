@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import tomllib
 from functools import cache
 from graphlib import TopologicalSorter
@@ -16,6 +18,7 @@ from prefect.settings.models.root import Settings as PrefectSettings
 from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
+from deployments.services import BIN
 from deployments.stack import POOL
 from ducklake_flows.orchestration import certificates
 from ducklake_flows.orchestration.server import CLIENT_SETTINGS, SERVER_SETTINGS
@@ -30,30 +33,24 @@ OURS = {"prefect-server", "init", "prefect-worker", "dask-scheduler", "dask-work
 ONE_SHOT = {"init", "object-store-volume"}
 SERVICES = OURS | ONE_SHOT | {"backup", "postgres", "object-store"}
 
-SECRETS = {
-    "POSTGRES_PASSWORD",
-    "LAKE_CATALOG_PASSWORD",
-    "LAKE_STATE_PASSWORD",
-    "PREFECT_DATABASE_PASSWORD",
-    "PREFECT_API_AUTH_STRING",
-    "LAKE_S3_KEY_ID",
-    "LAKE_S3_SECRET",
-}
-OPTIONAL_SECRETS = {"LAKE_NOTIFY_URL"}
-"""Without it, failed runs send no notification."""
+S3 = {"lake_s3_key_id", "lake_s3_secret"}
+DATABASES = {"lake_catalog_password", "lake_state_password"}
+LOGIN = "prefect_api_auth_string"
 
 NEEDS = {
-    "postgres": SECRETS - {"PREFECT_API_AUTH_STRING", "LAKE_S3_KEY_ID", "LAKE_S3_SECRET"},
-    "backup": {"POSTGRES_PASSWORD"},
+    "postgres": {*DATABASES, "postgres_password", "prefect_server_database_password"},
+    "backup": {"postgres_password"},
     "object-store-volume": set(),
-    "object-store": {"LAKE_S3_KEY_ID", "LAKE_S3_SECRET"},
-    "prefect-server": {"PREFECT_DATABASE_PASSWORD", "PREFECT_API_AUTH_STRING"},
-    "init": SECRETS - {"POSTGRES_PASSWORD", "PREFECT_DATABASE_PASSWORD"} | OPTIONAL_SECRETS,
-    "prefect-worker": SECRETS - {"POSTGRES_PASSWORD", "PREFECT_DATABASE_PASSWORD"},
+    "object-store": S3,
+    "prefect-server": {"prefect_server_database_password", LOGIN},
+    "init": {*DATABASES, *S3, LOGIN, "lake_notify_url"},
+    "prefect-worker": {*DATABASES, *S3, LOGIN},
     "dask-scheduler": set(),
-    "dask-worker": {"PREFECT_API_AUTH_STRING", "LAKE_S3_KEY_ID", "LAKE_S3_SECRET"},
+    "dask-worker": {*S3, LOGIN},
 }
 """Exactly the secrets that each service gets."""
+
+SECRETS = set[str]().union(*NEEDS.values())
 
 OTHER = {"DO_NOT_TRACK", "TLS_FOLDER"}
 """No settings of the lake, Prefect or Dask: telemetry is off; the folder in which `init` makes certificates."""
@@ -71,32 +68,44 @@ def services() -> dict[str, dict[str, Any]]:
 
 
 def example() -> dict[str, str]:
-    """Every variable of env.example; optional ones with the default in their comment."""
+    """Every variable of env.example and its default."""
     lines = (ROOT / "deployments/env.example").read_text().splitlines()
-    found = (re.fullmatch(r"(?:# )?([A-Z][A-Z0-9_]*)=(.*)", line) for line in lines)
+    found = (re.fullmatch(r"# ([A-Z][A-Z0-9_]*)=(.*)", line) for line in lines)
     return {match[1]: match[2] for match in found if match}
 
 
-def filled() -> dict[str, str]:
-    """env.example with all secrets filled in."""
-    return {n: f"{v}secret-of-{n.lower()}" if n in SECRETS else v for n, v in example().items()}
-
-
 def resolved(text: object, variables: dict[str, str]) -> str:
-    def value(match: re.Match[str]) -> str:
-        found = variables.get(match[1], "")
-        assert found or match[2] != ":?", match[3]
-        return found or (match[3] if match[2] == ":-" else "")
-
-    return VARIABLE.sub(value, str(text))
+    return VARIABLE.sub(lambda match: variables.get(match[1], "") or match[3], str(text))
 
 
 def environment(service: str) -> dict[str, str]:
-    return {name: resolved(value, filled()) for name, value in services()[service].get("environment", {}).items()}
+    return {name: resolved(value, example()) for name, value in services()[service].get("environment", {}).items()}
 
 
-def lake_settings(service: str) -> Settings:
-    return settings_from(environment(service))
+def mounted(service: str) -> dict[str, str]:
+    """The secrets of a service by the names of their files in /run/secrets."""
+    given = [{"source": s} if isinstance(s, str) else s for s in services()[service].get("secrets", [])]
+    return {secret.get("target", secret["source"]): secret["source"] for secret in given}
+
+
+def content(secret: str) -> str:
+    """What the tests put into the file of a secret: characters that need quotes."""
+    return f"{secret}:\"\\'$@/#"
+
+
+def in_container(service: str, folder: Path) -> dict[str, str]:
+    """The environment of a service whose secrets are in a folder."""
+    folder.mkdir(parents=True)
+    for target, source in mounted(service).items():
+        (folder / target).write_text(f"{content(source)}\n")
+    return {name: value.replace("/run/secrets", str(folder)) for name, value in environment(service).items()}
+
+
+def lake_settings(service: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    given = in_container(service, folder)
+    # The only setting that is read from the environment before all others.
+    monkeypatch.setenv("LAKE_SECRETS_DIR", given["LAKE_SECRETS_DIR"])
+    return settings_from(given)
 
 
 def texts(value: object) -> Iterator[str]:
@@ -122,6 +131,12 @@ def dockerfile() -> list[tuple[str, str]]:
     return [(line.split()[0], line.partition(" ")[2]) for line in text.splitlines() if line.strip()]
 
 
+def test_our_services_start_through_the_entrypoint() -> None:
+    assert ("ENTRYPOINT", '["/app/deployments/entrypoint"]') in dockerfile()
+    assert (ROOT / "deployments/entrypoint").stat().st_mode & 0o111
+    assert not [name for name in OURS if "entrypoint" in services()[name]]
+
+
 def test_the_compose_file_has_exactly_the_expected_services() -> None:
     assert set(services()) == SERVICES
 
@@ -136,54 +151,103 @@ def test_every_variable_is_documented_and_every_documented_variable_is_used() ->
 
 def test_a_default_is_the_same_in_both_files() -> None:
     defaults = {m[1]: m[3] for t in texts(compose()) for m in VARIABLE.finditer(t) if m[2] == ":-"}
-    assert defaults == {name: value for name, value in example().items() if name not in SECRETS}
+    assert defaults == example()
 
 
-def test_nothing_starts_without_its_secrets() -> None:
-    for text in texts(compose()):
-        for name, operator, message in VARIABLE.findall(text):
-            if name in SECRETS:
-                assert (operator, message) == (":?", f"set {name} in .env")
-            else:
-                assert operator == ":-"
-    assert used(compose()) >= SECRETS | OPTIONAL_SECRETS
-    # A user name without a password is not a secret; all others are empty.
-    assert {example()[name] for name in SECRETS} == {"", "lake:"}
-
-
-def test_a_secret_is_always_a_variable() -> None:
-    for service in services().values():
-        for name, value in service.get("environment", {}).items():
-            if re.search(r"PASSWORD|SECRET|KEY_ID|AUTH_STRING|ROOT_USER|NOTIFY_URL|CONNECTION_URL", name):
-                assert used(value) & (SECRETS | OPTIONAL_SECRETS), name
-    assert (
-        make_url(environment("prefect-server")["PREFECT_SERVER_DATABASE_CONNECTION_URL"]).password
-        == (filled()["PREFECT_DATABASE_PASSWORD"])
-    )
+def test_no_secret_is_in_an_environment_or_a_command_line() -> None:
+    assert {match[2] for text in texts(compose()) for match in VARIABLE.finditer(text)} == {":-"}
+    for name, service in services().items():
+        for variable, value in service.get("environment", {}).items():
+            if re.search(r"PASSWORD|SECRET|KEY_ID|AUTH_STRING|ROOT_USER|NOTIFY_URL|CONNECTION_URL", variable):
+                folder, _, file = value.rpartition("/")
+                assert value == "/run/secrets" or (folder, file in mounted(name)) == ("/run/secrets", True), variable
     secrets = {
         name for name, field in Settings.model_fields.items() if SecretStr in getattr(field.annotation, "__args__", ())
     }
-    assert {f"LAKE_{name.upper()}" for name in secrets} <= SECRETS | OPTIONAL_SECRETS
+    assert {f"lake_{name}" for name in secrets} <= SECRETS
 
 
 @pytest.mark.parametrize("service", sorted(SERVICES))
 def test_a_service_gets_only_the_secrets_it_needs(service: str) -> None:
-    assert used(services()[service]) & (SECRETS | OPTIONAL_SECRETS) == NEEDS[service]
-    # All users of a machine can read command lines.
-    command = [*texts(services()[service].get("command", [])), *texts(services()[service].get("healthcheck", {}))]
-    assert not used(command) & (SECRETS | OPTIONAL_SECRETS)
+    assert set(mounted(service).values()) == NEEDS[service]
+    if service in OURS and NEEDS[service]:
+        assert environment(service)["LAKE_SECRETS_DIR"] == "/run/secrets"
+        # The profile with Prefect's is in memory.
+        assert Path(environment(service)["PREFECT_PROFILES_PATH"]).parent in map(Path, services()[service]["tmpfs"])
 
 
-def test_a_dask_worker_cannot_reach_the_databases() -> None:
+def make_secrets(project: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["sh", project / "deployments/secrets"], cwd="/", capture_output=True, text=True, check=False)
+
+
+def test_the_script_makes_every_secret_once_and_takes_over_what_env_has(tmp_path: Path) -> None:
+    assert compose()["secrets"] == {name: {"file": f"./secrets/{name}"} for name in SECRETS}
+    project, folder = tmp_path / "project", tmp_path / "project" / "secrets"
+    (project / "deployments").mkdir(parents=True)
+    shutil.copy(ROOT / "deployments/secrets", project / "deployments")
+    (project / ".env").write_text("POSTGRES_PASSWORD=old$1=\nLAKE_RETENTION_DAYS=3\n")
+    done = make_secrets(project)
+    assert done.returncode == 0, done.stderr
+    assert "secrets/postgres_password: taken from .env; remove POSTGRES_PASSWORD there." in done.stdout
+    made = {file.name: file.read_text() for file in folder.iterdir()}
+    assert made.keys() == SECRETS
+    assert made.pop("postgres_password") == "old$1="
+    assert made.pop("lake_notify_url") == ""
+    login = made.pop(LOGIN)
+    assert re.fullmatch(r"lake:[0-9a-f]{48}", login)
+    assert all(re.fullmatch(r"[0-9a-f]{48}", value) for value in made.values())
+    assert len(set(made.values())) == len(made)
+    assert not any(value in done.stdout + done.stderr for value in [*made.values(), login, "old$1="])
+    # Containers have other users: the files can be read by all, the folder by its owner only.
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o644}
+
+    (folder / "lake_s3_secret").unlink()
+    assert make_secrets(project).stdout == "secrets/lake_s3_secret\n"
+    assert {name: (folder / name).read_text() for name in made if name != "lake_s3_secret"}.items() <= made.items()
+    # MinIO would take its well-known default.
+    (folder / "lake_s3_secret").write_text("")
+    refused = make_secrets(project)
+    assert refused.returncode == 1
+    assert "secrets/lake_s3_secret is empty" in refused.stderr
+
+
+def test_prefect_reads_the_secrets_of_a_service_from_its_files(tmp_path: Path) -> None:
+    for number, service in enumerate(("prefect-server", "prefect-worker")):
+        folder = tmp_path / str(number)
+        given = in_container(service, folder / "secrets") | {"PREFECT_PROFILES_PATH": str(folder / "profiles.toml")}
+        given |= {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(tmp_path), "PREFECT_HOME": str(folder / "home")}
+        look = "from prefect.settings import get_current_settings as s; import os; print(dict(os.environ));"
+        look += "print(s().server.database.connection_url.get_secret_value());"
+        look += "print((s().api.auth_string or s().server.api.auth_string).get_secret_value())"
+        command = ["sh", str(ROOT / "deployments/entrypoint"), "python", "-c", look]
+        done = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, check=True)
+        variables, url, login = done.stdout.splitlines()
+        assert login == content(LOGIN)
+        assert LOGIN not in variables
+        assert (folder / "profiles.toml").stat().st_mode & 0o077 == 0
+        if service == "prefect-server":
+            found = make_url(url)
+            assert found.password == content("prefect_server_database_password")
+            assert (found.drivername, found.username, found.host, found.port, found.database) == (
+                *("postgresql+asyncpg", "prefect", "postgres", 5432, "prefect"),
+            )
+    (folder / "secrets" / LOGIN).write_text("two\nlines")
+    refused = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert f"{LOGIN} must contain one line" in refused.stderr
+
+
+def test_a_dask_worker_cannot_reach_the_databases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [name for name in environment("dask-worker") if "CATALOG" in name or "STATE" in name]
     assert services()["postgres"]["networks"] == ["databases"]
     assert compose()["networks"]["databases"] == {"internal": True}
     for service in ("dask-worker", "dask-scheduler", "object-store"):
         assert services()[service]["networks"] == ["services"]
-    settings = lake_settings("dask-worker")
+    settings = lake_settings("dask-worker", tmp_path / "worker", monkeypatch)
     assert (settings.catalog_password, settings.state_password) == (None, None)
     # It uses the same storage settings as the run that sends it work.
-    run = lake_settings("prefect-worker")
+    run = lake_settings("prefect-worker", tmp_path / "run", monkeypatch)
     for name in ("data_path", "landing", "s3_endpoint", "s3_key_id", "s3_secret", "s3_region", "s3_use_ssl"):
         assert getattr(settings, name) == getattr(run, name)
 
@@ -289,8 +353,10 @@ def test_every_environment_variable_is_a_known_setting(service: str) -> None:
 
 
 @pytest.mark.parametrize("service", ["init", "prefect-worker"])
-def test_the_settings_load_and_describe_a_production_lake(service: str) -> None:
-    settings = lake_settings(service)
+def test_the_settings_load_and_describe_a_production_lake(
+    service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = lake_settings(service, tmp_path / "secrets", monkeypatch)
     assert settings.embedded is False
     assert settings.in_s3
     assert settings.dask_address == "tls://dask-scheduler:8786"
@@ -298,26 +364,21 @@ def test_the_settings_load_and_describe_a_production_lake(service: str) -> None:
     script = (ROOT / "deployments/postgres-init.sh").read_text()
     made = dict(re.findall(r"^database (\w+) (\w+)$", script, re.M))
     assert made == {
-        "lake": "LAKE_CATALOG_PASSWORD",
-        "sqlmesh": "LAKE_STATE_PASSWORD",
-        "prefect": "PREFECT_DATABASE_PASSWORD",
+        "lake": "lake_catalog_password",
+        "sqlmesh": "lake_state_password",
+        "prefect": "prefect_server_database_password",
     }
     assert settings.catalog.endswith("host=postgres port=5432 dbname=lake user=lake")
     assert settings.state == "postgres://sqlmesh@postgres:5432/sqlmesh"
-    url = make_url(environment("prefect-server")["PREFECT_SERVER_DATABASE_CONNECTION_URL"])
-    assert (url.drivername, url.username, url.host, url.database) == (
-        "postgresql+asyncpg",
-        "prefect",
-        "postgres",
-        "prefect",
-    )
-    assert set(made.values()) <= set(environment("postgres"))
+    assert settings.catalog_password is not None
+    assert settings.catalog_password.get_secret_value() == content("lake_catalog_password")
+    assert set(made.values()) <= set(mounted("postgres"))
 
 
 def test_the_compose_files_variables_do_not_change_an_embedded_lake() -> None:
     """`lake` reads the same .env when it runs next to the compose file."""
-    assert settings_from(filled()).embedded
-    assert not settings_from(filled()).in_s3
+    assert settings_from(example()).embedded
+    assert not settings_from(example()).in_s3
 
 
 def test_the_prefect_server_has_the_settings_of_the_embedded_server() -> None:
@@ -325,9 +386,10 @@ def test_the_prefect_server_has_the_settings_of_the_embedded_server() -> None:
     assert {name: given.get(name) for name in SERVER_SETTINGS} == SERVER_SETTINGS
     # In addition: its storage, its authentication, and its URLs for browsers.
     assert set(given) - set(SERVER_SETTINGS) - set(CLIENT_SETTINGS) == {
+        "LAKE_SECRETS_DIR",
         "PREFECT_HOME",
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL",
-        "PREFECT_SERVER_API_AUTH_STRING",
+        "PREFECT_PROFILES_PATH",
+        *(f"PREFECT_SERVER_DATABASE_{part}" for part in ("DRIVER", "HOST", "PORT", "USER", "NAME")),
         "PREFECT_SERVER_UI_API_URL",
         "PREFECT_UI_URL",
     }
@@ -337,10 +399,10 @@ def test_the_prefect_server_has_the_settings_of_the_embedded_server() -> None:
 
 
 def test_clients_use_the_servers_password_and_send_no_telemetry() -> None:
-    password = environment("prefect-server")["PREFECT_SERVER_API_AUTH_STRING"]
+    assert mounted("prefect-server")["prefect_server_api_auth_string"] == LOGIN
     for service in ("init", "prefect-worker", "dask-worker"):
         given = environment(service)
-        assert given["PREFECT_API_AUTH_STRING"] == password
+        assert mounted(service)[LOGIN] == LOGIN
         assert given["PREFECT_API_URL"] == "http://prefect-server:4200/api"
         assert given.items() >= CLIENT_SETTINGS.items()
     assert all(environment(service)["DO_NOT_TRACK"] == "1" for service in OURS)

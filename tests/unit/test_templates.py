@@ -158,7 +158,9 @@ def test_a_new_projects_deployments_are_those_that_this_repository_tests(
         "deployments/init",
         "deployments/postgres-init.sh",
         "deployments/backup.sh",
+        "deployments/entrypoint",
         "deployments/env.example",
+        "deployments/secrets",
     ):
         assert (empty / name).read_text() == (ROOT / name).read_text()
     # Its deployments load, with its own hours.

@@ -30,10 +30,12 @@ SourceKind = Literal["files", "rest_api", "sql_database"]
 _SHARED = (
     "docker-compose.yml",
     "deployments/backup.sh",
+    "deployments/entrypoint",
     "deployments/env.example",
     "deployments/init",
     "deployments/postgres-init.sh",
     "deployments/prefect.yaml",
+    "deployments/secrets",
     "sqlmesh_project/audits/every_row_of.sql",
     "sqlmesh_project/config.py",
     "sqlmesh_project/signals/__init__.py",
