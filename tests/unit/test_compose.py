@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = {"prefect-server", "init", "prefect-worker", "dask-scheduler", "dask-worker"}
+OURS = {"prefect-server", "init", "prefect-worker", "metrics", "dask-scheduler", "dask-worker"}
 ONE_SHOT = {"init", "object-store-volume"}
 SERVICES = OURS | ONE_SHOT | {"backup", "postgres", "object-store"}
 
@@ -45,6 +45,7 @@ NEEDS = {
     "prefect-server": {"prefect_server_database_password", LOGIN},
     "init": {*DATABASES, *S3, LOGIN, "lake_notify_url"},
     "prefect-worker": {*DATABASES, *S3, LOGIN},
+    "metrics": {"lake_catalog_password", *S3},
     "dask-scheduler": set(),
     "dask-worker": {*S3, LOGIN},
 }
@@ -257,6 +258,7 @@ def test_ports_are_published_on_localhost_only() -> None:
     assert published == {
         "object-store": ["127.0.0.1:9000:9000", "127.0.0.1:9001:9001"],
         "prefect-server": ["127.0.0.1:4200:4200"],
+        "metrics": ["127.0.0.1:9464:9464"],
     }
 
 
