@@ -14,13 +14,13 @@ from pydantic import Field
 
 from ducklake_flows.errors import RunFailed
 from ducklake_flows.lake.publish import Published, Publisher
-from ducklake_flows.orchestration import events, gate, openlineage
+from ducklake_flows.orchestration import assets, events, gate, openlineage
 from ducklake_flows.orchestration.artifacts import create_artifacts
 from ducklake_flows.orchestration.bootstrap import check
 from ducklake_flows.orchestration.cluster import task_runner
 from ducklake_flows.orchestration.extraction import Extraction
 from ducklake_flows.orchestration.failures import ends_failed
-from ducklake_flows.orchestration.names import DUE, ingest_name
+from ducklake_flows.orchestration.names import DUE, ingest_name, name_waiting
 from ducklake_flows.orchestration.progress import progress
 from ducklake_flows.orchestration.root_run import RootRun
 from ducklake_flows.orchestration.summary import Summary, failures_text, next_step
@@ -96,7 +96,7 @@ def ingest(
             reason=reason,
             force=force,
         )
-        with contextlib.closing(publisher), RootRun() as root:
+        with contextlib.closing(publisher), RootRun() as root, assets.emitted(summary):
             _extract_and_publish(settings, todo, {d.key: d for d in asked}, publisher, workers, summary, root, order)
     summary.add_seconds("total", began)
     create_artifacts(summary, settings)
@@ -121,9 +121,8 @@ def _extract_and_publish(
     with task_runner(settings, workers) as runner:
         summary.add_seconds("cluster start", began)
         began = time.monotonic()
-        extraction = Extraction(settings, runner, workers, datasets, tables, root, order)
         with progress(len(todo), ", ".join(datasets)) as shown:
-            for group in extraction.groups(todo):
+            for group in Extraction(settings, runner, workers, datasets, tables, root, order).groups(todo):
                 result = _publish(settings, publisher, summary.without_absent(group, datasets), summary)
                 shown.advance(len(group), sum(r.rows for r in result.receipts), len(result.failures))
         summary.add_seconds("extract and publish", began)
@@ -147,4 +146,5 @@ def _publish(settings: Settings, publisher: Publisher, group: Sequence[Outcome],
     failpoint("before the event")
     events.published(result, settings)
     events.failing(summary.new_causes(result.failures))
+    name_waiting()
     return result

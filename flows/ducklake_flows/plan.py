@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +20,8 @@ from ducklake_flows.states import PUBLISHED, Mode, Order, State
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import date
+
+    from duckdb import DuckDBPyConnection
 
     from ducklake_flows.settings import Settings
 
@@ -105,6 +108,8 @@ def plan_each(
     *,
     named: bool = False,
     recorded: bool = False,
+    known: Iterable[Planned] = (),
+    con: DuckDBPyConnection | None = None,
 ) -> tuple[list[Planned], list[LeftOut]]:
     """Plan a run. Reads the ledger and lists the sources; changes nothing.
 
@@ -120,6 +125,9 @@ def plan_each(
         only: Plan these partition keys instead of a range.
         named: Whether the user named the datasets.
         recorded: For a dataset without a start, plan the partitions that are in the ledger.
+        known: The plan of a run that has just ended. The source is not asked again for the versions in it, except for
+            those of partitions that the run was to process but has no outcome for.
+        con: A connection with the lake attached; None opens one.
 
     Returns:
         The plan, and the datasets that it leaves out.
@@ -145,17 +153,18 @@ def plan_each(
                 raise
             left_out.append(LeftOut(dataset.key, error, is_fault=False))
     asked = [d for d in datasets if d.key not in {left.dataset for left in left_out}]
-    with connected(settings, read_only=True) as con:
+    with connected(settings, read_only=True) if con is None else contextlib.nullcontext(con) as there:
         entries: dict[tuple[str, str], Entry] = {}
         for dataset in asked:
-            entries |= latest(con, dataset.key, [p.key for p in wanted.get(dataset.key, [])])
+            entries |= latest(there, dataset.key, [p.key for p in wanted.get(dataset.key, [])])
+    before = {(p.dataset, p.partition): p for p in known}
     planned: list[Planned] = []
     for dataset in asked:
         if dataset.key not in wanted:
             keys = sorted(partition for key, partition in entries if key == dataset.key)
             wanted[dataset.key] = [parse_partition(key, dataset.grain) for key in keys]
         try:
-            versions = dataset.versions(wanted[dataset.key])
+            versions = _versions(dataset, wanted[dataset.key], entries, before)
         except Exception as error:  # noqa: BLE001 - any error of a source leaves out its dataset only
             if isinstance(error, StorageError):
                 storage.check(settings)  # raises if the object store as a whole does not answer
@@ -174,6 +183,27 @@ def plan_each(
     if not planned and len(faults) == 1:
         raise next(iter(faults.values()))
     return planned, left_out
+
+
+def _versions(
+    dataset: Dataset,
+    partitions: Sequence[Partition],
+    entries: Mapping[tuple[str, str], Entry],
+    before: Mapping[tuple[str, str], Planned],
+) -> dict[str, str]:
+    """The version of each partition that the source has: from an earlier plan and the ledger, else from the source."""
+    found: dict[str, str] = {}
+    unknown: list[Partition] = []
+    for partition in partitions:
+        where = (dataset.key, partition.key)
+        entry, old = entries.get(where), before.get(where)
+        if old is None or (old.runs and entry == old.entry):
+            unknown.append(partition)
+        elif entry is not None and entry != old.entry and entry.state in PUBLISHED:
+            found[partition.key] = entry.source_version  # as it was read, which may be newer than the plan
+        elif old.found_version is not None:
+            found[partition.key] = old.found_version
+    return found | dataset.versions(unknown) if unknown or not partitions else found
 
 
 def _also_runs(

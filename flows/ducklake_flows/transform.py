@@ -18,6 +18,7 @@ from ducklake_flows.orchestration import gate, openlineage
 from ducklake_flows.orchestration.bootstrap import check
 from ducklake_flows.orchestration.failures import ends_failed
 from ducklake_flows.orchestration.model_runs import ModelRuns
+from ducklake_flows.orchestration.names import transform_name
 from ducklake_flows.settings import Settings, load_settings
 from ducklake_flows.testing.failpoints import failpoint
 
@@ -28,11 +29,7 @@ TURN_SECONDS = 6 * 3600.0
 """Maximum seconds that a transform waits for an earlier one."""
 
 
-def _flow_run_name() -> str:
-    return f"transform {flow_run.parameters['environment']}"
-
-
-@flow(name="transform", flow_run_name=_flow_run_name, **openlineage.HOOKS)
+@flow(name="transform", flow_run_name=transform_name, **openlineage.HOOKS)
 @ends_failed
 def transform(environment: str = "prod") -> dict[str, Any]:
     """Build the models whose input changed and their downstream models, only for the affected intervals.
@@ -74,15 +71,15 @@ def _bring_up_to_date(settings: Settings, todo: TransformPlan, summary: dict[str
         "replan": todo.replan,
         "refused": [old.request for old in todo.refused],
     }
-    try:
-        with ModelRuns(UUID(str(flow_run.id))) as graph:
+    with ModelRuns(UUID(str(flow_run.id)), todo.environment) as graph:
+        try:
             refused = runner.run(request, settings, summary["models"], gate.hold, get_run_logger(), graph.report)
-    except RunFailed as error:
-        raise _failed(error, summary, began) from None
-    failpoint("before the build is recorded")
-    built = [(m["model"], *(datetime.fromisoformat(m[side]) for side in ("start", "end"))) for m in summary["models"]]
-    with gate.hold():
-        record(settings, todo, str(flow_run.id), refused, built)
+        except RunFailed as error:
+            raise _failed(error, summary, began) from None
+        failpoint("before the build is recorded")
+        built = [(m["model"], *map(datetime.fromisoformat, (m["start"], m["end"]))) for m in summary["models"]]
+        with gate.hold():
+            graph.assets.snapshot_id = record(settings, todo, str(flow_run.id), refused, built)
     if refused:
         summary["refused"] = [
             {

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from prefect import get_client
 from prefect.states import Running, Scheduled
 
+from ducklake_flows.ingest import ingest
 from ducklake_flows.lake.publish import Published
-from ducklake_flows.orchestration import events
+from ducklake_flows.orchestration import events, names
+from ducklake_flows.pipeline import pipeline
 from ducklake_flows.transform import transform
 
 if TYPE_CHECKING:
@@ -54,7 +56,36 @@ def test_a_publish_wants_a_transform_unless_one_waits_or_none_would_do_anything(
         assert label() == "wanted"
         waiting = run(Scheduled(scheduled_time=now + timedelta(seconds=15)))
         assert label() == "waits"
-        assert client.read_flow_run(waiting.id).name == "transform prod"
         client.delete_flow_run(waiting.id)
         assert label() == "wanted"
         client.delete_deployment(deployment)
+
+
+def test_waiting_runs_are_named_as_they_will_be_when_they_start(
+    prefect_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soon, late = (datetime.now(UTC) + timedelta(seconds=seconds) for seconds in (15, 3 * 3600))
+    given: list[tuple[Any, dict[str, Any], datetime, str]] = [
+        (ingest, {"datasets": ["@due"]}, soon, "ingest due first..last"),
+        (ingest, {"datasets": ["flights"], "partitions": ["2013-01-01"]}, soon, "ingest flights 2013-01-01"),
+        (ingest, {"start": "2013-01-01", "limit": 5}, soon, "ingest all 2013-01-01..last, at most 5"),
+        (pipeline, {"datasets": ["flights"]}, soon, "pipeline flights first..last"),
+        (transform, {}, soon, "transform prod"),
+        (transform, {"environment": "dev"}, late, ""),
+    ]
+    with get_client(sync_client=True) as client:
+        deployments = [client.create_deployment(client.create_flow(f), "named", parameters={}) for f, *_ in given]
+        made = [
+            client.create_flow_run_from_deployment(id_, state=Scheduled(scheduled_time=when), parameters=parameters)
+            for id_, (_, parameters, when, _) in zip(deployments, given, strict=True)
+        ]
+        monkeypatch.setattr(names, "_named", [])
+        names.name_waiting()
+        found = [client.read_flow_run(run.id).name for run in made]
+        assert found[:-1] == [name for *_, name in given[:-1]]
+        assert found[-1] == made[-1].name, "a run of a later time keeps its name"
+        client.set_flow_run_name(made[0].id, "other")
+        names.name_waiting()
+        assert client.read_flow_run(made[0].id).name == "other", "not again within seconds"
+        for id_ in set(deployments):
+            client.delete_deployment(id_)  # and their runs

@@ -19,6 +19,7 @@ from ducklake_flows.lake.connect import connected
 from ducklake_flows.orchestration import extraction, gate
 from ducklake_flows.plan import make_plan
 from ducklake_flows.states import Mode
+from tests.events import asset_events
 from tests.faults.conftest import held
 from tests.faults.proxy import Proxy
 
@@ -181,6 +182,9 @@ def test_no_source_fails_only_a_dataset_that_must_be_complete(gated_lake: Lake) 
     assert gated_lake.column("SELECT count(*) FROM ops.ledger") == [0]
     with pytest.raises(RunFailed, match=r"monthly 2024-01: no file matches monthly/2024-01\.parquet"):
         run("monthly", "2024-01-01", "2024-01-31")
+    events = asset_events("ingest monthly 2024-01-01..2024-01-31", 1)
+    state, _, metadata = events["ducklake://lake/raw/monthly"]
+    assert (state, metadata["partitions"], metadata["failed"]) == ("failed", 0, 1)
 
 
 def test_a_partition_that_kills_its_worker_is_the_only_one_that_fails(gated_lake: Lake) -> None:
@@ -257,6 +261,11 @@ def test_the_prefect_ui_shows_a_runs_tasks_progress_and_partitions(gated_lake: L
     ]
     assert "is empty" in table[0]["error"]
     assert table[1].keys() == {"dataset", "partition", "state", "rows", "bytes", "seconds", "error"}
+    events = asset_events("ingest flights 2013-01-01..2013-01-04", 1)
+    state, upstream, metadata = events["ducklake://lake/raw/flights"]
+    assert (state, upstream, metadata["rows"], metadata["failed"]) == ("succeeded", set(), 9, 1)
+    assert (metadata["partitions"], metadata["range"]) == (3, "2013-01-01..03")
+    assert gated_lake.column(f"SELECT count(*) FROM raw.flights AT (VERSION => {metadata['snapshot_id']})") == [9]
     told = "flights 2013-01-04: flights/2013-01-04.csv: is empty (0 bytes)"
     step = "lake backfill flights --start 2013-01-04 --end 2013-01-04`"
     summary, grid = (seen["artifacts"][key].data for key in ("ingest-summary", "flights-partitions"))

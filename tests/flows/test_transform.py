@@ -16,6 +16,7 @@ from ducklake_flows.models import runner as room
 from ducklake_flows.orchestration.environments import check_promotion, drop
 from ducklake_flows.transform import transform
 from tests.conftest import MODELS, Lake
+from tests.events import asset_events
 from tests.flows.test_ingest import flights
 
 DAYS = [1, 2, 3]
@@ -122,6 +123,16 @@ def test_a_refused_day_fails_the_run_and_stops_no_other_day(gated_lake: Lake) ->
     assert states["bronze.flights 2013-01-01"] == "Failed"
     assert states["gold.carrier_daily 2013-01-03"] == "Completed"
     assert "gold.carrier_daily 2013-01-01" not in states
+    made = asset_events("transform prod", 7)
+    asset = "ducklake://lake/{}/{}".format
+    state, upstream, metadata = made[asset("bronze", "flights")]
+    assert (state, upstream, metadata["failed"]) == ("succeeded", {asset("raw", "flights")}, 1)
+    assert metadata["intervals"] == "2013-01-03"
+    assert made[asset("silver", "flights")][1] == {asset("bronze", "flights")}
+    state, upstream, metadata = made[asset("gold", "carrier_daily")]
+    assert (state, upstream, metadata["failed"]) == ("succeeded", {asset("silver", "flights")}, 0)
+    then = lake.column(f"SELECT sum(flights)::INT FROM gold.carrier_daily AT (VERSION => {metadata['snapshot_id']})")
+    assert then == [9]
     (refused,) = caught.value.summary["refused"]
     assert (refused["check"], refused["rows"], refused["sample"][0]["dest"]) == ("not_null", 1, None)
     days = "SELECT day(flight_date) AS d, sum(flights)::INT AS n FROM gold.carrier_daily GROUP BY ALL ORDER BY ALL"
@@ -154,6 +165,7 @@ def test_an_environment_has_tables_that_are_not_those_of_prod(gated_lake: Lake) 
     transform("dev")
     assert tables("prod") == prod
     assert len(tables("dev")) == len(prod) == 6
+    assert all(key.split("/")[3].endswith("__dev") for key in asset_events("transform dev", 7))
     in_dev = GOLD.replace("gold.", "gold__dev.")
     assert lake.sql(in_dev) == lake.sql(RECOMPUTED)
     assert lake.column("SELECT sum(flights)::INT FROM gold.carrier_daily") == [6]

@@ -133,6 +133,32 @@ def test_a_source_that_cannot_be_listed_is_an_error_of_its_dataset_only(lake: La
         make_plan(lake.settings, [bad])
 
 
+def test_a_grid_asks_the_source_only_for_what_the_run_does_not_know(lake: Lake) -> None:
+    asked: list[list[str]] = []
+
+    class Counted(Said):
+        def versions(self, partitions: Sequence[Partition]) -> Mapping[str, str]:
+            asked.append([p.key for p in partitions])
+            return {p.key: self.found[p.key] for p in partitions if p.key in self.found}
+
+    def states(source: Said, known: Sequence[Planned] = ()) -> tuple[list[Planned], list[str]]:
+        planned, _ = plan_each(lake.settings, [replace(readings, source=source)], known=known)
+        return planned, [p.state.value for p in planned][:3]
+
+    (readings,) = get_datasets(["readings"])
+    first, second, third = (f"2024-01-0{day}" for day in (1, 2, 3))
+    lake.land(f"readings/{first}.jsonl", [{"id": 1}])
+    lake.land(f"readings/{second}.jsonl", [{"id": 1}])
+    lake.load("readings", first)
+    before = {p.partition: p.source_version for p in plan_each(lake.settings, [readings])[0]}
+    plan, now = states(Counted({first: before[first], second: "older", third: "v"}))
+    assert (asked.pop()[:1], now) == ([first], ["published", "missing", "missing"])
+    lake.load("readings", second)
+    # The run read a newer version than it had planned with; the third was gone when it was read.
+    plan, now = states(Counted({}), plan)
+    assert (asked, now) == ([[third]], ["published", "published", "no_source"])
+
+
 @pytest.mark.short("sqlite+folder", "postgres+s3")
 def test_a_missing_landing_zone_is_one_error(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = get_datasets(["airlines", "readings", "weather"])

@@ -22,6 +22,7 @@ NOWHERE = "http://127.0.0.1:9/api"
 """No Prefect server answers at this address."""
 
 
+AUDITS = "audits (not_null(columns := id))"
 UNIT_TEST = """
 test_readings:
   model: silver.readings
@@ -38,8 +39,7 @@ test_readings:
 @pytest.fixture
 def project(gated_lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     made = Project(tmp_path / "project" / "sqlmesh_project", gated_lake, monkeypatch)
-    audits = "audits (not_null(columns := id))"
-    made.write("models/readings.sql", model("silver.readings", READINGS, "day", PUBLISHED, audits))
+    made.write("models/readings.sql", model("silver.readings", READINGS, "day", PUBLISHED, AUDITS))
     made.write("tests/test_readings.yaml", UNIT_TEST)
     return made
 
@@ -103,14 +103,37 @@ def test_sqlmesh_reads_without_the_gate_waits_for_it_to_write_and_never_writes_o
     assert f"The Prefect server at {NOWHERE} does not answer." in text
     assert lake.column("SELECT max(snapshot_id) FROM lake.snapshots()") == snapshots
 
+    # The command commits an interval after its audits: the bad day stays out, all others are built.
+    lake.land("readings/2024-01-05.jsonl", [{"id": None, "value": 9}])
+    lake.load("readings", "2024-01-05")
+    load(lake, "2024-01-06")
+    text = said(sqlmesh(folder, "run", "--ignore-cron"), 1)
+    assert "silver.readings 2024-01-05 is not committed: audit not_null refuses 1 row" in " ".join(text.split())
+    assert "then run: lake transform" in text
+    assert lake.column("SELECT day(day) FROM silver.readings ORDER BY 1") == [1, 2, 3, 4, 6]
+    (table,) = lake.column(
+        "SELECT schema_name || '.' || table_name FROM duckdb_tables() WHERE table_name LIKE 'silver%'"
+    )
+    for snapshot in lake.column(f"SELECT snapshot_id FROM lake.snapshots() WHERE snapshot_id >= {snapshots[0]}"):
+        assert lake.column(f"SELECT count(*) FROM {table} AT (VERSION => {snapshot}) WHERE id IS NULL") == [0]
+    # A plan that lacks an interval is not promoted: readers keep the model as it was.
+    view = "SELECT sql FROM duckdb_views() WHERE schema_name = 'silver'"
+    (shown,) = lake.column(view)
+    changed = READINGS.replace("value,", "value + 0 AS value,")
+    project.write("models/readings.sql", model("silver.readings", changed, "day", PUBLISHED, AUDITS))
+    text = said(sqlmesh(folder, "plan", "--auto-apply", "--no-prompts", "--skip-tests"), 1)
+    assert "silver.readings 2024-01-05 is not committed" in text
+    assert lake.column(view) == [shown]
+    load(lake, "2024-01-05")
+
     # The command does not record its builds in the ops tables: the next transform does, and changes no row.
     with connected(lake.settings, read_only=True) as con:
-        assert len(unbuilt(con, "prod")) == 4
+        assert len(unbuilt(con, "prod")) == 6
     project.build()
     with connected(lake.settings, read_only=True) as con:
         assert unbuilt(con, "prod") == {}
     assert lake.sql("SELECT * FROM silver.readings ORDER BY day")[:3] == before
-    assert lake.column("SELECT count(*) FROM silver.readings") == [4]
+    assert lake.column("SELECT count(*) FROM silver.readings") == [6]
     assert lake.errors() == []
 
 

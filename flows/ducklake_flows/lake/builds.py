@@ -176,7 +176,7 @@ def record(
     flow_run_id: str,
     refused: Sequence[RefusedInterval] = (),
     built: Sequence[tuple[str, datetime, datetime]] = (),
-) -> None:
+) -> int:
     """Record what the environment was built from. Call it within the gate, after the build.
 
     Args:
@@ -187,6 +187,9 @@ def record(
         refused: The intervals that were refused.
         built: Model, first and last interval (their starts, UTC) of each stretch that was built: it is no longer
             refused.
+
+    Returns:
+        DuckLake's snapshot: all that was built, and its record.
     """
     with connected(settings) as con:
         con.execute("BEGIN")
@@ -236,6 +239,7 @@ def record(
         )
         commit_message(con, f"built {todo.environment}", flow_run_id=flow_run_id)
         con.execute("COMMIT")
+        return int(con.execute(f"SELECT id FROM {LAKE}.last_committed_snapshot()").fetchall()[0][0])
 
 
 @dataclass(frozen=True, slots=True)

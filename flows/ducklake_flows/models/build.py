@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlmesh.core.config import AutoCategorizationMode, CategorizerConfig
 from sqlmesh.core.console import NoopConsole, set_console
-from sqlmesh.core.node import IntervalUnit
 from sqlmesh.core.snapshot import Snapshot, SnapshotChangeCategory, SnapshotId, start_date
 from sqlmesh.core.snapshot.definition import snapshots_to_dag
 from sqlmesh.utils.date import to_datetime
@@ -17,9 +16,9 @@ from sqlmesh.utils.errors import SQLMeshError
 
 from ducklake_flows.datasets.partitions import Grain, parse_partition
 from ducklake_flows.errors import RunFailed
-from ducklake_flows.models.scheduler import Interval, LakeContext, Refusal, Refused
+from ducklake_flows.models.scheduler import Interval, LakeContext, Refusal, Refused, named, short
 from ducklake_flows.project import get_dataset
-from ducklake_flows.settings import LAKE, load_settings
+from ducklake_flows.settings import load_settings
 
 Report = Callable[[dict[str, Any]], None]
 Span = tuple[datetime, datetime]
@@ -41,13 +40,6 @@ class _Console(NoopConsole):
 
     def log_warning(self, short_message: str, long_message: str | None = None, *args: Any, **kwargs: Any) -> None:
         self._report({"event": "warning", "text": short_message})
-
-
-def _named(moment: datetime, unit: IntervalUnit | None) -> str:
-    """A moment with the precision of a model's intervals: a day, an hour, or a minute."""
-    if unit is None or unit.is_date_granularity:
-        return moment.date().isoformat()
-    return moment.strftime("%Y-%m-%dT%H" if unit is IntervalUnit.HOUR else "%Y-%m-%dT%H:%M")
 
 
 def build(
@@ -148,16 +140,11 @@ def _context(report: Report) -> LakeContext:
     """The project's models, with a scheduler that reports each interval that is built or refused."""
 
     def event(kind: str, snapshot: Snapshot, interval: Interval) -> dict[str, Any]:
-        unit = snapshot.node.interval_unit
-        return {
-            "event": kind,
-            "model": _short(snapshot.name),
-            "start": _named(to_datetime(interval[0]), unit),
-            "end": _named(to_datetime(interval[1]) - timedelta(microseconds=1), unit),
-        }
+        first, last = named(snapshot, interval)
+        return {"event": kind, "model": short(snapshot.name), "start": first, "end": last}
 
     def begun(snapshot: Snapshot, interval: Interval) -> None:
-        report({**event("begun", snapshot, interval), "reads": [_short(parent.name) for parent in snapshot.parents]})
+        report({**event("begun", snapshot, interval), "reads": [short(parent.name) for parent in snapshot.parents]})
 
     def built(snapshot: Snapshot, interval: Interval, seconds: float, audits: Sequence[Any]) -> None:
         failed = sum(bool(audit.count) for audit in audits)
@@ -166,14 +153,14 @@ def _context(report: Report) -> LakeContext:
 
     def refused(snapshot: Snapshot, interval: Interval, refusals: Sequence[Refusal]) -> None:
         dag = snapshots_to_dag(context.snapshots.values())
-        raws = [_short(i.name) for i in dag.upstream(snapshot.snapshot_id) if _short(i.name).startswith("raw.")]
+        raws = [short(i.name) for i in dag.upstream(snapshot.snapshot_id) if short(i.name).startswith("raw.")]
         report(
             {
                 **event("refused", snapshot, interval),
                 "interval": interval,
                 "refusals": [asdict(refusal) for refusal in refusals],
                 "datasets": sorted(name.removeprefix("raw.") for name in raws),
-                "downstream": sorted(_short(i.name) for i in dag.downstream(snapshot.snapshot_id)),
+                "downstream": sorted(short(i.name) for i in dag.downstream(snapshot.snapshot_id)),
             }
         )
 
@@ -182,16 +169,11 @@ def _context(report: Report) -> LakeContext:
     return context
 
 
-def _short(name: str) -> str:
-    """A model's name without the lake's catalog and quotes: ``bronze.flights``."""
-    return name.replace('"', "").removeprefix(f"{LAKE}.")
-
-
 def _keep_refused(
     context: LakeContext, refused: Sequence[Mapping[str, Any]], touched: Sequence[tuple[Snapshot, Interval]]
 ) -> None:
     """Leave out the intervals that were refused before, unless a partition that they are built from has changed."""
-    names = {_short(snapshot.name): snapshot.name for snapshot in context.snapshots.values()}
+    names = {short(snapshot.name): snapshot.name for snapshot in context.snapshots.values()}
     for old in refused:
         name, start, end = names.get(old["model"]), old["start"], old["end"]
         if name and not any(s.name == name and a < end and start < b for s, (a, b) in touched):
@@ -230,7 +212,7 @@ def _touched(
     by_id = context.state_reader.get_snapshots(wanted)
     dag = snapshots_to_dag(by_id.values())
     for key, partitions in changed.items():
-        raws = [i for i in by_id if _short(i.name) == f"raw.{key}"]
+        raws = [i for i in by_id if short(i.name) == f"raw.{key}"]
         spans = _spans(key, partitions)
         for snapshot in (by_id[i] for raw in raws for i in dag.downstream(raw) if i in by_id):
             if not snapshot.is_model or snapshot.model.kind.is_view or snapshot.model.kind.is_external:

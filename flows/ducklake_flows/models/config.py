@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from ducklake_flows.datasets.types import declared_types
 from ducklake_flows.errors import LakeError, NotInitialised
 from ducklake_flows.lake.builds import Raw, read_raw
 from ducklake_flows.models.adapter import check_lake, lake_connection
+from ducklake_flows.models.scheduler import LakeContext, command_scheduler
 from ducklake_flows.project import all_datasets
 from ducklake_flows.settings import LAKE, PROD, Settings, find_project, load_settings
 
@@ -38,6 +40,9 @@ class LakeLoader(SqlMeshLoader):
         # Sets LAKE_PROJECT again: SQLMesh restored the environment variables after it read the configuration.
         lake_settings(path)
         super().__init__(context, path, *args, **kwargs)
+        if not isinstance(context, LakeContext):
+            # The `sqlmesh` command creates its own context: it, too, commits an interval only after its audits.
+            context.create_scheduler = functools.partial(command_scheduler, context)
 
     def _load_external_models(self, audits: Any, cache: Any, gateway: str | None = None) -> Any:
         models = super()._load_external_models(audits, cache, gateway)

@@ -13,16 +13,23 @@ import itertools
 import json
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
+from rich.markup import escape
 from sqlglot import exp
 from sqlmesh.core.context import Context
+from sqlmesh.core.node import IntervalUnit
 from sqlmesh.core.notification_target import NotificationEvent
 from sqlmesh.core.scheduler import Scheduler
 from sqlmesh.core.snapshot import Snapshot, SnapshotEvaluator
 from sqlmesh.core.snapshot.definition import expand_range, merge_intervals
+from sqlmesh.utils.concurrency import NodeExecutionFailedError
+from sqlmesh.utils.date import to_datetime
 from sqlmesh.utils.errors import AuditError, SQLMeshError
+
+from ducklake_flows.settings import LAKE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +38,8 @@ if TYPE_CHECKING:
 
 Interval = tuple[int, int]
 """Start and end, end excluded, in ms since 1970, UTC: SQLMesh's own form."""
+
+S = TypeVar("S", bound="LakeScheduler")
 
 DATA_ERRORS = (duckdb.DataError, duckdb.IntegrityError, duckdb.InvalidInputException)
 """DuckDB's errors that a row causes: a failed cast, a value out of range, a call of `error()`."""
@@ -264,18 +273,74 @@ class LakeContext(Context):
 
     def create_scheduler(self, snapshots: Iterable[Snapshot], snapshot_evaluator: SnapshotEvaluator) -> Scheduler:
         """The lake's scheduler for these models."""
-        made = LakeScheduler(
-            snapshots,
-            AuditingEvaluator(
-                snapshot_evaluator.adapters,
-                ddl_concurrent_tasks=snapshot_evaluator.ddl_concurrent_tasks,
-                selected_gateway=snapshot_evaluator.selected_gateway,
-            ),
-            self.state_sync,
-            default_catalog=self.default_catalog,
-            max_workers=self.concurrent_tasks,
-            console=self.console,
-            notification_target_manager=self.notification_target_manager,
-        )
+        made = _scheduler(LakeScheduler, self, snapshots, snapshot_evaluator)
         made.refused = self.refused
         return made
+
+
+class CommandScheduler(LakeScheduler):
+    """The scheduler of SQLMesh's own commands: builds what can be built; the command fails if rows were refused.
+
+    `sqlmesh run` leaves every good interval built. `sqlmesh plan` does not promote an environment that lacks one.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.refused = Refused(lambda *_: None, self._report, lambda *_: None)
+        self._failed: list[NodeExecutionFailedError[Any]] = []
+
+    def run_merged_intervals(self, **kwargs: Any) -> tuple[list[NodeExecutionFailedError[Any]], list[Any]]:
+        """Build the intervals.
+
+        Returns:
+            An error for each model that failed and each interval that was refused, and what was skipped.
+        """
+        errors, skipped = super().run_merged_intervals(**kwargs)
+        if self._failed:
+            self.console.log_error("Next: correct the source, the model or the audit, then run: lake transform")
+        return [*errors, *self._failed], skipped
+
+    def _report(self, snapshot: Snapshot, interval: Interval, refusals: Sequence[Refusal]) -> None:
+        where = f"{short(snapshot.name)} {'..'.join(dict.fromkeys(named(snapshot, interval)))}"
+        for each in refusals:
+            self.console.log_error(escape(f"{where} is not committed: {each.error}"))
+        self._failed.append(NodeExecutionFailedError(where))
+
+
+def command_scheduler(context: Context, snapshots: Iterable[Snapshot], evaluator: SnapshotEvaluator) -> Scheduler:
+    """The scheduler of a context that SQLMesh's command created."""
+    return _scheduler(CommandScheduler, context, snapshots, evaluator)
+
+
+def _scheduler(
+    kind: type[S], context: Context, snapshots: Iterable[Snapshot], snapshot_evaluator: SnapshotEvaluator
+) -> S:
+    return kind(
+        snapshots,
+        AuditingEvaluator(
+            snapshot_evaluator.adapters,
+            ddl_concurrent_tasks=snapshot_evaluator.ddl_concurrent_tasks,
+            selected_gateway=snapshot_evaluator.selected_gateway,
+        ),
+        context.state_sync,
+        default_catalog=context.default_catalog,
+        max_workers=context.concurrent_tasks,
+        console=context.console,
+        notification_target_manager=context.notification_target_manager,
+    )
+
+
+def short(name: str) -> str:
+    """A model's name without the lake's catalog and quotes: ``bronze.flights``."""
+    return name.replace('"', "").removeprefix(f"{LAKE}.")
+
+
+def named(snapshot: Snapshot, interval: Interval) -> tuple[str, str]:
+    """The first and last interval of a stretch, with the precision of the model's intervals: day, hour or minute."""
+    unit = snapshot.node.interval_unit
+    moments = to_datetime(interval[0]), to_datetime(interval[1]) - timedelta(microseconds=1)
+    if unit is None or unit.is_date_granularity:
+        first, last = (moment.date().isoformat() for moment in moments)
+    else:
+        first, last = (m.strftime("%Y-%m-%dT%H" if unit is IntervalUnit.HOUR else "%Y-%m-%dT%H:%M") for m in moments)
+    return first, last

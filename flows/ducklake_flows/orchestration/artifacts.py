@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 RUNS = 5
 """Number of latest runs that a grid links to."""
 
+REUSE_SECONDS = 300.0
+"""Maximum age of a run's plan for which a grid shows it: after a longer run, the sources are listed again."""
+
 
 def create_artifacts(summary: Summary, settings: Settings) -> None:
     """Create a run's artifacts: a table of its partitions, and a summary with the failures by cause."""
@@ -55,7 +58,7 @@ def create_artifacts(summary: Summary, settings: Settings) -> None:
         *(f"| {stage} | {seconds:.1f} |" for stage, seconds in summary.seconds.items()),
     ]
     create_markdown_artifact("\n".join(lines), key="ingest-summary", description=summary.flow_run)
-    update_grids(settings, summary.datasets)
+    update_grids(settings, summary.datasets, summary.plan if summary.seconds["total"] < REUSE_SECONDS else ())
 
 
 def _table(summary: Summary) -> list[dict[str, Any]]:
@@ -89,20 +92,21 @@ def _table(summary: Summary) -> list[dict[str, Any]]:
     return table
 
 
-def update_grids(settings: Settings, datasets: Sequence[str]) -> None:
+def update_grids(settings: Settings, datasets: Sequence[str], plan: Sequence[Planned] = ()) -> None:
     """Bring the partition grids of these datasets up to date. A failure to do so is logged, never raised.
 
-    Reads the ledger and lists the sources, as `lake status` does.
+    Reads the ledger, and lists the sources for what the run's plan does not know.
 
     Args:
         settings: Where the lake is.
         datasets: Keys of the datasets; nothing happens if there are none.
+        plan: The plan of the run that has just ended.
     """
     if not datasets:
         return  # `get_datasets` would take none for all
     try:
-        planned, _ = plan_each(settings, get_datasets(datasets), recorded=True)
         with connected(settings, read_only=True) as con:
+            planned, _ = plan_each(settings, get_datasets(datasets), recorded=True, known=plan, con=con)
             runs = {key: history.runs(con, key, RUNS) for key in datasets}
         for key, group in groupby(planned, key=lambda p: p.dataset):
             text = grid_markdown(list(group), runs[key])

@@ -111,10 +111,7 @@ def _transform(dataset: str, settings: Settings) -> str:
 
 
 def _transform_waits() -> bool:
-    """Whether a run of the transform deployment waits for its slot or its start: it has not read the ledger yet.
-
-    Prefect gives waiting runs a random name, so it is named here.
-    """
+    """Whether a run of the transform deployment waits for its slot or its start: it has not read the ledger yet."""
     from prefect.client.orchestration import get_client
 
     scheduled = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
@@ -127,9 +124,6 @@ def _transform_waits() -> bool:
             )
             waiting = [run for run in found if run.expected_start_time and _is_soon(run.expected_start_time)]
             waiting = [run for run in waiting if run.parameters.get("environment", PROD) == PROD]
-            for run in waiting:
-                if run.name != f"transform {PROD}":
-                    client.set_flow_run_name(run.id, f"transform {PROD}")
         except httpx.HTTPError:
             return False  # one transform too many does no harm
     return bool(waiting)

@@ -1,7 +1,7 @@
 """Shows the models of a transform as task runs, so that its graph in the Prefect UI has bronze, silver and gold.
 
 The models are built in SQLMesh's process, outside of Prefect's engine. Its reports become task runs of the flow run,
-each with the task runs of the models that it reads as inputs.
+each with the task runs of the models that it reads as inputs; and one asset event per model (`assets.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from prefect.client.schemas.actions import TaskRunCreate
 from prefect.client.schemas.objects import TaskRun, TaskRunResult
 from prefect.states import Cancelled, Completed, Failed, Pending, Running, to_state_create
 
+from ducklake_flows.orchestration.assets import ModelAssets
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from uuid import UUID
@@ -29,13 +31,15 @@ MOST = 200
 
 
 class ModelRuns:
-    """The task runs of one transform. At the end of the block, no one is left in progress.
+    """The task runs and assets of one transform. At the end of the block, no task run is left in progress.
 
     Args:
         flow_run: The id of its flow run.
+        environment: The environment of models.
     """
 
-    def __init__(self, flow_run: UUID) -> None:
+    def __init__(self, flow_run: UUID, environment: str) -> None:
+        self.assets = ModelAssets(environment)
         self._flow_run = flow_run
         self._client = get_client(sync_client=True)
         self._count = 0
@@ -44,6 +48,7 @@ class ModelRuns:
 
     def report(self, event: Mapping[str, Any]) -> None:
         """Take a report of the build. The graph is only a picture: a server that does not answer stops no build."""
+        self.assets.report(event)
         try:
             if event["event"] == "begun":
                 self._begin(event)
@@ -62,6 +67,7 @@ class ModelRuns:
         for name in list(self._open):
             self.report({"event": "refused", "model": name, "refusals": [{"error": "The build ended before it did."}]})
         self._client.__exit__(None, None, None)
+        self.assets.emit()
 
     def _begin(self, event: Mapping[str, Any]) -> None:
         self._end(event["model"], Cancelled(message="A row was refused, so the stretch is built in parts."))

@@ -35,6 +35,7 @@ class Summary:
 
     datasets: list[str]
     flow_run: str = ""
+    plan: Sequence[Planned] = ()
     planned: dict[str, int] = field(default_factory=dict)
     published: list[Receipt] = field(default_factory=list)
     unchanged: list[Receipt] = field(default_factory=list)
@@ -52,7 +53,7 @@ class Summary:
         self, planned: Sequence[Planned], todo: Sequence[Planned], logger: logging.Logger | LoggingAdapter
     ) -> None:
         """Add the plan, its counts and what it leaves out because of its state, and log it."""
-        self.planned = dict(counts(planned))
+        self.plan, self.planned = planned, dict(counts(planned))
         self.no_source = [f"{p.dataset} {p.partition}" for p in planned if p.state is State.no_source and not p.runs]
         self.stale = stale_left(planned)
         logger.info("plan: %s", "; ".join([f"{len(todo)} of {len(planned)} partitions to do", *self.stale]))
