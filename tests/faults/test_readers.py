@@ -35,7 +35,7 @@ def replace(lake: Lake, times: int, stock: bool, seen: Any) -> None:
 
     LakeAdapter.gate = contextlib.nullcontext
     if stock:
-        LakeConnection._engine_adapter = property(lambda self: DuckDBEngineAdapter)  # type: ignore[assignment]
+        LakeConnection.adapter = DuckDBEngineAdapter
     adapter = lake_connection(lake.settings).create_engine_adapter()
     publisher = lake.publisher()
     types = {"id": exp.DataType.build("bigint"), "day": exp.DataType.build("date")}

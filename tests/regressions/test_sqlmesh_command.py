@@ -87,6 +87,8 @@ def test_sqlmesh_reads_without_the_gate_waits_for_it_to_write_and_never_writes_o
 
     assert "connection succeeded" in said(sqlmesh(folder, "info", PREFECT_API_URL=NOWHERE))
     assert "0 audit errors" in said(sqlmesh(folder, "audit", PREFECT_API_URL=NOWHERE))
+    day = ("--start", "2024-01-03", "--end", "2024-01-03")
+    assert "2024-01-03" in said(sqlmesh(folder, "evaluate", "silver.readings", *day, PREFECT_API_URL=NOWHERE))
     assert "Successfully Ran `1` Tests" in said(sqlmesh(folder, "test", PREFECT_API_URL=NOWHERE))
     # From another folder, the settings of the project that owns the models apply.
     make_project(folder.parent, models=folder)

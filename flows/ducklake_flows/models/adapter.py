@@ -10,11 +10,14 @@ from __future__ import annotations
 import contextlib
 import functools
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import duckdb
 from sqlglot import exp
 from sqlmesh.core.config.connection import DuckDBAttachOptions, DuckDBConnectionConfig
 from sqlmesh.core.engine_adapter.duckdb import DuckDBEngineAdapter
+from sqlmesh.utils import columns_to_types_all_known
 from sqlmesh.utils.errors import SQLMeshError
 
 from ducklake_flows.errors import LakeError
@@ -27,28 +30,77 @@ from ducklake_flows.testing.failpoints import failpoint
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from sqlmesh.core.engine_adapter.base import EngineAdapter
+
 _MOVES_ROWS = (exp.Insert, exp.Merge)
 _READS = (exp.Query, exp.Describe, exp.Use, exp.Set, exp.Pragma)
 
 
+@dataclass
+class _Shared:
+    """What all adapters of one connection share: SQLMesh makes several with `EngineAdapter.with_settings`."""
+
+    opened: contextlib.ExitStack | None = None
+    """The open transaction; None outside of one."""
+    begun: bool = False
+    """Whether it holds the gate. False until its first statement that writes."""
+    settled: bool = False
+    """Whether files can be added to every model's table safely. False after a new table was created."""
+
+
 class LakeAdapter(DuckDBEngineAdapter):
-    """Enables transactions. Each write transaction holds the gate and advances the transforms' fence."""
+    """Enables transactions. Each transaction that writes holds the gate and advances the transforms' fence."""
 
     SUPPORTS_TRANSACTIONS = True
     gate: ClassVar[Callable[[], AbstractContextManager[None]] | None] = None
     """Entered around every write transaction; None: write transactions raise an error. The build's worker asks its
     parent run for the gate; SQLMesh's own command enters the gate itself."""
 
-    _reading = 0
-    _settled = False
-    """Whether files can be added to every model's table safely. False after a new table was created."""
+    def __init__(self, *args: Any, shared: _Shared | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._shared = shared or _Shared()
+
+    def with_settings(self, **kwargs: Any) -> EngineAdapter:
+        """An adapter with other settings on the same connection and transaction."""
+        return super().with_settings(shared=self._shared, **kwargs)
 
     @contextlib.contextmanager
     def transaction(self, condition: bool | None = None) -> Iterator[None]:
-        """A write transaction: gate, BEGIN, fence, the caller's statements, COMMIT. Nested ones join the outer one."""
-        if self._connection_pool.is_transaction_active or self._reading or condition is False:
+        """A transaction, which begins with its first statement that writes. Nested ones join the outer one.
+
+        So a read takes no gate and commits nothing.
+        """
+        shared = self._shared
+        if shared.opened is not None or condition is False:
             yield
             return
+        with contextlib.ExitStack() as opened:
+            shared.opened = opened
+            try:
+                yield
+            finally:
+                shared.opened, shared.begun = None, False
+
+    @contextlib.contextmanager
+    def session(self, properties: Any) -> Iterator[None]:
+        """Begin the transaction. SQLMesh enters a session within each transaction that builds, creates or promotes.
+
+        It copies a DataFrame into the lake without `execute`.
+        """
+        self._begin()
+        with super().session(properties):
+            yield
+
+    def _begin(self) -> None:
+        """Begin the open transaction, unless it has begun."""
+        shared = self._shared
+        if shared.opened is not None and not shared.begun:
+            shared.opened.enter_context(self._writing())
+            shared.begun = True
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Gate, BEGIN, fence, the caller's statements, COMMIT."""
         gate = type(self).gate
         if gate is None:
             raise SQLMeshError(
@@ -56,43 +108,73 @@ class LakeAdapter(DuckDBEngineAdapter):
                 "Next: run `lake transform`, or create the configuration with `sqlmesh_config`."
             )
         with gate():
-            if not self._settled:
-                self._settle()  # a killed process may have left new tables unsettled
+            self._settle()  # a killed process may have left new tables unsettled
             with super().transaction():
                 advance_fence(self.cursor, "transform_fence")
                 commit_message(self.cursor, "transform")
                 yield
                 failpoint("mid interval")
             failpoint("interval committed")
-            if not self._settled:
-                self._settle()
+            self._settle()
 
     def _settle(self) -> None:
-        settle(load_settings())
-        self._settled = True
+        if not self._shared.settled:
+            settle(load_settings())
+            self._shared.settled = True
 
     def execute(self, expressions: Any, *args: Any, **kwargs: Any) -> None:
-        """Run statements; reads open no transaction. An INSERT stores every value exactly or fails."""
+        """Run statements; reads begin no transaction. An INSERT stores every value exactly or fails."""
         if isinstance(expressions, exp.Create) and expressions.kind == "TABLE" and not expressions.expression:
-            self._settled = False
+            self._shared.settled = False
         if isinstance(expressions, exp.Insert) and isinstance(expressions.expression, exp.Query):
             expressions = self._exact_insert(expressions)
-        with (
-            self._read() if _only_reads(expressions) else contextlib.nullcontext(),
-            self._all_threads() if isinstance(expressions, _MOVES_ROWS) else contextlib.nullcontext(),
-        ):
-            super().execute(expressions, *args, **kwargs)
+        with self.transaction():
+            if not _only_reads(expressions):
+                self._begin()
+            with self._all_threads() if isinstance(expressions, _MOVES_ROWS) else contextlib.nullcontext():
+                super().execute(expressions, *args, **kwargs)
 
-    def fetchone(self, *args: Any, **kwargs: Any) -> Any:
-        """Fetch one row without opening a transaction. Audits count over a subquery, so those use all threads."""
-        counts = args and isinstance(args[0], exp.Expression) and args[0].find(exp.Subquery)
-        with self._read(), self._all_threads() if counts else contextlib.nullcontext():
-            return super().fetchone(*args, **kwargs)
+    def fetchone(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        """Fetch one row. Audits count over a subquery, so those use all threads."""
+        counts = isinstance(query, exp.Expression) and query.find(exp.Subquery)
+        with self._all_threads() if counts else contextlib.nullcontext():
+            return super().fetchone(query, *args, **kwargs)
 
-    def fetchall(self, *args: Any, **kwargs: Any) -> Any:
-        """Fetch all rows without opening a transaction."""
-        with self._read():
-            return super().fetchall(*args, **kwargs)
+    def ctas(
+        self, table_name: Any, query_or_df: Any, target_columns_to_types: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
+        """Create a table from a query; fails on a value that its column cannot store exactly."""
+        exact = self._exact_source(query_or_df, target_columns_to_types)
+        super().ctas(table_name, exact, target_columns_to_types, *args, **kwargs)
+
+    def replace_query(
+        self, table_name: Any, query_or_df: Any, target_columns_to_types: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
+        """Replace a table by a query's rows; fails on a value that its column cannot store exactly."""
+        if not target_columns_to_types and self.table_exists(table_name):
+            target_columns_to_types = self.columns(table_name)
+        exact = self._exact_source(query_or_df, target_columns_to_types)
+        super().replace_query(table_name, exact, target_columns_to_types, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def temp_table(
+        self, query_or_df: Any, name: Any = "diff", target_columns_to_types: Any = None, *args: Any, **kwargs: Any
+    ) -> Iterator[exp.Table]:
+        """A table for the length of a block; fails on a value that its column cannot store exactly."""
+        exact = self._exact_source(query_or_df, target_columns_to_types)
+        with super().temp_table(exact, name, target_columns_to_types, *args, **kwargs) as table:
+            yield table
+
+    def _exact_source(self, source: Any, types: Mapping[str, exp.DataType] | None) -> Any:
+        """The same query, but it fails on a value that a cast to these types would change.
+
+        For CREATE TABLE AS, SQLMesh casts each column to its inferred type. A DataFrame is returned as it is.
+        """
+        if not isinstance(source, exp.Query) or not types or not columns_to_types_all_known(dict(types)):
+            return source
+        wanted = {name.lower(): exp.DataType.build(of) for name, of in types.items()}
+        has = self._types(source)
+        return self._exact(source, {name: wanted.get(name.lower(), of) for name, of in has.items()})
 
     def _exact_insert(self, insert: exp.Insert) -> exp.Insert:
         """The same INSERT, but it fails on a value that its column cannot store exactly.
@@ -109,24 +191,12 @@ class LakeAdapter(DuckDBEngineAdapter):
         exact.set("expression", self._exact(insert.expression, {name: types[name] for name in names}))
         return exact
 
-    def _order_projections_and_filter(
-        self, query: Any, target_columns_to_types: Any, where: Any = None, coerce_types: bool = False
-    ) -> Any:
-        ordered = super()._order_projections_and_filter(query, target_columns_to_types, where)
-        if coerce_types and isinstance(ordered, exp.Query):
-            # CREATE TABLE AS: SQLMesh would cast each column to its inferred type without a check.
-            return self._exact(
-                ordered, {n: exp.DataType.build(t) for n, t in target_columns_to_types.items()}, cast=True
-            )
-        return ordered
-
-    def _exact(self, query: exp.Query, wanted: Mapping[str, exp.DataType], *, cast: bool = False) -> exp.Query:
+    def _exact(self, query: exp.Query, wanted: Mapping[str, exp.DataType]) -> exp.Query:
         """Wrap a query so that it fails on any value that a cast to the wanted types and back would change.
 
         Args:
             query: Any query.
             wanted: Name and type of each column, in the query's order.
-            cast: Also cast the columns that need no check.
         """
         has = self._types(query)
         if len(has) != len(wanted):
@@ -134,10 +204,7 @@ class LakeAdapter(DuckDBEngineAdapter):
         columns = []
         for (column, of), (name, to) in zip(has.items(), wanted.items(), strict=True):
             value = exp.column(column, "checked", quoted=True)
-            if not always_exact(of, to):
-                columns.append(_refusing(value, name, of, to))
-            else:
-                columns.append(exp.cast(value, to) if cast and of != to else value)
+            columns.append(value if always_exact(of, to) else _refusing(value, name, of, to))
         if all(isinstance(column, exp.Column) for column in columns):
             return query
         named = [c.as_(n, quoted=True) for c, n in zip(columns, wanted, strict=True)]
@@ -147,10 +214,6 @@ class LakeAdapter(DuckDBEngineAdapter):
         """The columns of a table or a query, and their types."""
         described = self.cursor.execute(f"DESCRIBE {relation.sql(dialect=self.dialect, identify=True)}").fetchall()
         return {name: exp.DataType.build(data_type, dialect=self.dialect) for name, data_type, *_ in described}
-
-    def _fetch_native_df(self, *args: Any, **kwargs: Any) -> Any:
-        with self._read():
-            return super()._fetch_native_df(*args, **kwargs)
 
     @contextlib.contextmanager
     def _all_threads(self) -> Iterator[None]:
@@ -162,15 +225,6 @@ class LakeAdapter(DuckDBEngineAdapter):
             # On another cursor: in a failed transaction, SET would fail and hide the original error.
             with self.cursor.cursor() as other:
                 other.execute("SET threads = 1")
-
-    @contextlib.contextmanager
-    def _read(self) -> Iterator[None]:
-        # A read must not open a transaction: its commit would discard the pending result.
-        self._reading += 1
-        try:
-            yield
-        finally:
-            self._reading -= 1
 
 
 def always_exact(of: exp.DataType, to: exp.DataType) -> bool:
@@ -222,21 +276,30 @@ def _only_reads(expressions: Any) -> bool:
 class LakeConnection(DuckDBConnectionConfig):
     """SQLMesh's DuckLake gateway, attached in the same way as by every other reader and writer of the lake."""
 
-    @property
-    def _engine_adapter(self) -> type[LakeAdapter]:
-        return LakeAdapter
+    adapter: ClassVar[type[DuckDBEngineAdapter]] = LakeAdapter
 
-    @property
-    def _cursor_init(self) -> Callable[[Any], None]:
-        def attach(cursor: Any) -> None:
-            settings = load_settings()
-            check_lake(settings)
-            prepare(cursor, settings)
-            cursor.execute(attach_sql(settings))
-            cursor.execute(f"USE {LAKE}")
-            cursor.execute("SET threads = 1")
+    def create_engine_adapter(
+        self, register_comments_override: bool = False, concurrent_tasks: int | None = None
+    ) -> EngineAdapter:
+        """A new adapter on a new connection, which attaches the lake when it is first used."""
+        return self.adapter(
+            duckdb.connect,
+            multithreaded=(concurrent_tasks or self.concurrent_tasks) > 1,
+            cursor_init=_attach,
+            default_catalog=self.get_catalog(),
+            register_comments=register_comments_override or self.register_comments,
+            pretty_sql=self.pretty_sql,
+            shared_connection=self.shared_connection,
+        )
 
-        return attach
+
+def _attach(cursor: Any) -> None:
+    settings = load_settings()
+    check_lake(settings)
+    prepare(cursor, settings)
+    cursor.execute(attach_sql(settings))
+    cursor.execute(f"USE {LAKE}")
+    cursor.execute("SET threads = 1")
 
 
 @functools.lru_cache(maxsize=1)

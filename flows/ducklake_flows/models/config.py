@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+import duckdb
 from sqlmesh.core.config import (
     Config,
     DuckDBConnectionConfig,
@@ -15,9 +16,9 @@ from sqlmesh.core.config import (
     ModelDefaultsConfig,
     PostgresConnectionConfig,
 )
-from sqlmesh.core.loader import SqlMeshLoader
+from sqlmesh.core.loader import LoadedProject, SqlMeshLoader
 from sqlmesh.core.model import create_external_model
-from sqlmesh.utils.errors import SQLMeshError
+from sqlmesh.utils.errors import ConfigError, SQLMeshError
 
 from ducklake_flows.datasets.types import declared_types
 from ducklake_flows.errors import LakeError, NotInitialised
@@ -28,7 +29,10 @@ from ducklake_flows.project import all_datasets
 from ducklake_flows.settings import LAKE, PROD, Settings, find_project, load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
+
+    from sqlmesh.core.engine_adapter.base import EngineAdapter
+    from sqlmesh.core.model import Model
 
     from ducklake_flows.datasets.dataset import Dataset
 
@@ -44,8 +48,22 @@ class LakeLoader(SqlMeshLoader):
             # The `sqlmesh` command creates its own context: it, too, commits an interval only after its audits.
             context.create_scheduler = functools.partial(command_scheduler, context)
 
-    def _load_external_models(self, audits: Any, cache: Any, gateway: str | None = None) -> Any:
-        models = super()._load_external_models(audits, cache, gateway)
+    def load(self, *args: Any, **kwargs: Any) -> LoadedProject:
+        """The project's files and the raw tables.
+
+        Raises:
+            ConfigError: a model has the name of a raw table.
+            SQLMeshError: the lake cannot be read.
+        """
+        project: LoadedProject = super().load(*args, **kwargs)
+        for model in self._raw_models():
+            known = project.models.get(model.fqn)
+            if known is not None and not known.kind.is_external:
+                raise ConfigError(f"Duplicate model name: {model.name} is the raw table of a dataset.")
+            project.models.update({model.fqn: model})  # takes precedence over external_models.yaml
+        return project
+
+    def _raw_models(self) -> Iterator[Model]:
         datasets = all_datasets()
         try:
             raw = read_raw(load_settings(), datasets.values())
@@ -58,7 +76,7 @@ class LakeLoader(SqlMeshLoader):
             columns = dict(found.columns) or declared_types(dataset)
             if not columns:
                 continue  # columns are unknown until the first partition creates the table
-            model = create_external_model(
+            yield create_external_model(
                 f"{LAKE}.{dataset.table}",
                 dialect="duckdb",
                 columns=columns,
@@ -67,8 +85,6 @@ class LakeLoader(SqlMeshLoader):
                 project=self.config.project,
                 default_catalog=LAKE,
             )
-            models.update({model.fqn: model})  # takes precedence over external_models.yaml
-        return models
 
 
 def _begin(dataset: Dataset, raw: Raw) -> str | None:
@@ -141,32 +157,33 @@ def _state_connection(settings: Settings) -> DuckDBConnectionConfig | PostgresCo
 class _StateFile(DuckDBConnectionConfig):
     """SQLMesh's state in a DuckDB file. Only one process at a time can open it."""
 
-    @property
-    def _connection_factory(self) -> Callable[..., Any]:
-        def connect(**options: Any) -> Any:
-            import duckdb
+    def create_engine_adapter(self, *args: Any, **kwargs: Any) -> EngineAdapter:
+        """The state's adapter, with the file open.
 
-            check_lake(load_settings())
-            try:
-                return duckdb.connect(**options)
-            except duckdb.IOException as error:
-                raise SQLMeshError(
-                    f"SQLMesh's state cannot be opened: {' '.join(str(error).split())[:300]}\n"
-                    "Next: wait until the transform or command that has it open ends, then run the same command again. "
-                    "For concurrent access, keep the state in PostgreSQL (LAKE_STATE)."
-                ) from None
-
-        return connect
+        Raises:
+            SQLMeshError: there is no lake, or the file cannot be opened.
+        """
+        check_lake(load_settings())
+        adapter = super().create_engine_adapter(*args, **kwargs)
+        try:
+            adapter.ping()
+        except duckdb.IOException as error:
+            raise SQLMeshError(
+                f"SQLMesh's state cannot be opened: {' '.join(str(error).split())[:300]}\n"
+                "Next: wait until the transform or command that has it open ends, then run the same command again. "
+                "For concurrent access, keep the state in PostgreSQL (LAKE_STATE)."
+            ) from None
+        return adapter
 
 
 class _StateServer(PostgresConnectionConfig):
     """SQLMesh's state in PostgreSQL."""
 
-    @property
-    def _connection_factory(self) -> Callable[..., Any]:
-        def connect(**options: Any) -> Any:
-            check_lake(load_settings())
-            return opened(**options)
+    def create_engine_adapter(self, *args: Any, **kwargs: Any) -> EngineAdapter:
+        """The state's adapter.
 
-        opened = super()._connection_factory
-        return connect
+        Raises:
+            SQLMeshError: there is no lake.
+        """
+        check_lake(load_settings())
+        return super().create_engine_adapter(*args, **kwargs)

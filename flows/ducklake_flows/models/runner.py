@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+import multiprocessing
 import os
-import queue
 import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
@@ -18,9 +18,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ducklake_flows.errors import LakeError, RunFailed
 from ducklake_flows.lake.builds import RefusedInterval
-from ducklake_flows.settings import PROD
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     from ducklake_flows.settings import Settings
 
 LINGER_SECONDS = 0.2
@@ -35,35 +36,67 @@ Gate = Callable[[], AbstractContextManager[None]]
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
-_prepared: list[subprocess.Popen[str]] = []
+
+class _Build:
+    """A build process, which imports SQLMesh and waits for its request.
+
+    It is no `multiprocessing.Process`: that would import the caller's main module again, and inherit its output.
+    """
+
+    def __init__(self, settings: Settings, environment: str) -> None:
+        self.pipe, theirs = multiprocessing.Pipe()
+        with theirs:
+            self.process = subprocess.Popen(  # noqa: S603 - this interpreter and module
+                [sys.executable, "-m", "ducklake_flows.models.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                env={**os.environ, **settings.environment(), "LAKE_MODELS_ENVIRONMENT": environment},
+            )
+        self._last: deque[str] = deque(maxlen=20)
+        self._thread = threading.Thread(target=self._drain, args=(self.process.stdout,), daemon=True)
+        self._thread.start()
+
+    def _drain(self, output: IO[str]) -> None:
+        """Read the output, so that its writer never blocks."""
+        with output:
+            self._last.extend(line.rstrip() for line in output)
+
+    def wait(self) -> int:
+        """Wait until the process has ended. Returns its exit code."""
+        code = self.process.wait()
+        self._thread.join(timeout=5)
+        self.pipe.close()
+        return code
+
+    def kill(self) -> None:
+        """Kill the process at once. This is safe: each committed interval is complete."""
+        self.process.kill()
+        self.wait()
+
+    @property
+    def output(self) -> str:
+        """The last 20 lines that it wrote to stdout and stderr."""
+        return "\n".join(self._last)
 
 
-def start(settings: Settings, environment: str = PROD) -> subprocess.Popen[str]:
-    """Start the build process, which imports SQLMesh and waits for its request; or take the one that is `prepared`."""
-    if _prepared:
-        return _prepared.pop()
-    return subprocess.Popen(
-        [sys.executable, "-m", "ducklake_flows.models.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **settings.environment(), "LAKE_MODELS_ENVIRONMENT": environment},
-    )
+_prepared: list[_Build] = []
 
 
 @contextlib.contextmanager
 def prepared(settings: Settings, environment: str) -> Iterator[None]:
     """Start a build process early to hide its import time. It is killed at the end of the block if unused."""
-    process = start(settings, environment)
-    _prepared.append(process)
+    build = _Build(settings, environment)
+    _prepared.append(build)
     try:
         yield
     finally:
-        if process in _prepared:
-            _prepared.remove(process)
-            with process:
-                process.kill()
+        if build in _prepared:
+            _prepared.remove(build)
+            build.kill()
 
 
 def run(
@@ -92,21 +125,15 @@ def run(
     """
     failure: LakeError | None = None
     refused: list[RefusedInterval] = []
-    process = start(settings, request["environment"])
-    assert process.stdin is not None  # noqa: S101 - all three are pipes
-    assert process.stdout is not None  # noqa: S101
-    assert process.stderr is not None  # noqa: S101
-    noise = _Tail(process.stderr)
+    build = _prepared.pop() if _prepared else _Build(settings, request["environment"])
     with _Held(gate) as held, contextlib.ExitStack() as cancelled:
-        # A cancelled run kills the build at once. This is safe: each committed interval is complete.
-        cancelled.callback(process.wait)
-        cancelled.callback(process.kill)
+        cancelled.callback(build.kill)
         with contextlib.suppress(BrokenPipeError):
-            _say(process.stdin, json.dumps(request))
-            for event in held.events(process.stdout):
+            build.pipe.send(request)
+            for event in held.events(build.pipe):
                 if event["event"] == "enter":
                     held.enter()
-                    _say(process.stdin, "entered")
+                    build.pipe.send("entered")
                 elif event["event"] == "leave":
                     held.leave()
                 elif event["event"] == "model":
@@ -126,12 +153,12 @@ def run(
                 elif event["event"] == "failed":
                     failure = RunFailed(settings.redact(event["message"]), event["fix"])
         cancelled.pop_all()
-        code = process.wait()
+        code = build.wait()
     if failure is not None:
         raise failure
     if code != 0:
         raise RunFailed(
-            f"The build process ended with exit code {code}.\n{settings.redact(noise.text())}", "lake transform"
+            f"The build process ended with exit code {code}.\n{settings.redact(build.output)}", "lake transform"
         )
     return refused
 
@@ -152,28 +179,6 @@ def refusals(event: Mapping[str, Any]) -> list[RefusedInterval]:
         )
         for each in event["refusals"]
     ]
-
-
-def _say(pipe: IO[str], line: str) -> None:
-    pipe.write(line + "\n")
-    pipe.flush()
-
-
-class _Tail:
-    """Drains a stream so that its writer never blocks, and keeps the last 20 lines."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        self._lines: list[str] = []
-        self._thread = threading.Thread(target=self._drain, args=(stream,), daemon=True)
-        self._thread.start()
-
-    def _drain(self, stream: IO[str]) -> None:
-        for line in stream:
-            self._lines = [*self._lines[-19:], line.rstrip()]
-
-    def text(self) -> str:
-        self._thread.join(timeout=5)
-        return "\n".join(self._lines)
 
 
 class _Held:
@@ -203,26 +208,18 @@ class _Held:
         if self._since is not None and time.monotonic() - self._since > HOLD_SECONDS:
             self._release()
 
-    def events(self, stream: IO[str]) -> Any:
+    def events(self, pipe: Connection) -> Iterator[dict[str, Any]]:
         """Yield the build's events as they arrive; releases the gate after `LINGER_SECONDS` without an event."""
-        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-
-        def read() -> None:
-            for line in stream:
-                lines.put(line)
-            lines.put(None)
-
-        threading.Thread(target=read, daemon=True).start()
         while True:
             idle = self._since is not None and not self._inside
-            try:
-                line = lines.get(timeout=LINGER_SECONDS if idle else None)
-            except queue.Empty:
+            if not pipe.poll(LINGER_SECONDS if idle else None):
                 self._release()
                 continue
-            if line is None:
+            try:
+                event = pipe.recv()
+            except (EOFError, OSError):  # the build has ended, or was killed within a message
                 return
-            yield json.loads(line)
+            yield event
 
     def _release(self) -> None:
         self._since = None

@@ -1,4 +1,4 @@
-"""The build process: reads one request, writes one JSON event per line, asks its parent for the gate.
+"""The build process: takes one request from its pipe, sends events, asks its parent for the gate.
 
 The parent holds the Prefect limit on behalf of the build. If the build is killed, the pipe closes and the parent frees
 the gate at once. If the parent is gone, the build cannot enter the gate and ends.
@@ -7,10 +7,9 @@ the gate at once. If the parent is gone, the build cannot enter the gate and end
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import sys
-from typing import TYPE_CHECKING, Any
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from ducklake_flows.errors import LakeError
 
@@ -18,23 +17,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def main() -> int:
+def main(handle: int) -> int:
     """Serve one request; see `ducklake_flows.models.build`.
 
     ``{"environment", "changed", "replan", "refused"}`` builds models, ``{"environment", "janitor": true}`` cleans up,
     ``{"environment", "drop": true}`` drops an environment's views and tables.
-    """
-    events = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # library output goes to stderr, so that stdout holds only events
 
-    def report(event: dict[str, Any]) -> None:
-        events.write(json.dumps(event) + "\n")
+    Args:
+        handle: The file descriptor of the pipe to the parent. What libraries print does not get into it.
+    """
+    pipe = Connection(handle)
+    report = pipe.send
 
     @contextlib.contextmanager
     def gate() -> Iterator[None]:
         report({"event": "enter"})
-        if sys.stdin.readline().strip() != "entered":
-            raise LakeError("The run that started this build has ended.", "lake transform")
+        try:
+            pipe.recv()
+        except EOFError:
+            raise LakeError("The run that started this build has ended.", "lake transform") from None
         try:
             yield
         finally:
@@ -44,9 +45,10 @@ def main() -> int:
     from ducklake_flows.models.build import build, clean_up, drop
 
     LakeAdapter.gate = gate
-    if not (line := sys.stdin.readline()):
+    try:
+        request = pipe.recv()
+    except EOFError:
         return 0  # no request: there is nothing to build
-    request = json.loads(line)
     try:
         if request.get("janitor"):
             clean_up(report)
@@ -62,4 +64,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(int(sys.argv[1])))

@@ -6,8 +6,9 @@ import contextlib
 import logging
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from distributed import WorkerPlugin
 from prefect_dask.task_runners import DaskTaskRunner
 
 from ducklake_flows.errors import LakeError
@@ -40,6 +41,7 @@ def task_runner(settings: Settings, workers: int) -> Iterator[DaskTaskRunner]:
         runner = DaskTaskRunner(address=address)
         try:
             stack.enter_context(runner)
+            runner.client.register_plugin(Tasks())
             runner.client.run(_warm_up)
         except OSError:
             raise LakeError(
@@ -49,30 +51,54 @@ def task_runner(settings: Settings, workers: int) -> Iterator[DaskTaskRunner]:
         yield runner
 
 
-def abandonment() -> Callable[[], bool]:
-    """Call in a task on its worker: returns a function that tells whether the run that submitted the task has ended.
+class Tasks(WorkerPlugin):
+    """Watches the tasks of a worker: since when each runs, and which ones lost the run that submitted them.
 
-    Dask cancels a lost client's queued tasks but not running ones, without notice: poll (dask/distributed#3681).
+    Dask cancels a lost client's queued tasks but not running ones (dask/distributed#3681). It tells only plugins.
     """
-    from dask.context import thread_state
+
+    name = "ducklake-flows"
+    idempotent = True
+    """Of several runs on a cluster, the first one registers it."""
+
+    def __init__(self) -> None:
+        self.started: dict[Any, float] = {}
+        """By key, in seconds since the epoch."""
+        self.abandoned: set[Any] = set()
+
+    def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:
+        """Dask calls this at each change of a task's state, in the worker's main thread."""
+        if finish == "executing":
+            self.started[key] = time.time()
+        elif finish == "released" and start in ("executing", "long-running"):
+            self.abandoned.add(key)
+        elif finish == "waiting":
+            self.abandoned.discard(key)  # it is wanted again
+        elif finish == "forgotten":
+            self.abandoned.discard(key)
+            self.started.pop(key, None)
+
+
+def _own() -> tuple[Any, Tasks]:
+    """The key of the task that calls this, and its worker's tasks."""
     from distributed import get_worker
 
-    tasks, key = get_worker().state.tasks, thread_state.key
+    worker = get_worker()
+    tasks = worker.plugins[Tasks.name]
+    assert isinstance(tasks, Tasks)  # noqa: S101 - for mypy
+    return worker.get_current_task(), tasks
 
-    def is_abandoned() -> bool:
-        task = tasks.get(key)
-        return task is None or task.state == "cancelled"
 
-    return is_abandoned
+def abandonment() -> Callable[[], bool]:
+    """Call in a task on its worker: returns a function that tells whether the run that submitted the task has ended."""
+    key, tasks = _own()
+    return lambda: key in tasks.abandoned
 
 
 def given_at() -> float:
     """Call in a task on its worker: the time at which the worker started the task, in seconds since the epoch."""
-    from dask.context import thread_state
-    from distributed import get_worker
-
-    task = get_worker().state.tasks[thread_state.key]
-    return float(task.start_time or time.time())
+    key, tasks = _own()
+    return tasks.started.get(key, time.time())
 
 
 def _warm_up() -> None:
