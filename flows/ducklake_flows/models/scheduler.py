@@ -273,7 +273,7 @@ class LakeContext(Context):
 
     def create_scheduler(self, snapshots: Iterable[Snapshot], snapshot_evaluator: SnapshotEvaluator) -> Scheduler:
         """The lake's scheduler for these models."""
-        made = _scheduler(LakeScheduler, self, snapshots, snapshot_evaluator)
+        made = _with_evaluator(LakeScheduler, self, snapshots, snapshot_evaluator)
         made.refused = self.refused
         return made
 
@@ -309,10 +309,10 @@ class CommandScheduler(LakeScheduler):
 
 def command_scheduler(context: Context, snapshots: Iterable[Snapshot], evaluator: SnapshotEvaluator) -> Scheduler:
     """The scheduler of a context that SQLMesh's command created."""
-    return _scheduler(CommandScheduler, context, snapshots, evaluator)
+    return _with_evaluator(CommandScheduler, context, snapshots, evaluator)
 
 
-def _scheduler(
+def _with_evaluator(
     kind: type[S], context: Context, snapshots: Iterable[Snapshot], snapshot_evaluator: SnapshotEvaluator
 ) -> S:
     return kind(
