@@ -43,14 +43,14 @@ def stage(
     if not settings.data_path.startswith("s3://"):
         Path(base).mkdir(parents=True, exist_ok=True)
     columns: Mapping[str, str] = declared_types(dataset)
-    with connected(settings) if con is None else contextlib.nullcontext(con) as con:
+    with connected(settings) if con is None else contextlib.nullcontext(con) as using:
         # Materialised, so that files and fingerprints are computed from the same rows.
-        con.execute(f"CREATE OR REPLACE TEMP TABLE rows AS {query}")
-        written = con.execute(
+        using.execute(f"CREATE OR REPLACE TEMP TABLE rows AS {query}")
+        written = using.execute(
             f"COPY rows TO '{base}' (FORMAT parquet, PARTITION_BY ({column}), WRITE_PARTITION_COLUMNS, "
             "FILENAME_PATTERN '{uuid}', APPEND, RETURN_FILES)"
         ).fetchall()[0][1]
-        found = con.execute(
+        found = using.execute(
             f"SELECT strftime({column}, '{dataset.grain.key_format}'), count(*), {fingerprint_sql(columns)} "
             "FROM rows GROUP BY ALL"
         ).fetchall()

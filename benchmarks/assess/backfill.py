@@ -27,7 +27,7 @@ from benchmarks.assess.sequential import Sequential
 from benchmarks.assess.table_per_partition import TablePerPartition
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from benchmarks.assess.common import Contender, Services, Writer
@@ -55,7 +55,7 @@ CONTEXT.set_forkserver_preload(["benchmarks.assess.backfill"])
 
 def run(
     services: Services, corrected: Path, days: int, repeats: int, limit: float, only: str = ""
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Run every contender on both storages.
 
     Args:
@@ -65,8 +65,10 @@ def run(
         repeats: How often on a folder. In S3 once.
         limit: Seconds after which a writer begins no further group.
         only: A word of the contenders' names; "" for all of them.
+
+    Yields:
+        A row for each run.
     """
-    rows = []
     for storage, times in (("folder", repeats), ("S3", 1)):
         for contender in CONTENDERS:
             if only.lower() not in contender.name.lower():
@@ -77,8 +79,7 @@ def run(
                 for _ in range(times):
                     row = _one(contender, services, corrected, storage, group, days_of_year(days), limit)
                     print({k: v for k, v in row.items() if k != "errors"}, flush=True)
-                    rows.append(row)
-    return rows
+                    yield row
 
 
 def _one(
@@ -136,7 +137,9 @@ class Written:
     errors: list[str] = dataclasses.field(default_factory=list)
 
 
-def _write(contender: Contender, days: Sequence[str], group: int, limit: float, kill_after: int | None = None) -> Written:
+def _write(
+    contender: Contender, days: Sequence[str], group: int, limit: float, kill_after: int | None = None
+) -> Written:
     """Let the contender's writers write the days; with ``kill_after``, kill them once so many days are done."""
     writers = contender.processes * contender.threads
     # Groups go round the writers, so that no two of them have neighbouring days only by chance.
@@ -262,7 +265,9 @@ def _replace(
     stop, told = CONTEXT.Event(), CONTEXT.Queue()
     after = expected | landed_rows(newer.place, days)
     day = days[len(days) // 2]
-    watcher = CONTEXT.Process(target=_watch, args=(contender, day, {expected[day], after[day]}, stop, told), daemon=True)
+    watcher = CONTEXT.Process(
+        target=_watch, args=(contender, day, {expected[day], after[day]}, stop, told), daemon=True
+    )
     watcher.start()
     told.get(timeout=BUSY)
     mark = contender.mark()

@@ -61,7 +61,7 @@ class Delta(Contender):
         return con, f"delta_scan('{place_uri(self.place)}')"
 
     def commits(self) -> int:
-        return self._table().version()
+        return int(self._table().version())
 
     def live_files(self) -> int | None:
         return len(self._table().file_uris())

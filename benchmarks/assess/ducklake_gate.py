@@ -83,7 +83,11 @@ class DuckLakeGate(DuckLakeDirect):
             os.remove(_address(self.place))  # noqa: PTH107 - a socket
         ready = self.place.folder / "publisher"
         self.service = Service(
-            "publisher", command, self.place.folder, environment, ready=lambda: os.path.exists(str(ready))  # noqa: PTH110
+            "publisher",
+            command,
+            self.place.folder,
+            environment,
+            ready=lambda: os.path.exists(str(ready)),  # noqa: PTH110
         )
         with self.service:
             yield
@@ -104,7 +108,7 @@ class DuckLakeGate(DuckLakeDirect):
 
 def settings(place: Place) -> Settings:
     """The lake of a place."""
-    return Settings(_env_file=None, **_values(place))  # type: ignore[arg-type]
+    return Settings(**{"_env_file": None, **_values(place)})
 
 
 def _values(place: Place) -> dict[str, Any]:

@@ -12,16 +12,21 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from benchmarks.assess.common import connect, csv_sql, days_of_year
+from benchmarks.assess.common import DATASET, connect, csv_sql, days_of_year
 from benchmarks.assess.ducklake_direct import attach
-from benchmarks.assess.ducklake_gate import DuckLakeGate
+from benchmarks.assess.ducklake_gate import settings
 from benchmarks.measure import ROOT
+from benchmarks.staging import stage
+from ducklake_flows.datasets.partitions import parse_partition
+from ducklake_flows.lake.publish import Publisher
+from ducklake_flows.lake.schema import bootstrap
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from duckdb import DuckDBPyConnection
 
@@ -141,9 +146,17 @@ class Dbt(Builder):
         (self.folder / "macros").mkdir()
         profile = {"assess": {"target": "prod", "outputs": {"prod": self.profile()}}}
         (self.folder / "profiles.yml").write_text(json.dumps(profile))
-        project = {"name": "assess", "version": "1.0", "profile": "assess", "flags": {"send_anonymous_usage_stats": False}}
+        project = {
+            "name": "assess",
+            "version": "1.0",
+            "profile": "assess",
+            "flags": {"send_anonymous_usage_stats": False},
+        }
         (self.folder / "dbt_project.yml").write_text(json.dumps(project))
-        sources = {"version": 2, "sources": [{"name": "raw", "schema": "raw", **self.database(), "tables": [{"name": "flights"}]}]}
+        sources = {
+            "version": 2,
+            "sources": [{"name": "raw", "schema": "raw", **self.database(), "tables": [{"name": "flights"}]}],
+        }
         (self.folder / "models" / "sources.yml").write_text(json.dumps(sources))
         # dbt's default would put the target's schema in front.
         (self.folder / "macros" / "schema.sql").write_text(
@@ -174,7 +187,9 @@ class Dbt(Builder):
 
 class DbtFile(Dbt):
     name = "2a. dbt, own file, copied"
-    how = "dbt-duckdb builds in a DuckDB file that attaches the lake read-only; the day is then copied in one transaction"
+    how = (
+        "dbt-duckdb builds in a DuckDB file that attaches the lake read-only; the day is then copied in one transaction"
+    )
     where = "a file; the lake by a copy"
 
     def profile(self) -> dict[str, Any]:
@@ -324,7 +339,7 @@ def write_models(folder: Path, start: str, more: str) -> None:
 BUILDERS: list[type[Builder]] = [Python, DbtFile, DbtPostgres, DbtLake, SqlMeshStock, Ours]
 
 
-def run(services: Services, corrected: Path, days: int, repeats: int, only: str = "") -> list[dict[str, Any]]:
+def run(services: Services, corrected: Path, days: int, repeats: int, only: str = "") -> Iterator[dict[str, Any]]:
     """Build, then change one day and build it again, by every builder.
 
     Args:
@@ -333,22 +348,22 @@ def run(services: Services, corrected: Path, days: int, repeats: int, only: str 
         days: Days of the year.
         repeats: How often each.
         only: A word of the builders' names; "" for all of them.
+
+    Yields:
+        A row for each run.
     """
-    rows = []
     for builder in BUILDERS:
         for _ in range(repeats):
             if only.lower() in builder.name.lower():
-                rows.append(_one(builder, services, corrected, days_of_year(days)))
-                print(rows[-1], file=sys.stderr, flush=True)
-    return rows
+                row = _one(builder, services, corrected, days_of_year(days))
+                print(row, file=sys.stderr, flush=True)
+                yield row
 
 
 def _one(kind: type[Builder], services: Services, corrected: Path, days: Sequence[str]) -> dict[str, Any]:
     place = services.place()
-    raw = DuckLakeGate(place)
-    raw.create()
-    writer = raw.writer()
-    writer.replace(days)
+    bootstrap(settings(place), [DATASET])
+    _publish(place, days)
     builder = kind(place, days)
     builder.set_up()
     row: dict[str, Any] = {"builder": kind.name, "how": kind.how, "where": kind.where}
@@ -359,21 +374,24 @@ def _one(kind: type[Builder], services: Services, corrected: Path, days: Sequenc
         row["right"] = _gold(builder) == _truth(place, days)
         row["in the lake"] = _in_lake(place)
         day = days[len(days) // 2]
-        from dataclasses import replace
-
-        newer = DuckLakeGate(replace(place, landing=corrected)).writer()
-        newer.replace([day])
-        newer.close()
-        before, at = _files(place), _snapshot(place)
+        _publish(replace(place, landing=corrected), [day])
+        at = _snapshot(place)
         began = time.monotonic()
         builder.build(day, day, again=True)
         row["one day, s"] = time.monotonic() - began
         row["one day right"] = _gold(builder) == _truth(place, [d for d in days if d != day], corrected, [day])
-        row |= _change(place, before, at, day)
+        row |= _change(place, at, day)
     except Exception as error:  # noqa: BLE001 - the answer is that it does not work
         row["error"] = " ".join(str(error).split())[-900:]
-    writer.close()
     return row
+
+
+def _publish(place: Place, days: Sequence[str]) -> None:
+    """Load days of the place's landing folder into the raw table."""
+    publisher = Publisher(settings(place), [DATASET], "assess")
+    partitions = [parse_partition(day, DATASET.grain) for day in days]
+    publisher.publish(stage(settings(place), DATASET, partitions, csv_sql(place, days)))
+    publisher.close()
 
 
 def _gold(builder: Builder) -> set[tuple[Any, ...]]:
@@ -382,8 +400,6 @@ def _gold(builder: Builder) -> set[tuple[Any, ...]]:
 
 def _truth(place: Place, days: Sequence[str], corrected: Path | None = None, more: Sequence[str] = ()) -> set[Any]:
     """Gold as DuckDB computes it from the CSV files."""
-    from dataclasses import replace
-
     with connect() as con:
         raw = csv_sql(place, days)
         if corrected:
@@ -416,12 +432,7 @@ def _tables(con: DuckDBPyConnection) -> list[str]:
     return sorted(name for (name,) in con.execute(sql).fetchall())
 
 
-def _files(place: Place) -> int:
-    with attach(place, read_only=True) as con:
-        return sum(con.execute(f"SELECT count(*) FROM lake.{name}").fetchall()[0][0] for name in _tables(con))
-
-
-def _change(place: Place, before: int, at: int, day: str) -> dict[str, Any]:
+def _change(place: Place, at: int, day: str) -> dict[str, Any]:
     """What the second build did to the lake, by its snapshots.
 
     Returns:
@@ -448,5 +459,3 @@ def _change(place: Place, before: int, at: int, day: str) -> dict[str, Any]:
                 print(f"{table}: {error}", file=sys.stderr)
                 torn.add(last)
         return {"snapshots": last - at, "rows written": written, "torn snapshots": len(torn)}
-
-

@@ -45,5 +45,3 @@ class TablePerPartition(DuckLakeDirect):
 def table(day: str) -> str:
     """The name of a day's table."""
     return f"flights_{day.replace('-', '')}"
-
-

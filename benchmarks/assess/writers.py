@@ -66,27 +66,29 @@ class Case:
     commits: int
 
 
-def run(services: Services, repeats: int, commits: int) -> list[dict[str, Any]]:
+def run(services: Services, repeats: int, commits: int, counts: Sequence[int] = COUNTS) -> Iterator[dict[str, Any]]:
     """Run all cases.
 
     Args:
         services: Hands out places.
         repeats: How often each.
         commits: Commits of each case, shared among its writers.
+        counts: Numbers of writers.
+
+    Yields:
+        A row for each run.
     """
     one = "append, one table"
-    scaling = [Case(c, one, r, n, commits) for c in CATALOGS for r in (DEFAULT, GATE) for n in COUNTS]
+    scaling = [Case(c, one, r, n, commits) for c in CATALOGS for r in (DEFAULT, GATE) for n in counts]
     settings = [Case("PostgreSQL", one, r, 6, 2 * commits) for r in RETRIES]
     kinds = [Case("PostgreSQL", k, r, 4, commits) for k in KINDS for r in (DEFAULT, GATE)]
     trio = [Case("PostgreSQL", "the three that hung", r, 3, 3) for r in RETRIES]
-    rows = []
     for part, cases in (("scaling", scaling), ("settings", settings), ("kinds", kinds), ("trio", trio)):
         for case in cases:
             for _ in range(repeats):
                 row = {"part": part, **_one(services, case)}
                 print({k: v for k, v in row.items() if k != "errors"}, file=sys.stderr, flush=True)
-                rows.append(row)
-    return rows
+                yield row
 
 
 class Lake:
@@ -219,7 +221,8 @@ def _race(lake: Lake, case: Case, plan: Sequence[Sequence[tuple[str, str]]]) -> 
 
 def _process(lake: Lake, case: Case, shares: Sequence[Any], ready: Any, go: Any, told: Any) -> None:
     if case.catalog != "DuckDB file, threads":
-        _work(lake.attach(), lake, case, *shares[0], ready, go, told)
+        number, share = shares[0]
+        _work(lake.attach(), lake, case, number, share, ready, go, told)
         return
     from threading import Thread
 
@@ -276,9 +279,7 @@ def _wrong(con: DuckDBPyConnection, case: Case, place: Place, committed: Sequenc
     wrong = 0
     for table in sorted({table for table, _ in committed}):
         found = dict(
-            con.execute(
-                f"SELECT strftime(flight_date, '%Y-%m-%d'), count(*) FROM lake.{table} GROUP BY ALL"
-            ).fetchall()
+            con.execute(f"SELECT strftime(flight_date, '%Y-%m-%d'), count(*) FROM lake.{table} GROUP BY ALL").fetchall()
         )
         for day in {day for name, day in committed if name == table}:
             wrong += found.get(day) != lines[day]
@@ -297,5 +298,3 @@ def _kind_of(error: str) -> str:
         if known in error:
             return known
     return " ".join(error.split())[:160]
-
-

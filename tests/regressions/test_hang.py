@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 
-from deployments.services import until
 from ducklake_flows.lake.connect import connect
+from ducklake_flows.orchestration.server import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,9 @@ Each entry names the file that uses it. If upstream adds a public alternative, u
 from __future__ import annotations
 
 import inspect
+import re
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -26,7 +28,8 @@ from sqlmesh.utils.connection_pool import ConnectionPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SIGNATURES: list[tuple[Callable[..., Any], str]] = [
     # models/adapter.py: SQLMesh commits the DELETE and the INSERT of one interval separately (SQLMesh/sqlmesh#3866).
@@ -219,3 +222,11 @@ def test_dlt_423_names_that_differ_in_case_or_signs_become_one() -> None:
 def test_sqlmesh_3866_the_duckdb_adapter_has_no_transactions() -> None:
     """models/adapter.py: an interval would be replaced in two snapshots."""
     assert not DuckDBEngineAdapter.SUPPORTS_TRANSACTIONS
+
+
+def test_every_test_that_the_page_of_upstream_faults_names_exists() -> None:
+    page = (ROOT / "docs" / "upstream.md").read_text()
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_[a-z0-9_]+)`", page))
+    assert named
+    assert {name for name in named if f"def {name}(" not in tests} == set()
