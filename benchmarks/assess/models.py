@@ -1,4 +1,4 @@
-"""Question 3: the same three models by six ways of building them, on the same raw table in the same lake.
+"""Question 3: the same three models by seven ways of building them, on the same raw table in the same lake.
 
 bronze.flights, silver.flights and gold.carrier_daily are built for all days. Then one day of the raw table changes and
 is built again. After each step gold is compared with what DuckDB computes from the CSV files.
@@ -13,12 +13,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from benchmarks.assess.common import DATASET, connect, csv_sql, days_of_year
+from benchmarks.assess.common import COLUMNS, DATASET, connect, csv_sql, days_of_year
 from benchmarks.assess.ducklake_direct import attach
 from benchmarks.assess.ducklake_gate import settings
+from benchmarks.assess.table_per_partition import day_table
 from benchmarks.measure import ROOT
 from benchmarks.staging import stage
 from ducklake_flows.datasets.partitions import parse_partition
@@ -56,6 +58,7 @@ CHAIN = (
     ("gold.carrier_daily", GOLD, GROUPED, "silver.flights"),
 )
 """Name, query, its end, and the source of each model."""
+COLUMN_NAMES = ", ".join(f'"{name}"' for name in (*COLUMNS, "flight_date"))
 BATCH = 400
 """Days of one interval: the whole year at once."""
 
@@ -73,6 +76,9 @@ class Builder:
 
     def set_up(self) -> None:
         """Write the project; not timed."""
+
+    def landed(self, days: Sequence[str]) -> None:
+        """Called when the raw table has new rows of these days; not timed."""
 
     def build(self, first: str, last: str, *, again: bool) -> None:
         """Build the days from ``first`` to ``last``; ``again``: they were built before."""
@@ -295,8 +301,30 @@ class SqlMeshStock(Builder):
 
     def build(self, first: str, last: str, *, again: bool) -> None:
         restate = ["--restate-model", "bronze.flights", "--start", first, "--end", last] if again else []
-        now = ["--execution-time", f"{self.days[-1]} 23:59:59"] if not again else []
+        # Shortly after the last day is over: otherwise it would build until today.
+        now = ["--execution-time", f"{date.fromisoformat(self.days[-1]) + timedelta(days=1)} 01:00:00"]
         self.command("sqlmesh", "plan", "--auto-apply", "--no-prompts", "--skip-tests", *restate, *now)
+
+
+class SqlMeshUnion(SqlMeshStock):
+    name = "4a. SQLMesh, stock, over a table a day"
+    how = "option B: a view model with a UNION ALL of all days' tables below bronze; every new day changes its query"
+
+    def set_up(self) -> None:
+        super().set_up()
+        union = " UNION ALL ".join(f"SELECT {COLUMN_NAMES} FROM days.{day_table(day)}" for day in self.days)
+        (self.folder / "models" / "union.sql").write_text(f"MODEL (name united.flights, kind VIEW);\n{union};\n")
+        bronze = self.folder / "models" / "bronze_flights.sql"
+        bronze.write_text(bronze.read_text().replace("FROM raw.flights", "FROM united.flights"))
+
+    def landed(self, days: Sequence[str]) -> None:
+        with attach(self.place) as con:
+            con.execute("BEGIN")
+            con.execute("CREATE SCHEMA IF NOT EXISTS lake.days")
+            for day in days:
+                rows = f"FROM lake.raw.flights WHERE flight_date = '{day}'"
+                con.execute(f"CREATE OR REPLACE TABLE lake.days.{day_table(day)} AS {rows}")
+            con.execute("COMMIT")
 
 
 class Ours(Builder):
@@ -336,7 +364,7 @@ def write_models(folder: Path, start: str, more: str) -> None:
         (folder / f"{table.replace('.', '_')}.sql").write_text(header + sql + ";\n")
 
 
-BUILDERS: list[type[Builder]] = [Python, DbtFile, DbtPostgres, DbtLake, SqlMeshStock, Ours]
+BUILDERS: list[type[Builder]] = [Python, DbtFile, DbtPostgres, DbtLake, SqlMeshStock, SqlMeshUnion, Ours]
 
 
 def run(services: Services, corrected: Path, days: int, repeats: int, only: str = "") -> Iterator[dict[str, Any]]:
@@ -366,6 +394,7 @@ def _one(kind: type[Builder], services: Services, corrected: Path, days: Sequenc
     _publish(place, days)
     builder = kind(place, days)
     builder.set_up()
+    builder.landed(days)
     row: dict[str, Any] = {"builder": kind.name, "how": kind.how, "where": kind.where}
     try:
         began = time.monotonic()
@@ -375,6 +404,7 @@ def _one(kind: type[Builder], services: Services, corrected: Path, days: Sequenc
         row["in the lake"] = _in_lake(place)
         day = days[len(days) // 2]
         _publish(replace(place, landing=corrected), [day])
+        builder.landed([day])
         at = _snapshot(place)
         began = time.monotonic()
         builder.build(day, day, again=True)
@@ -436,8 +466,8 @@ def _change(place: Place, at: int, day: str) -> dict[str, Any]:
     """What the second build did to the lake, by its snapshots.
 
     Returns:
-        ``snapshots``; ``rows written`` of the models; ``torn snapshots``: those in which a model does not have the day's
-        old or new number of rows, so that a reader at that moment sees a hole or a double.
+        ``snapshots``; ``rows written`` of the models; ``torn snapshots``: those in which a model has neither the old
+        nor the new number of the day's rows, so that a reader at that moment sees a hole or a double.
     """
     with attach(place, read_only=True) as con:
         last = con.execute("SELECT max(snapshot_id) FROM ducklake_snapshots('lake')").fetchall()[0][0]

@@ -30,8 +30,8 @@ class QuackWriter(Writer):
         self.con = contender.client()
 
     def replace(self, days: Sequence[str]) -> None:
-        # The server runs all of it: DuckDB 1.5.5 cannot DELETE from an attached remote table ("Can only delete from base
-        # table"), and a client's ROLLBACK does not undo its INSERT (see `rolls_back`).
+        # The server runs all of it: a client cannot DELETE from an attached table (duckdb/duckdb-quack#176), and its
+        # ROLLBACK does not undo its INSERT (duckdb/duckdb-quack#173; see `rolls_back`).
         self.con.execute(
             "FROM quack_query_by_name('quack', $$ BEGIN; "
             f"DELETE FROM flights WHERE flight_date IN ({days_sql(days)}); "

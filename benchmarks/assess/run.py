@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -50,6 +51,8 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="measure nothing, write the page from the results")
     parser.add_argument("--only", default="", help="of the backfill: contenders with this word in their names")
     chosen = parser.parse_args()
+    # So that `timeout` and `kill` end the services, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if unknown := [name for name in chosen.parts if name not in parts]:
         parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(parts)}")
     for name in [] if chosen.page else chosen.parts or parts:
@@ -72,13 +75,15 @@ def main() -> None:
 def _writers(running: Services, corrected: Path, quick: bool, only: str) -> Iterable[dict[str, Any]]:
     from benchmarks.assess import writers
 
-    return writers.run(running, repeats=1 if quick else 3, commits=8 if quick else 48, counts=(1, 4) if quick else writers.COUNTS)
+    return writers.run(
+        running, repeats=1 if quick else 3, commits=8 if quick else 48, counts=(1, 4) if quick else writers.COUNTS
+    )
 
 
 def _backfill(running: Services, corrected: Path, quick: bool, only: str) -> Iterable[dict[str, Any]]:
     from benchmarks.assess import backfill
 
-    return backfill.run(running, corrected, 24 if quick else 365, 1 if quick else 3, 10 if quick else 40, only)
+    return backfill.run(running, corrected, 24 if quick else 365, 1 if quick else 3, 10 if quick else 25, only)
 
 
 def _models(running: Services, corrected: Path, quick: bool, only: str) -> Iterable[dict[str, Any]]:

@@ -17,7 +17,7 @@ class TableWriter(LakeWriter):
     def replace(self, days: Sequence[str]) -> None:
         self.con.execute("BEGIN")
         for day in days:
-            self.con.execute(f"CREATE OR REPLACE TABLE lake.{table(day)} AS {csv_sql(self.place, [day])}")
+            self.con.execute(f"CREATE OR REPLACE TABLE lake.{day_table(day)} AS {csv_sql(self.place, [day])}")
         self.con.execute("COMMIT")
 
 
@@ -42,6 +42,6 @@ class TablePerPartition(DuckLakeDirect):
         return None  # A view has no versions: each of its tables would have to be asked.
 
 
-def table(day: str) -> str:
+def day_table(day: str) -> str:
     """The name of a day's table."""
     return f"flights_{day.replace('-', '')}"

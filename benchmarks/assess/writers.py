@@ -46,7 +46,7 @@ KINDS = {
 }
 TRIO = ("2024-10-13", "2024-10-14", "2024-10-15")
 """The partitions that hung in the first attempt. Their data is that of the first three days of 2013."""
-LIMIT = 20.0
+LIMIT = 10.0
 """Seconds after which a writer begins no further commit."""
 PATIENCE = 15.0
 """Seconds that a writer then has to end its last commit; afterwards it is counted as asleep, and stopped."""

@@ -34,7 +34,7 @@ CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
 END $$;
 CREATE TRIGGER lose BEFORE INSERT ON ducklake_snapshot FOR EACH ROW EXECUTE FUNCTION lose();
 """
-"""While `others_are_first` has a row, every commit loses its race. A sequence counts tries, as no rollback resets it."""
+"""While `others_are_first` has a row, every commit loses its race. A sequence counts tries: no rollback resets it."""
 
 
 class Catalog:
@@ -78,9 +78,8 @@ def test_the_hang_is_a_sleep_between_retries_and_the_gate_has_none(lake: Lake, c
 
     A writer that loses the race for the next snapshot sleeps `wait x backoff^losses`. Nine losses in a row are 381 s.
     """
-    assert sum(RETRIES["retry_wait_ms"] / 1000 * RETRIES["retry_backoff"] ** n for n in range(9)) == pytest.approx(
-        381, 0.01
-    )
+    wait, backoff = RETRIES["retry_wait_ms"] / 1000, RETRIES["retry_backoff"]
+    assert sum(wait * backoff**losses for losses in range(9)) == pytest.approx(381, 0.01)
     for day in DAYS:
         lake.land(f"entries/{day}.json", [{"id": n, "text": "x"} for n in range(3)])
     with connect(lake.settings) as con:
