@@ -117,6 +117,8 @@ def _scaling(rows: Rows) -> str:
     counts = sorted({row["writers"] for row in scaling})
 
     def cell(found: Rows) -> str:
+        if not found:
+            return "-"
         bad = most(found, "failed")
         asleep = most(found, "asleep")
         wrong = most(found, "wrong")
@@ -129,7 +131,7 @@ def _scaling(rows: Rows) -> str:
     body = []
     for (catalog, retries), found in grouped(scaling, "catalog", "retries").items():
         by = grouped(found, "writers")
-        body.append([catalog, retries.partition(" (")[0], *(cell(by[(n,)]) for n in counts)])
+        body.append([catalog, retries.partition(" (")[0], *(cell(by.get((n,), [])) for n in counts)])
     total = scaling[0]["commits"] + scaling[0]["failed"]
     head = ["catalog", "retries", *(f"{n} writer{'s' * (n > 1)}" for n in counts)]
     return table(head, body) + f"\n\nCommits a second, of {total} commits in all; the worst of the runs for failures."
@@ -254,7 +256,7 @@ def _kept(storage: str) -> Callable[[Rows], str]:
 
 def _models(rows: Rows) -> str:
     body = []
-    for (name, where), runs in grouped(rows, "builder", "where").items():
+    for (name, where), runs in sorted(grouped(rows, "builder", "where").items()):
         bad = next((row["error"] for row in runs if "error" in row), "")
         body.append(
             [

@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
     parser.add_argument("--quick", action="store_true", help="small and once")
     parser.add_argument("--page", action="store_true", help="measure nothing, write the page from the results")
-    parser.add_argument("--only", default="", help="of the backfill: contenders with this word in their names")
+    parser.add_argument("--only", default="", help="of backfill and models: those with this word in their names")
     chosen = parser.parse_args()
     # So that `timeout` and `kill` end the services, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -63,13 +63,22 @@ def main() -> None:
             land(Settings(_env_file=None, home=folder))  # type: ignore[call-arg]
             with services(folder) as running:
                 running.landing = folder / "landing" / "flights"
-                result: dict[str, Any] = {**_about(), "quick": chosen.quick, "rows": []}
+                result = {**_about(), "quick": chosen.quick, "rows": _kept(name, chosen.only, chosen.quick)}
                 for row in parts[name](running, _corrected(running.landing), chosen.quick, chosen.only):
                     result["rows"].append(row)
                     result["minutes"] = round((time.monotonic() - began) / 60, 1)
                     # After every row: what was measured is kept if a later contender fails.
                     (RESULTS / f"assess-{name}.json").write_text(json.dumps(result, indent=1, default=str) + "\n")
     page.write()
+
+
+def _kept(part: str, only: str, quick: bool) -> list[dict[str, Any]]:
+    """The rows of an earlier run of the same scale that a run of some contenders does not replace."""
+    path = RESULTS / f"assess-{part}.json"
+    earlier = json.loads(path.read_text()) if only and path.exists() else {"quick": quick, "rows": []}
+    if earlier["quick"] != quick:
+        return []
+    return [row for row in earlier["rows"] if only.lower() not in (row.get("contender") or row["builder"]).lower()]
 
 
 def _writers(running: Services, corrected: Path, quick: bool, only: str) -> Iterable[dict[str, Any]]:
