@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import queue
 import random
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -69,20 +71,20 @@ def run(
     Yields:
         A row for each run.
     """
-    for storage, times in (("folder", repeats), ("S3", 1)):
-        for contender in CONTENDERS:
-            if only.lower() not in contender.name.lower():
-                continue
-            if storage == "S3" and contender in {PlainDuckDB, Quack}:
-                continue  # A database file in S3 is read-only.
-            for group in (1, GROUP):
-                for number in range(times):
-                    row = _one(contender, services, corrected, storage, group, days_of_year(days), limit)
-                    if number == 0:  # What a crash leaves is no timing: once is enough.
-                        killed = days_of_year(min(CRASH_DAYS, days))
-                        row |= _crash(contender(services.place(storage)), killed, group, limit)
-                    print({k: v for k, v in row.items() if k != "errors"}, flush=True)
-                    yield row
+    for number in range(repeats):
+        for storage in ("folder", "S3") if number == 0 else ("folder",):
+            for contender, group in itertools.product(CONTENDERS, (1, GROUP)):
+                if only.lower() not in contender.name.lower():
+                    continue
+                if storage == "S3" and contender in {PlainDuckDB, Quack}:
+                    continue  # A database file in S3 is read-only.
+                row = _one(contender, services, corrected, storage, group, days_of_year(days), limit)
+                if number == 0:  # What a crash leaves is no timing: once is enough.
+                    killed = days_of_year(min(CRASH_DAYS, days))
+                    row |= _crash(contender(services.place(storage)), killed, group, limit)
+                row["run"] = number
+                print({k: v for k, v in row.items() if k != "errors"}, file=sys.stderr, flush=True)
+                yield row
 
 
 def _one(

@@ -380,10 +380,10 @@ def run(services: Services, corrected: Path, days: int, repeats: int, only: str 
     Yields:
         A row for each run.
     """
-    for builder in BUILDERS:
-        for _ in range(repeats):
+    for number in range(repeats):
+        for builder in BUILDERS:
             if only.lower() in builder.name.lower():
-                row = _one(builder, services, corrected, days_of_year(days))
+                row = {"run": number, **_one(builder, services, corrected, days_of_year(days))}
                 print(row, file=sys.stderr, flush=True)
                 yield row
 

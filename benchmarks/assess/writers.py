@@ -41,8 +41,8 @@ KINDS = {
     "append, one table": "all append to one table",
     "replace other days, empty": "DELETE and INSERT, each writer its own days, no rows before",
     "replace other days, full": "the same, the days have rows",
-    "replace one day, empty": "all replace the same day, no rows before",
-    "replace one day, full": "the same, the day has rows",
+    "replace the same days, empty": "all replace the same day at about the same time, no rows before",
+    "replace the same days, full": "the same, the days have rows",
 }
 TRIO = ("2024-10-13", "2024-10-14", "2024-10-15")
 """The partitions that hung in the first attempt. Their data is that of the first three days of 2013."""
@@ -83,10 +83,11 @@ def run(services: Services, repeats: int, commits: int, counts: Sequence[int] = 
     settings = [Case("PostgreSQL", one, r, 6, 2 * commits) for r in RETRIES]
     kinds = [Case("PostgreSQL", k, r, 4, commits) for k in KINDS for r in (DEFAULT, GATE)]
     trio = [Case("PostgreSQL", "the three that hung", r, 3, 3) for r in RETRIES]
-    for part, cases in (("scaling", scaling), ("settings", settings), ("kinds", kinds), ("trio", trio)):
-        for case in cases:
-            for _ in range(repeats):
-                row = {"part": part, **_one(services, case)}
+    parts = (("settings", settings), ("kinds", kinds), ("trio", trio), ("scaling", scaling))
+    for number in range(repeats):
+        for part, cases in parts:
+            for case in cases:
+                row = {"part": part, "run": number, **_one(services, case)}
                 print({k: v for k, v in row.items() if k != "errors"}, file=sys.stderr, flush=True)
                 yield row
 
@@ -158,12 +159,12 @@ def _one(services: Services, case: Case) -> dict[str, Any]:
 
 def _plan(case: Case, days: Sequence[str]) -> list[list[tuple[str, str]]]:
     """The tables and days that each writer writes, in order."""
-    one_day = case.kind.startswith("replace one day")
+    same = case.kind.startswith("replace the same")
     shares = []
     for writer in range(case.writers):
         table = f"flights_{writer}" if case.kind == "append, a table each" else "flights"
         mine = days[writer :: case.writers]
-        shares.append([(table, days[0] if one_day else day) for day in mine])
+        shares.append([(table, days[round_] if same else day) for round_, day in enumerate(mine)])
     return shares
 
 
