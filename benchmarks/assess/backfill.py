@@ -18,7 +18,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.assess.common import BUSY, days_of_year, landed_rows, timed
+from benchmarks.assess.common import BUSY, days_of_year, landed_rows, one_line, timed
 from benchmarks.assess.delta import Delta
 from benchmarks.assess.ducklake_direct import DuckLakeDirect
 from benchmarks.assess.ducklake_gate import DuckLakeGate
@@ -217,7 +217,7 @@ def _work(contender: Contender, share: Sequence[Sequence[str]], limit: float, re
             try:
                 writer.replace(chunk)
             except Exception as error:  # noqa: BLE001 - counted; the contenders raise errors of many kinds
-                told.put(("conflict", chunk, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+                told.put(("conflict", chunk, one_line(error)))
                 time.sleep(random.random() * 0.02 * 2**attempt)  # noqa: S311 - the backoff of an orchestrator
                 writer.reset()
             else:
@@ -235,7 +235,7 @@ def _open(contender: Contender, told: Any) -> Writer:
         try:
             return contender.writer()
         except Exception as error:  # noqa: BLE001 - counted
-            told.put(("conflict", [], f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+            told.put(("conflict", [], one_line(error)))
             time.sleep(random.random() * 0.05)  # noqa: S311 - the backoff of an orchestrator
 
 
@@ -285,7 +285,7 @@ def _replace(
         try:
             history = contender.at(mark)
         except Exception as error:  # noqa: BLE001 - the answer is that it does not work
-            written.errors.append(f"history: {error}")
+            written.errors.append(f"history: {one_line(error)}")
     return {
         "replaced": len(written.done),
         "replace, s": written.seconds,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import re
 import statistics
 import time
 from dataclasses import dataclass
@@ -252,3 +253,9 @@ def timed(work: Any, times: int = 3) -> float:
         work()
         took.append(time.monotonic() - began)
     return statistics.median(took)
+
+
+def one_line(error: Exception | str) -> str:
+    """An error as one short line without this machine's paths and processes."""
+    text = str(error) if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    return re.sub(r"(file://)?/\S+|\(PID \d+\)", "...", " ".join(text.split()))[:300]

@@ -17,7 +17,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from benchmarks.assess.common import COLUMNS, DATASET, connect, csv_sql, days_of_year
+from benchmarks.assess.common import COLUMNS, DATASET, connect, csv_sql, days_of_year, one_line
 from benchmarks.assess.ducklake_direct import attach
 from benchmarks.assess.ducklake_gate import settings
 from benchmarks.assess.table_per_partition import day_table
@@ -114,7 +114,7 @@ class Builder:
             check=False,
         )
         if done.returncode:
-            raise RuntimeError(f"{arguments[0]}: {(done.stdout + done.stderr)[-1500:]}")
+            raise RuntimeError(f"{arguments[0]}: {(done.stdout + done.stderr)[-280:]}")
 
 
 class Python(Builder):
@@ -412,7 +412,7 @@ def _one(kind: type[Builder], services: Services, corrected: Path, days: Sequenc
         row["one day right"] = _gold(builder) == _truth(place, [d for d in days if d != day], corrected, [day])
         row |= _change(place, at, day)
     except Exception as error:  # noqa: BLE001 - the answer is that it does not work
-        row["error"] = " ".join(str(error).split())[-900:]
+        row["error"] = one_line(error)
     return row
 
 

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.assess.common import TABLE_COLUMNS, connect, csv_sql, days_of_year, gate, landed_rows
+from benchmarks.assess.common import TABLE_COLUMNS, connect, csv_sql, days_of_year, gate, landed_rows, one_line
 from benchmarks.assess.quack import server
 from deployments.services import free_port, new_secret
 
@@ -298,4 +298,4 @@ def _kind_of(error: str) -> str:
     ):
         if known in error:
             return known
-    return " ".join(error.split())[:160]
+    return one_line(error)[:160]
