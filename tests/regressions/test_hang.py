@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 
-import psycopg2
+import psycopg
 import pytest
 
 from ducklake_flows.lake.connect import connect
@@ -43,13 +43,11 @@ class Catalog:
     def __init__(self, lake: Lake) -> None:
         assert lake.settings.catalog_password
         password = lake.settings.catalog_password.get_secret_value()
-        self.con = psycopg2.connect(lake.settings.catalog.removeprefix("postgres:"), password=password)
-        self.con.autocommit = True
+        self.con = psycopg.connect(lake.settings.catalog.removeprefix("postgres:"), password=password, autocommit=True)
 
-    def run(self, sql: str) -> list[tuple[Any, ...]]:
-        with self.con.cursor() as cursor:
-            cursor.execute(sql)
-            return cursor.fetchall() if cursor.description else []
+    def run(self, sql: LiteralString) -> list[tuple[Any, ...]]:
+        found = self.con.execute(sql)
+        return found.fetchall() if found.description else []
 
     def tries(self) -> int:
         found: int = self.run("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM tries")[0][0]
