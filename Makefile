@@ -1,6 +1,6 @@
 # All targets need only Python 3.11 or newer, make and git; .venv is created from requirements.lock.
 .DEFAULT_GOAL := help
-.PHONY: help demo stack test soak coverage lint format bench lock clean
+.PHONY: help demo stack test soak coverage lint format bench assess lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -46,6 +46,9 @@ format: .venv/installed  ## Format the code and fix lint errors
 bench: .venv/bench  ## Comparison with DuckDB alone, dlt and Dagster; about an hour (ARGS="year startup" selects some)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
+assess: .venv/assess/installed  ## docs/honest-assessment.md, measured: other formats, retry settings, dbt; 40 minutes (ARGS="writers --quick" narrows it)
+	.venv/assess/bin/python -m benchmarks.assess.run $(ARGS)
+
 ##@ Environment
 
 # The bootstrap lock comes first, hash-checked: its uv installs the rest several times faster than pip.
@@ -61,12 +64,21 @@ bench: .venv/bench  ## Comparison with DuckDB alone, dlt and Dagster; about an h
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-bench.lock
 	@touch $@
 
+# An environment next to ours: dbt wants an older pathspec and importlib-metadata. The rest has the same versions.
+.venv/assess/installed: .venv/installed requirements-assess.lock
+	test -x .venv/assess/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python .venv/assess
+	$(BIN)/uv pip install --quiet --python .venv/assess/bin/python --require-hashes -r requirements-assess.lock
+	$(BIN)/uv pip install --quiet --python .venv/assess/bin/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11
 RUNTIME := --extra postgres --extra s3 --extra openlineage --extra demo
 lock: .venv/installed  ## Resolve the pins again
 	$(COMPILE) $(RUNTIME) --extra stack --extra dev pyproject.toml -o requirements.lock
 	$(COMPILE) $(RUNTIME) --extra stack --extra dev --extra bench -c requirements.lock pyproject.toml -o requirements-bench.lock
 	$(COMPILE) $(RUNTIME) -c requirements.lock pyproject.toml -o requirements-image.lock
+	grep '^[a-z]' requirements.lock | sed 's/ \\$$//; /^pathspec==/d; /^importlib-metadata==/d' | \
+	    $(COMPILE) $(RUNTIME) --extra stack --extra assess -c /dev/stdin pyproject.toml -o requirements-assess.lock
 	printf 'hatchling\nuv\n' | $(COMPILE) -c requirements.lock - -o requirements-bootstrap.lock
 
 clean:  ## Remove the environment and the local lake (stops its server first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -15,12 +16,20 @@ from ducklake_flows.staging.receipt import Receipt
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from duckdb import DuckDBPyConnection
+
     from ducklake_flows.datasets.dataset import Dataset
     from ducklake_flows.datasets.partitions import Partition
     from ducklake_flows.settings import Settings
 
 
-def stage(settings: Settings, dataset: Dataset, partitions: Sequence[Partition], query: str) -> list[Receipt]:
+def stage(
+    settings: Settings,
+    dataset: Dataset,
+    partitions: Sequence[Partition],
+    query: str,
+    con: DuckDBPyConnection | None = None,
+) -> list[Receipt]:
     """Write one Parquet file per partition.
 
     Args:
@@ -28,19 +37,20 @@ def stage(settings: Settings, dataset: Dataset, partitions: Sequence[Partition],
         dataset: The dataset of the partitions.
         partitions: The partitions to stage. The query must return rows for each of them.
         query: Returns the rows, with the partition column.
+        con: A connection that can write to the data path; a new one if None.
     """
     column, base = quoted(dataset.partition_column or ""), f"{settings.data_path}raw/{dataset.key}"
     if not settings.data_path.startswith("s3://"):
         Path(base).mkdir(parents=True, exist_ok=True)
     columns: Mapping[str, str] = declared_types(dataset)
-    with connected(settings) as con:
+    with connected(settings) if con is None else contextlib.nullcontext(con) as using:
         # Materialised, so that files and fingerprints are computed from the same rows.
-        con.execute(f"CREATE TEMP TABLE rows AS {query}")
-        written = con.execute(
+        using.execute(f"CREATE OR REPLACE TEMP TABLE rows AS {query}")
+        written = using.execute(
             f"COPY rows TO '{base}' (FORMAT parquet, PARTITION_BY ({column}), WRITE_PARTITION_COLUMNS, "
             "FILENAME_PATTERN '{uuid}', APPEND, RETURN_FILES)"
         ).fetchall()[0][1]
-        found = con.execute(
+        found = using.execute(
             f"SELECT strftime({column}, '{dataset.grain.key_format}'), count(*), {fingerprint_sql(columns)} "
             "FROM rows GROUP BY ALL"
         ).fetchall()

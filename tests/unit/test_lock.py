@@ -21,7 +21,7 @@ RUNTIME = [
     + [text for extra in ("postgres", "s3", "openlineage", "demo") for text in EXTRAS[extra]]
 ]
 ASKED = [*RUNTIME, *map(Requirement, EXTRAS["stack"] + EXTRAS["dev"])]
-LOCKS = [f"requirements{kind}.lock" for kind in ("", "-bootstrap", "-bench", "-image")]
+LOCKS = [f"requirements{kind}.lock" for kind in ("", "-assess", "-bootstrap", "-bench", "-image")]
 
 
 def pins(lock: str) -> dict[str, str]:
@@ -89,6 +89,15 @@ def test_the_benchmarks_lock_extends_the_lock() -> None:
     locked, more = pins("requirements.lock"), pins("requirements-bench.lock")
     assert {name: version(more[name]) for name in locked} == {name: version(entry) for name, entry in locked.items()}
     for asked in map(Requirement, EXTRAS["bench"]):
+        assert version(more[canonicalize_name(asked.name)]) in asked.specifier, asked
+
+
+def test_the_assessment_runs_on_the_locked_versions() -> None:
+    locked, more = pins("requirements.lock"), pins("requirements-assess.lock")
+    for asked in RUNTIME:
+        name = canonicalize_name(asked.name)
+        assert version(more[name]) == version(locked[name])
+    for asked in map(Requirement, EXTRAS["assess"]):
         assert version(more[canonicalize_name(asked.name)]) in asked.specifier, asked
 
 
