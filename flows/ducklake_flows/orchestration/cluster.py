@@ -36,6 +36,8 @@ def task_runner(settings: Settings, workers: int) -> Iterator[DaskTaskRunner]:
 
     # No retries by Dask: the run retries a lost chunk's partitions one at a time; see `orchestration.chunks`.
     dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.comm.timeouts.connect": "20s"})
+    # Otherwise each local cluster writes some hundred lines about its end into the run's output.
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     with contextlib.ExitStack() as stack:
         address = settings.dask_address or stack.enter_context(_local_cluster(settings, workers))
         runner = DaskTaskRunner(address=address)
