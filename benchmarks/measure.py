@@ -8,6 +8,8 @@ import resource
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ from ducklake_flows.project import get_dataset
 from ducklake_flows.settings import LAKE, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 DATASET = get_dataset("flights")
@@ -172,3 +174,15 @@ def contend(module: str, home: Path, settings: Mapping[str, str], *arguments: ob
 
 def _lines(path: Path) -> int:
     return path.read_bytes().count(b"\n")
+
+
+def about(packages: Iterable[str]) -> dict[str, Any]:
+    """When and on what a result is measured, with the versions of Python and these packages."""
+    return {
+        "when": date.today().isoformat(),
+        "machine": {
+            "cores": os.cpu_count(),
+            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        },
+        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in packages}},
+    }

@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 import tempfile
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import plots, simulation
-from benchmarks.measure import LANDED, ROOT, Bench, Target, contend
+from benchmarks.measure import LANDED, ROOT, Bench, Target, about, contend
 from deployments.services import ObjectStore, Postgres, new_secret
 from ducklake_flows.cli.demo import land
 from ducklake_flows.settings import Settings
@@ -169,7 +165,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="lake-bench-") as folder:
             Path(folder).chmod(0o755)  # PostgreSQL runs as another user and must be able to enter
             bench = BENCHES[name](Bencher(Path(folder), chosen.seconds))
-        (RESULTS / f"{name}.json").write_text(json.dumps({**_about(), **asdict(bench)}, indent=2) + "\n")
+        (RESULTS / f"{name}.json").write_text(json.dumps({**about(PACKAGES), **asdict(bench)}, indent=2) + "\n")
         plots.draw(name, bench, IMAGES)
         _show(console, bench)
         missed += sum(not target.reached for target in bench.targets)
@@ -178,17 +174,6 @@ def main() -> None:
 
 def _target(found: dict[str, Any]) -> Target:
     return Target(**found)
-
-
-def _about() -> dict[str, Any]:
-    return {
-        "when": date.today().isoformat(),
-        "machine": {
-            "cores": os.cpu_count(),
-            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        },
-        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
-    }
 
 
 @contextmanager

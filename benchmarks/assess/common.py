@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import fcntl
 import functools
@@ -68,21 +69,21 @@ class Place:
         return f"host={host} port={port} dbname={self.name} user={self.name}"
 
 
-class Writer:
+class Writer(abc.ABC):
     """An open connection of one writer, which replaces whole days."""
 
+    @abc.abstractmethod
     def replace(self, days: Sequence[str]) -> None:
         """Replace these days by the rows of their files, atomically. Raises what the contender raises."""
-        raise NotImplementedError
 
-    def reset(self) -> None:
+    def reset(self) -> None:  # noqa: B027 - optional
         """Get ready to try again after an error."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - optional
         """Close it."""
 
 
-class Contender:
+class Contender(abc.ABC):
     """One way to keep the year's days. An instance is sent to every process, so it holds values only."""
 
     name: ClassVar[str]
@@ -100,39 +101,43 @@ class Contender:
         """Start what must run beside the writers; a context manager."""
         return contextlib.nullcontext()
 
-    def crash(self) -> None:
+    def crash(self) -> None:  # noqa: B027 - optional
         """Kill what `start` started on the side of the writers. Servers of the storage stay."""
 
+    @abc.abstractmethod
     def create(self) -> None:
         """Create the empty table."""
-        raise NotImplementedError
 
-    def finish(self) -> None:
+    def finish(self) -> None:  # noqa: B027 - optional
         """Do what has to be done once after all days were written."""
 
+    @abc.abstractmethod
     def writer(self) -> Writer:
         """Open a writer in this process."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def reader(self) -> tuple[DuckDBPyConnection, str]:
         """Open a DuckDB connection, and the name or function that stands for the table in its FROM."""
-        raise NotImplementedError
 
     def commits(self) -> int:
-        """How many commits or versions the table has."""
-        raise NotImplementedError
+        """How many commits or versions the table has; 0 if it keeps no history."""
+        return 0
 
     def live_files(self) -> int | None:
         """How many data files the current version has; None if it keeps its rows in one file."""
-        raise NotImplementedError
+        return None
 
     def mark(self) -> Any:
         """The current version, for `at`; None if it keeps no history of the whole table."""
-        raise NotImplementedError
+        return None
 
     def at(self, mark: Any) -> int:
-        """Rows of the year at a version."""
-        raise NotImplementedError
+        """Rows of the year at a version.
+
+        Raises:
+            LookupError: it keeps no history of the whole table.
+        """
+        raise LookupError(f"{self.name} keeps no history of the whole table")
 
 
 def connect(*extensions: str, threads: int = 1) -> DuckDBPyConnection:

@@ -195,12 +195,15 @@ def _trio(rows: Rows) -> str:
     )
 
 
+def _by_contender(rows: Rows, storage: str) -> Iterable[tuple[Any, Rows]]:
+    """The runs of each contender and size of a group on a storage."""
+    return grouped([row for row in rows if row["storage"] == storage], "contender", "group").items()
+
+
 def _filled(storage: str) -> Callable[[Rows], str]:
     def make(rows: Rows) -> str:
         body = []
-        for (name, group), runs in grouped(
-            [row for row in rows if row["storage"] == storage], "contender", "group"
-        ).items():
+        for (name, group), runs in _by_contender(rows, storage):
             body.append(
                 [
                     name,
@@ -235,9 +238,7 @@ def _filled(storage: str) -> Callable[[Rows], str]:
 def _kept(storage: str) -> Callable[[Rows], str]:
     def make(rows: Rows) -> str:
         body = []
-        for (name, group), runs in grouped(
-            [row for row in rows if row["storage"] == storage], "contender", "group"
-        ).items():
+        for (name, group), runs in _by_contender(rows, storage):
             body.append(
                 [
                     name,

@@ -58,15 +58,6 @@ class PlainDuckDB(Contender):
     def reader(self) -> tuple[DuckDBPyConnection, str]:
         return duckdb.connect(file(self.place), read_only=True), "flights"
 
-    def commits(self) -> int:
-        return 0
-
-    def live_files(self) -> int | None:
-        return None
-
-    def mark(self) -> Any:
-        return None
-
 
 def file(place: Place) -> str:
     """The database file."""

@@ -69,15 +69,6 @@ class Quack(Contender):
     def reader(self) -> tuple[DuckDBPyConnection, str]:
         return self.client(), "quack.flights"
 
-    def commits(self) -> int:
-        return 0
-
-    def live_files(self) -> int | None:
-        return None
-
-    def mark(self) -> Any:
-        return None
-
     def rolls_back(self) -> bool:
         """Whether a client's ROLLBACK undoes its INSERT."""
         with self.client() as con:

@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
 import tempfile
 import time
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.assess import page
 from benchmarks.assess.common import days_of_year, services
-from benchmarks.measure import ROOT
+from benchmarks.measure import ROOT, about
 from ducklake_flows.cli.demo import land
 from ducklake_flows.settings import Settings
 
@@ -65,7 +62,7 @@ def main() -> None:
             land(Settings(_env_file=None, home=folder))  # type: ignore[call-arg]
             with services(folder) as running:
                 running.landing = folder / "landing" / "flights"
-                result = {**_about(), "quick": chosen.quick, "rows": _kept(name, chosen.only, chosen.quick)}
+                result = {**about(PACKAGES), "quick": chosen.quick, "rows": _kept(name, chosen.only, chosen.quick)}
                 rows = parts[name](running, _corrected(running.landing), chosen.quick, chosen.only)
                 for row in rows:
                     result["rows"].append(row)
@@ -116,17 +113,6 @@ def _corrected(landing: Path) -> Path:
         text = (landing / f"{day}.csv").read_bytes()
         (folder / f"{day}.csv").write_bytes(text + text[text.rindex(b"\n", 0, -1) + 1 :])
     return folder
-
-
-def _about() -> dict[str, Any]:
-    return {
-        "when": date.today().isoformat(),
-        "machine": {
-            "cores": os.cpu_count(),
-            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        },
-        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
-    }
 
 
 if __name__ == "__main__":
