@@ -87,6 +87,10 @@ class Running:
         logs = self.post("logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200})
         return [f"{found['name']}: {found['state']}", *(f"{log['timestamp']} {log['message']}" for log in logs)]
 
+    def failed(self, runs: Mapping[str, dict[str, Any]]) -> list[list[str]]:
+        """The state and log of each of these runs that did not complete."""
+        return [self.told(key) for key, run in runs.items() if run["state_type"] != "COMPLETED"]
+
     @contextlib.contextmanager
     def endless(self, month: str = "2024-02") -> Iterator[str]:
         """A running run of the ingest deployment, of four days, whose source yields rows until the end of the block."""

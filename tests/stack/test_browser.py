@@ -118,7 +118,14 @@ def test_the_ui_starts_a_run_and_shows_its_form_graphs_and_artifacts(  # type: i
     def child(name: str) -> dict[str, Any]:
         return next(r for r in running.runs() if r["parent_task_run_id"] and r["name"].startswith(name))
 
-    page.goto(f"{running.stack.ui}/runs/flow-run/{child('transform prod')['id']}")
+    # A transform that an event triggered may have built the model before the pipeline's transform looked.
+    built = {
+        "task_runs": {"name": {"any_": ["gold.carrier_daily"]}},
+        "sort": "EXPECTED_START_TIME_DESC",
+        "limit": 1,
+    }
+    (model,) = running.post("task_runs/filter", built)
+    page.goto(f"{running.stack.ui}/runs/flow-run/{model['flow_run_id']}")
     page.locator("canvas").first.wait_for()
     shoot("prefect-graph")
     page.get_by_text("Task Runs", exact=True).first.click()

@@ -58,8 +58,7 @@ def test_overlapping_runs_a_transform_and_maintenance_complete_concurrently(runn
         running.start("maintain", retention_days=0),
     ]
     ended = running.ended(*runs)
-    states = {r["name"]: r["state_name"] for r in ended.values()}
-    assert set(states.values()) == {"Completed"}, states
+    assert {r["state_name"] for r in ended.values()} == {"Completed"}, running.failed(ended)
     running.quiet()
     in_february = "FROM raw.flights WHERE month(flight_date) = 2 GROUP BY 1 ORDER BY 1"
     raw = running.sql(f"SELECT day(flight_date) AS d, count(*) AS n {in_february}")
