@@ -17,7 +17,7 @@ from ducklake_flows.lake.publish import Published, Publisher
 from ducklake_flows.orchestration import assets, events, gate, openlineage
 from ducklake_flows.orchestration.artifacts import create_artifacts
 from ducklake_flows.orchestration.bootstrap import check
-from ducklake_flows.orchestration.cluster import task_runner
+from ducklake_flows.orchestration.executor import executor
 from ducklake_flows.orchestration.extraction import Extraction
 from ducklake_flows.orchestration.failures import ends_failed
 from ducklake_flows.orchestration.names import DUE, ingest_name, name_waiting
@@ -116,13 +116,13 @@ def _extract_and_publish(
     root: RootRun,
     order: Order,
 ) -> None:
-    """Extract the partitions on Dask, and publish each group of outcomes while the next ones are extracted."""
+    """Extract the partitions, and publish each group of outcomes while the next ones are extracted."""
     began, tables = time.monotonic(), publisher.tables()
-    with task_runner(settings, workers) as runner:
+    with executor(settings, workers, len(todo)) as here:
         summary.add_seconds("cluster start", began)
         began = time.monotonic()
         with progress(len(todo), ", ".join(datasets)) as shown:
-            for group in Extraction(settings, runner, workers, datasets, tables, root, order).groups(todo):
+            for group in Extraction(here, workers, datasets, tables, root, order).groups(todo):
                 result = _publish(settings, publisher, summary.without_absent(group, datasets), summary)
                 shown.advance(len(group), sum(r.rows for r in result.receipts), len(result.failures))
         summary.add_seconds("extract and publish", began)

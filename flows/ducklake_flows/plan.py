@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ducklake_flows import storage
 from ducklake_flows.datasets.dataset import Dataset, Strays
-from ducklake_flows.datasets.partitions import Partition, parse_partition
+from ducklake_flows.datasets.partitions import Grain, Partition, parse_partition
 from ducklake_flows.errors import BadInput, LakeError, SourceError, StorageError, redacted
 from ducklake_flows.lake.connect import connected
 from ducklake_flows.lake.ledger import Entry, latest, published_by
@@ -257,6 +257,34 @@ def chosen(
     found = [p for p in planned if p.runs and (p.dataset, p.partition) not in done]
     found.sort(key=lambda p: parse_partition(p.partition, grains[p.dataset]).start, reverse=order is Order.newest)
     return found if limit is None else found[: max(limit - len(done), 0)]
+
+
+def at_most_one(
+    datasets: Sequence[Dataset],
+    start: date | None = None,
+    end: date | None = None,
+    only: Sequence[str] | None = None,
+    limit: int | None = None,
+) -> bool:
+    """Whether a run certainly has no more than one partition. Takes the arguments of a run; reads nothing.
+
+    Args:
+        datasets: The datasets of the run.
+        start: First day. Without it or ``end``, a dataset counts as having many partitions, unless its grain is full.
+        end: Last day, inclusive.
+        only: These partition keys instead of a range.
+        limit: At most so many.
+    """
+    if limit == 1:
+        return True
+    if len(datasets) != 1:
+        return False
+    if only is not None:
+        return len(only) == 1
+    (dataset,) = datasets
+    if dataset.grain is Grain.full:
+        return True
+    return start is not None and end is not None and len(dataset.partitions(start, end)) <= 1
 
 
 def done_by(settings: Settings, flow_run_id: str) -> set[tuple[str, str]]:

@@ -24,6 +24,8 @@ from ducklake_flows.lake.connect import connected
 from ducklake_flows.lake.query import query
 from ducklake_flows.lake.schema import bootstrap
 from ducklake_flows.lake.verify import Finding, verify
+from ducklake_flows.orchestration.cluster import DEATHS
+from ducklake_flows.orchestration.executor import WorkerDied
 from ducklake_flows.orchestration.extraction import lost_because
 from ducklake_flows.plan import Planned, make_plan, plan_each, stale_left, strays
 from ducklake_flows.project import all_datasets, broken_datasets, get_dataset, get_datasets
@@ -256,7 +258,8 @@ def test_only_a_dead_worker_is_reported_as_dead() -> None:
     )
     assert lost_because(RuntimeError("Error during deserialization")) == "RuntimeError: Error during deserialization"
     assert lost_because(ValueError("password=hunter2")) == "ValueError: password=***"
-    assert lost_because(KilledWorker("a", None, 0)) == "its worker died: KilledWorker"  # type: ignore[arg-type]
+    assert lost_because(WorkerDied("KilledWorker")) == "its worker died: KilledWorker"
+    assert KilledWorker in DEATHS
 
 
 # --- Services that are down ---

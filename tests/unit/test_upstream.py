@@ -101,7 +101,7 @@ def test_an_overridden_upstream_method_keeps_its_signature(function: Callable[..
 
 def test_the_attributes_that_we_use_exist() -> None:
     assert hasattr(DuckDBEngineAdapter, "SUPPORTS_TRANSACTIONS"), "models/adapter.py"
-    assert hasattr(PrefectDaskFuture, "wrapped_future"), "orchestration/extraction.py"
+    assert hasattr(PrefectDaskFuture, "wrapped_future"), "orchestration/cluster.py"
 
 
 def _classes() -> Iterator[type]:

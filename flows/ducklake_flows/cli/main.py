@@ -244,8 +244,12 @@ def backfill(
             "--partition needs the name of a dataset, and no --start or --end.",
             f"lake backfill DATASET --partition {partition[0]}",
         )
-    keys = _keys(names) if names else None
-    _server(load_settings(), local_workers=True)
+    from ducklake_flows.plan import at_most_one
+    from ducklake_flows.project import get_datasets
+
+    datasets = get_datasets(names or [])
+    keys = [d.key for d in datasets] if names else None
+    _server(load_settings(), local_workers=not at_most_one(datasets, first, last, partition, limit))
     from ducklake_flows.ingest import ingest
     from ducklake_flows.orchestration.root_run import BACKFILL
 

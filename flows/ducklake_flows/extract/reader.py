@@ -11,6 +11,7 @@ import contextvars
 import ctypes
 import math
 import queue
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -75,8 +76,16 @@ class _Thread:
     def abandon(self) -> None:
         """End the thread, within its call if that is Python code, or else when the call returns."""
         self.end()
-        if self._thread.ident is not None:
+        if self._thread.ident is not None and not _is_traced():
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), ctypes.py_object(_Abandoned))
+
+
+def _is_traced() -> bool:
+    """Whether a debugger or coverage traces calls, in Python 3.11.
+
+    While an exception waits for a thread in C code, each traced call of another thread then runs in circles.
+    """
+    return sys.version_info < (3, 12) and (sys.gettrace() or threading.gettrace()) is not None
 
 
 _END: Any = object()

@@ -1,4 +1,4 @@
-"""The Dask cluster for extraction: the one at LAKE_DASK_ADDRESS, or a local one for the duration of a run."""
+"""Extraction on Dask: on the cluster at LAKE_DASK_ADDRESS, or on a local one for the duration of a run."""
 
 from __future__ import annotations
 
@@ -8,22 +8,32 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from distributed import WorkerPlugin
+from dask.base import annotate
+from distributed import KilledWorker, WorkerPlugin
+from distributed.client import ClosedClientError
+from distributed.comm.core import CommClosedError
+from prefect import task
+from prefect.exceptions import CrashedRun
 from prefect_dask.task_runners import DaskTaskRunner
 
 from ducklake_flows.errors import LakeError
 from ducklake_flows.extract.chunk import warm_up
-from ducklake_flows.orchestration import forkserver
+from ducklake_flows.orchestration import chunk_task, forkserver
+from ducklake_flows.orchestration.executor import SchedulerLost, WorkerDied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ducklake_flows.orchestration.chunk_task import Extracted, Parameters
     from ducklake_flows.settings import Settings
+
+DEATHS = (KilledWorker, CommClosedError, CrashedRun)
+"""Errors of a task whose worker died or was stopped."""
 
 
 @contextlib.contextmanager
-def task_runner(settings: Settings, workers: int) -> Iterator[DaskTaskRunner]:
-    """A started task runner.
+def cluster(settings: Settings, workers: int) -> Iterator[OnDask]:
+    """A started cluster, as an executor.
 
     Args:
         settings: Contains the address of an existing scheduler, if any.
@@ -50,7 +60,79 @@ def task_runner(settings: Settings, workers: int) -> Iterator[DaskTaskRunner]:
                 f"The Dask scheduler at {address} does not answer.",
                 "start it, or correct LAKE_DASK_ADDRESS; then run the same command again",
             ) from None
-        yield runner
+        yield OnDask(runner, is_shared=settings.dask_address is not None)
+
+
+class OnDask:
+    """Runs chunks on a Dask cluster.
+
+    Args:
+        runner: The started task runner.
+        is_shared: Whether the cluster is an existing one.
+    """
+
+    def __init__(self, runner: DaskTaskRunner, *, is_shared: bool) -> None:
+        self._runner, self.is_shared = runner, is_shared
+
+    def slots(self) -> int:
+        """The threads of all workers."""
+        return sum(self._runner.client.nthreads().values())
+
+    def submit(self, parameters: Parameters, priority: int, ended: Callable[[], None]) -> _OnDask:
+        """Send a chunk to the scheduler.
+
+        Raises:
+            SchedulerLost: the connection to the scheduler was lost.
+        """
+        try:
+            # The task runner takes no priority, but Dask takes it from the annotations of the context.
+            with annotate(priority=priority):
+                future = self._runner.submit(extract, parameters=dict(parameters))
+        except ClosedClientError:
+            raise self.lost() from None
+        future.wrapped_future.add_done_callback(lambda _: ended())
+        return _OnDask(self, future)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection to the scheduler was lost."""
+        return self._runner.client.status in ("closing", "closed")
+
+    def lost(self) -> SchedulerLost:
+        """The error for it."""
+        return SchedulerLost(
+            f"The connection to the Dask scheduler at {self._runner.address} was lost, including its running "
+            "tasks. Published partitions stay published.",
+            "start the scheduler again, then run the same command again",
+        )
+
+
+class _OnDask:
+    def __init__(self, cluster: OnDask, future: Any) -> None:
+        self._cluster, self._future = cluster, future
+
+    def result(self) -> Extracted:
+        try:
+            found = self._future.result(raise_on_failure=False)
+            if isinstance(found, BaseException):
+                raise found
+        except Exception as error:
+            if self._cluster.is_closed:
+                raise self._cluster.lost() from None
+            if isinstance(error, DEATHS):
+                raise WorkerDied(type(error).__name__) from None
+            raise
+        finally:
+            # If a client still holds the future of a finished task when its worker dies, Dask runs the task again.
+            self._future.wrapped_future.release()
+        extracted: Extracted = found
+        return extracted
+
+
+@task(**chunk_task.TASK)
+def extract(dataset: str, versions: dict[str, str], table: dict[str, str], pace: float, limit: float) -> Any:
+    """Extract one chunk of partitions on a Dask worker; see `chunk_task.run`."""
+    return chunk_task.run(dataset, versions, table, pace, limit, given_at(), abandonment())
 
 
 class Tasks(WorkerPlugin):

@@ -13,6 +13,7 @@ PRELOAD = [
     "dlt",
     "duckdb",
     "ducklake_flows.ingest",
+    "ducklake_flows.orchestration.cluster",
     "pandas",
     "pyarrow.compute",
     "pyarrow.csv",

@@ -1,0 +1,116 @@
+"""Where a run's chunks are extracted: on Dask, or in the run's own process if there is only one partition."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, Protocol
+
+from prefect import task
+
+from ducklake_flows.errors import LakeError
+from ducklake_flows.orchestration import chunk_task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ducklake_flows.orchestration.chunk_task import Extracted, Parameters
+    from ducklake_flows.settings import Settings
+
+
+class WorkerDied(Exception):
+    """The process that extracted a chunk died or was stopped."""
+
+
+class SchedulerLost(LakeError):
+    """The connection to the Dask scheduler was lost."""
+
+
+class Submitted(Protocol):
+    """A chunk that was submitted."""
+
+    def result(self) -> Extracted:
+        """What was extracted. Call it once, after the chunk has ended.
+
+        Raises:
+            WorkerDied: its process died.
+            SchedulerLost: nothing more can be extracted.
+        """
+
+
+class Executor(Protocol):
+    """Runs chunks as Prefect tasks."""
+
+    is_shared: bool
+    """Whether other runs' chunks may run there, too."""
+
+    def slots(self) -> int:
+        """How many chunks it runs at the same time; 0 while an existing cluster has no workers."""
+
+    def submit(self, parameters: Parameters, priority: int, ended: Callable[[], None]) -> Submitted:
+        """Begin a chunk.
+
+        Args:
+            parameters: The chunk.
+            priority: Of several waiting chunks, the one with the highest number begins.
+            ended: Called in any thread when the chunk has ended.
+
+        Raises:
+            SchedulerLost: nothing more can be extracted.
+        """
+
+
+@contextlib.contextmanager
+def executor(settings: Settings, workers: int, partitions: int) -> Iterator[Executor]:
+    """A started executor.
+
+    Args:
+        settings: Contains the address of an existing Dask scheduler, if any.
+        workers: Processes of a local cluster; ignored with an existing scheduler.
+        partitions: How many the run extracts. One needs no cluster of its own, whose start takes longer than most
+            partitions.
+
+    Raises:
+        LakeError: the scheduler does not answer.
+    """
+    if partitions == 1 and settings.dask_address is None:
+        yield InProcess()
+        return
+    # Dask is imported only where it is needed: it takes half a second.
+    from ducklake_flows.orchestration.cluster import cluster
+
+    with cluster(settings, workers) as found:
+        yield found
+
+
+class InProcess:
+    """Runs each chunk where it is submitted, before `submit` returns. If the process dies, the run has crashed."""
+
+    is_shared = False
+
+    def slots(self) -> int:
+        """One: the run's thread."""
+        return 1
+
+    def submit(self, parameters: Parameters, priority: int, ended: Callable[[], None]) -> Submitted:  # noqa: ARG002
+        """Run a chunk to its end."""
+        state: Any = extract(**parameters, return_state=True)
+        ended()
+        return _Done(state)
+
+
+class _Done:
+    def __init__(self, state: Any) -> None:
+        self._state = state
+
+    def result(self) -> Extracted:
+        found = self._state.result(raise_on_failure=False)
+        if isinstance(found, BaseException):
+            raise found
+        extracted: Extracted = found
+        return extracted
+
+
+@task(**chunk_task.TASK)
+def extract(dataset: str, versions: dict[str, str], table: dict[str, str], pace: float, limit: float) -> Any:
+    """Extract one chunk of partitions in the run's process; see `chunk_task.run`."""
+    return chunk_task.run(dataset, versions, table, pace, limit)
