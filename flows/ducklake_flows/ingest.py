@@ -118,7 +118,7 @@ def _extract_and_publish(
 ) -> None:
     """Extract the partitions, and publish each group of outcomes while the next ones are extracted."""
     began, tables = time.monotonic(), publisher.tables()
-    with executor(settings, workers, len(todo)) as here:
+    with executor(settings, workers, todo) as here:
         summary.add_seconds("cluster start", began)
         began = time.monotonic()
         with progress(len(todo), ", ".join(datasets)) as shown:

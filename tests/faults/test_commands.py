@@ -24,7 +24,7 @@ from tests.flows.test_ingest import flights
 from tests.flows.test_transform import GOLD, RECOMPUTED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from tests.conftest import Lake, Services
 
@@ -61,13 +61,24 @@ def kill_at(switch: Path, point: Point, *arguments: str) -> None:
 
 
 @in_short_on_sqlite
+@pytest.mark.parametrize(
+    ("days", "short", "long"),
+    [
+        (("2024-01-01", "2024-01-02", "2024-01-03"), RECEIPTED[1:4:2], RECEIPTED),
+        (("2024-01-01",), POINTS[1:2], POINTS[:3] + RECEIPTED),  # it is extracted in the run's process
+    ],
+)
 def test_a_kill_in_a_backfill_leaves_no_row_lost_duplicated_or_partially_published(
-    gated_lake: Lake, tmp_path: Path, request: pytest.FixtureRequest
+    gated_lake: Lake,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    days: tuple[str, ...],
+    short: Sequence[Point],
+    long: Sequence[Point],
 ) -> None:
-    days = ("2024-01-01", "2024-01-02", "2024-01-03")
     backfill = ("backfill", "readings", "--start", days[0], "--end", days[-1], "--mode", "all", "--workers", "1")
     before: Contents = {}
-    for number, point in enumerate(RECEIPTED if soaking(request.config) else RECEIPTED[1:4:2], start=1):
+    for number, point in enumerate(long if soaking(request.config) else short, start=1):
         wanted = {day: (n + number, number) for n, day in enumerate(days)}
         land(gated_lake, wanted)
         kill_at(tmp_path / "kill-at", point, *backfill)

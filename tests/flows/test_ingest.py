@@ -193,6 +193,9 @@ def test_a_partition_that_kills_its_worker_is_the_only_one_that_fails(gated_lake
     assert [f["partition"] for f in caught.value.summary["failed"]] == ["2024-01-03"]
     assert "its worker died" in caught.value.message
     assert gated_lake.column("SELECT day(day) FROM raw.deadly ORDER BY 1") == [1, 2, 4, 5, 6]
+    # Alone, another partition would run in this process. This one is known to fail.
+    with pytest.raises(RunFailed, match="its worker died"):
+        run("deadly", "2024-01-03", "2024-01-03")
     assert gated_lake.errors() == []
 
 

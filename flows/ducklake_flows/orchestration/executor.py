@@ -9,11 +9,13 @@ from prefect import task
 
 from ducklake_flows.errors import LakeError
 from ducklake_flows.orchestration import chunk_task
+from ducklake_flows.states import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from ducklake_flows.orchestration.chunk_task import Extracted, Parameters
+    from ducklake_flows.plan import Planned
     from ducklake_flows.settings import Settings
 
 
@@ -60,19 +62,19 @@ class Executor(Protocol):
 
 
 @contextlib.contextmanager
-def executor(settings: Settings, workers: int, partitions: int) -> Iterator[Executor]:
+def executor(settings: Settings, workers: int, todo: Sequence[Planned]) -> Iterator[Executor]:
     """A started executor.
 
     Args:
         settings: Contains the address of an existing Dask scheduler, if any.
         workers: Processes of a local cluster; ignored with an existing scheduler.
-        partitions: How many the run extracts. One needs no cluster of its own, whose start takes longer than most
-            partitions.
+        todo: The partitions of the run. A single one needs no cluster of its own, whose start takes longer than most
+            partitions. It gets one if it failed before, since it may have killed its process.
 
     Raises:
         LakeError: the scheduler does not answer.
     """
-    if partitions == 1 and settings.dask_address is None:
+    if settings.dask_address is None and len(todo) == 1 and todo[0].state is not State.failed:
         yield InProcess()
         return
     # Dask is imported only where it is needed: it takes half a second.
