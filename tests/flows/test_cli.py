@@ -201,24 +201,11 @@ def test_plan_status_and_verify_print_json(year: tuple[Command, str]) -> None:
     assert year[0].json("repair") == {"dry_run": False, "damaged": [], "changes": []}
 
 
-HEAVY = {"dask", "distributed", "dlt", "numpy", "pandas", "prefect", "psycopg", "psycopg2", "pyarrow", "sqlmesh"}
-
-
-@pytest.mark.parametrize(
-    ("command", "heavy"),
-    [
-        (["plan"], HEAVY),
-        (["status"], HEAVY),
-        # One partition is extracted in the run's process, without Dask.
-        (
-            ["backfill", "flights", "--start", "2013-03-05", "--end", "2013-03-05", "--mode", "all"],
-            {"distributed", "sqlmesh"},
-        ),
-    ],
-)
-def test_a_command_imports_only_what_it_needs(year: tuple[Command, str], command: list[str], heavy: set[str]) -> None:
+@pytest.mark.parametrize("command", ["plan", "status"])
+def test_plan_and_status_import_no_heavy_package(year: tuple[Command, str], command: str) -> None:
     lake, _ = year
-    run = f"main.app({command}, standalone_mode=False)"
+    heavy = {"dask", "distributed", "dlt", "numpy", "pandas", "prefect", "psycopg", "psycopg2", "pyarrow", "sqlmesh"}
+    run = f"main.app(['{command}'], standalone_mode=False)"
     look = f"import sys; from ducklake_flows.cli import main; {run}; print(*sorted(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", look], cwd=lake.folder, env=lake.environment, capture_output=True, text=True, check=True

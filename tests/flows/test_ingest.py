@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from datetime import date
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -197,6 +199,16 @@ def test_a_partition_that_kills_its_worker_is_the_only_one_that_fails(gated_lake
     with pytest.raises(RunFailed, match="its worker died"):
         run("deadly", "2024-01-03", "2024-01-03")
     assert gated_lake.errors() == []
+
+
+def test_a_run_of_one_partition_starts_no_cluster(gated_lake: Lake) -> None:
+    land(gated_lake, 1)
+    run_one = "main.app(['backfill', 'flights', '--partition', '2013-01-01'], standalone_mode=False)"
+    look = f"import sys; from ducklake_flows.cli import main; {run_one}; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.splitlines()[-1].split())
+    assert ("dlt" in modules, "distributed" in modules, "multiprocessing.forkserver" in modules) == (True, False, False)
+    assert gated_lake.column("SELECT count(*) FROM raw.flights") == [3]
 
 
 def test_without_the_gate_nothing_starts(gated_lake: Lake) -> None:

@@ -1,4 +1,4 @@
-"""The production stack, started once per session, with helpers for its tests."""
+"""The production stack, started once for its tests, with helpers for them."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class Running:
         assert until(nothing, 300, every=1), [(r["name"], r["state_name"]) for r in self.runs(state=under_way)]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running(request: pytest.FixtureRequest) -> Iterator[Running]:
     """The stack as `make stack` starts it, with three of the tests' datasets in addition to the project's.
 
@@ -159,7 +159,7 @@ def running(request: pytest.FixtureRequest) -> Iterator[Running]:
                 yield Running(stack, api, settings_from(stack.environment))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def killed(running: Running) -> str:
     """A run whose worker was stopped: the worker kills it without reporting it (PrefectHQ/prefect#16746)."""
     running.quiet()

@@ -120,7 +120,7 @@ def test_the_ui_starts_a_run_and_shows_its_form_graphs_and_artifacts(  # type: i
 
     # A transform that an event triggered may have built the model before the pipeline's transform looked.
     built = {
-        "task_runs": {"name": {"any_": ["gold.carrier_daily"]}},
+        "task_runs": {"name": {"like_": "gold.carrier_daily"}},
         "sort": "EXPECTED_START_TIME_DESC",
         "limit": 1,
     }
