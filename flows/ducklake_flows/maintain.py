@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.runtime import flow_run
 from pydantic import Field
 
@@ -17,6 +16,7 @@ from ducklake_flows.lake.builds import built_environments
 from ducklake_flows.lake.maintenance import figures, steps
 from ducklake_flows.models import runner
 from ducklake_flows.orchestration import gate
+from ducklake_flows.orchestration.artifacts import show_table, show_text
 from ducklake_flows.orchestration.bootstrap import check
 from ducklake_flows.orchestration.failures import ends_failed
 from ducklake_flows.settings import Settings, load_settings
@@ -110,7 +110,7 @@ def _clean_models(settings: Settings) -> tuple[bool, RunFailed | None]:
 def _artifacts(summary: dict[str, Any]) -> None:
     """Create the run's artifacts in the Prefect UI: every step, and the figures before and after."""
     if summary["steps"]:
-        create_table_artifact(summary["steps"], key="maintenance-steps", description="what each step found and did")
+        show_table("maintenance-steps", summary["steps"], "what each step found and did")
     lines = [
         f"## {summary['flow_run']}",
         "",
@@ -119,4 +119,4 @@ def _artifacts(summary: dict[str, Any]) -> None:
         *(f"| {name} | {value:,} | {summary['after'][name]:,} |" for name, value in summary["before"].items()),
         *(f"\nPostponed to the next run: {text}" for text in summary["left"]),
     ]
-    create_markdown_artifact("\n".join(lines), key="maintenance-summary", description=summary["flow_run"])
+    show_text("maintenance-summary", lines, summary["flow_run"])

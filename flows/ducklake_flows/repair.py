@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 from pydantic import Field
 
@@ -15,6 +14,7 @@ from ducklake_flows.ingest import ingest
 from ducklake_flows.lake import repair as lake
 from ducklake_flows.lake.damage import find_all, lost_by_models
 from ducklake_flows.orchestration import gate
+from ducklake_flows.orchestration.artifacts import show_table
 from ducklake_flows.orchestration.bootstrap import check
 from ducklake_flows.orchestration.failures import ends_failed
 from ducklake_flows.orchestration.restoring import Restoring
@@ -81,7 +81,7 @@ def repair(
     summary: dict[str, Any] = {"dry_run": dry_run, "damaged": damaged, "changes": [asdict(c) for c in changes]}
     for key, rows in {"repaired-partitions": damaged, "repaired-statistics": summary["changes"]}.items():
         if rows:
-            create_table_artifact(rows, key=key, description="what `lake repair` found and did")
+            show_table(key, rows, "what `lake repair` found and did")
     if lost and not dry_run:
         summary["transform"] = transform()
     if todo.failed and not dry_run:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.runtime import flow_run
 
 from ducklake_flows.errors import RunFailed
 from ducklake_flows.lake.builds import RefusedInterval, TransformPlan, plan_transform, record
 from ducklake_flows.models import runner
 from ducklake_flows.orchestration import gate, openlineage
+from ducklake_flows.orchestration.artifacts import show_table, show_text
 from ducklake_flows.orchestration.bootstrap import check
 from ducklake_flows.orchestration.failures import ends_failed
 from ducklake_flows.orchestration.model_runs import ModelRuns
@@ -116,7 +116,7 @@ def refused_text(refused: Sequence[RefusedInterval]) -> str:
 def _artifacts(summary: dict[str, Any], error: str = "") -> None:
     """Create a transform's artifacts in the Prefect UI: the intervals it built, and a summary."""
     if summary["models"]:
-        create_table_artifact(summary["models"], key="intervals-built", description="every interval of this run")
+        show_table("intervals-built", summary["models"], "every interval of this run")
     lines = [
         f"## {summary['flow_run']}",
         *([f"**failed**\n\n```\n{error}\n```"] if error else []),
@@ -125,4 +125,4 @@ def _artifacts(summary: dict[str, Any], error: str = "") -> None:
         if summary["models"]
         else "Nothing to do.",
     ]
-    create_markdown_artifact("\n".join(lines), key="transform-summary", description=summary["flow_run"])
+    show_text("transform-summary", lines, summary["flow_run"])

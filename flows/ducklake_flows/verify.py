@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import StateType
@@ -19,6 +18,7 @@ from ducklake_flows import storage
 from ducklake_flows.errors import RunFailed
 from ducklake_flows.lake.verify import Finding
 from ducklake_flows.lake.verify import verify as check_lake
+from ducklake_flows.orchestration.artifacts import show_table
 from ducklake_flows.orchestration.failures import ends_failed
 from ducklake_flows.project import broken_datasets
 from ducklake_flows.settings import load_settings
@@ -62,7 +62,7 @@ def verify(whole: bool = False, since: datetime | None = None) -> dict[str, Any]
     for finding in found:
         logger.info("%s: %s: %s (%s)", finding.severity, finding.subject, finding.message, finding.check)
     if found:
-        create_table_artifact([asdict(f) for f in found], key="findings", description="what `lake verify` found")
+        show_table("findings", [asdict(f) for f in found], "what `lake verify` found")
     summary = {"since": moment.isoformat() if moment else None, "findings": [asdict(f) for f in found]}
     for error in broken_datasets().values():
         raise RunFailed(f"A dataset could not be checked: {error.message}", error.fix, summary)

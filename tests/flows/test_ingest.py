@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from tests.faults.conftest import held
 from tests.faults.proxy import Proxy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from uuid import UUID
 
     from tests.conftest import Lake
@@ -342,17 +344,39 @@ def test_a_chunk_returns_unstarted_partitions_when_its_time_budget_ends(
     assert gated_lake.errors() == []
 
 
-def test_a_busy_prefect_server_is_retried(gated_lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server answers 503, as with a locked SQLite, more often in a row than Prefect's own client retries."""
+@contextlib.contextmanager
+def to_prefect() -> Iterator[Proxy]:
+    """A proxy before the Prefect server, which the block talks to."""
     port = urlsplit(PREFECT_API_URL.value()).port
     assert port
     with Proxy(port) as proxy:
         through = PREFECT_API_URL.value().replace(f":{port}/", f":{proxy.port}/")
-        proxy.fault = lambda data: "503" if b"increment-with-lease" in data and proxy.count < 15 else "pass"
-        with temporary_settings({PREFECT_API_URL: through}), gate.hold():
-            assert proxy.count == 15
+        with temporary_settings({PREFECT_API_URL: through}):
+            yield proxy
+
+
+@pytest.mark.parametrize(
+    ("status", "times"),
+    [
+        pytest.param("503", 15, id="busy"),  # a locked SQLite, more often in a row than Prefect's own client retries
+        pytest.param("500", 2, id="failing"),  # PostgreSQL's pool of connections is used up
+    ],
+)
+def test_a_prefect_server_that_cannot_answer_is_asked_again(gated_lake: Lake, status: str, times: int) -> None:
+    with to_prefect() as proxy:
+        proxy.fault = lambda data: status if b"increment-with-lease" in data and proxy.count < times else "pass"
+        with gate.hold():
+            assert proxy.count == times
             assert held() == 1
     assert held() == 0
+
+
+def test_a_server_that_refuses_artifacts_fails_no_run(gated_lake: Lake) -> None:
+    land(gated_lake, 1)
+    with to_prefect() as proxy:
+        proxy.fault = lambda data: "500" if b"/artifacts/ " in data else "pass"
+        assert run("flights", "2013-01-01", "2013-01-01")["published"] == 1
+        assert proxy.count == 4  # progress, the table, the summary and the grid
 
 
 def test_entering_the_gate_repeatedly_does_not_wrap_the_client_again(gated_lake: Lake) -> None:

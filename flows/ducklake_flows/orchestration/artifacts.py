@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+import httpx
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.utilities.urls import url_for
@@ -20,7 +22,7 @@ from ducklake_flows.report.svg import grid_svg
 from ducklake_flows.report.words import count
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ducklake_flows.orchestration.summary import Summary
     from ducklake_flows.plan import Planned
@@ -33,11 +35,32 @@ REUSE_SECONDS = 300.0
 """Maximum age of a run's plan for which a grid shows it: after a longer run, the sources are listed again."""
 
 
+@contextlib.contextmanager
+def optional(artifact: str) -> Iterator[None]:
+    """Log an error of Prefect's server in the block: what a run does must not depend on what the UI shows of it."""
+    try:
+        yield
+    except httpx.HTTPError as error:
+        get_run_logger().warning("the artifact %s is not up to date: %s", artifact, error)
+
+
+def show_table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
+    """Create an artifact with a table; see `optional`."""
+    with optional(key):
+        create_table_artifact([dict(row) for row in rows], key=key, description=description)
+
+
+def show_text(key: str, lines: Sequence[str], description: str) -> None:
+    """Create an artifact with lines of Markdown; see `optional`."""
+    with optional(key):
+        create_markdown_artifact("\n".join(lines), key=key, description=description)
+
+
 def create_artifacts(summary: Summary, settings: Settings) -> None:
     """Create a run's artifacts: a table of its partitions, and a summary with the failures by cause."""
     table = _table(summary)
     if table:
-        create_table_artifact(table, key="partitions-done", description="every partition of this run")
+        show_table("partitions-done", table, "every partition of this run")
     found = summary.causes
     lines = [
         f"## {summary.flow_run}",
@@ -57,7 +80,7 @@ def create_artifacts(summary: Summary, settings: Settings) -> None:
         "| --- | ---: |",
         *(f"| {stage} | {seconds:.1f} |" for stage, seconds in summary.seconds.items()),
     ]
-    create_markdown_artifact("\n".join(lines), key="ingest-summary", description=summary.flow_run)
+    show_text("ingest-summary", lines, summary.flow_run)
     update_grids(settings, summary.datasets, summary.plan if summary.seconds["total"] < REUSE_SECONDS else ())
 
 

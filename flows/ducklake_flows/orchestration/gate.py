@@ -25,7 +25,6 @@ from tenacity import (
     RetryCallState,
     Retrying,
     retry_if_exception,
-    retry_if_exception_type,
     retry_if_result,
     stop_after_attempt,
     stop_after_delay,
@@ -92,7 +91,7 @@ def _acquire(client: SyncPrefectClient, name: str, timeout: float) -> UUID:
         retry=retry_if_exception(_is_taken), wait=_retry_after, stop=stop_after_delay(timeout), reraise=True
     )
     reaching = Retrying(
-        retry=retry_if_exception_type(httpx.TransportError),
+        retry=retry_if_exception(_is_down),
         wait=wait_fixed(1),
         stop=stop_after_delay(RESTART_SECONDS),
         reraise=True,
@@ -121,6 +120,12 @@ def _release(client: SyncPrefectClient, name: str, lease: UUID) -> None:
 
 def _is_taken(error: BaseException) -> bool:
     return isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.LOCKED
+
+
+def _is_down(error: BaseException) -> bool:
+    """Whether the server, or a proxy before it, does not answer now."""
+    failed = isinstance(error, httpx.HTTPStatusError) and error.response.is_server_error
+    return failed or isinstance(error, httpx.TransportError)
 
 
 def _retry_after(state: RetryCallState) -> float:

@@ -13,8 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from ducklake_flows.orchestration.artifacts import optional
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+KEY = "partitions"
+"""Key of the artifact."""
 
 EVERY_SECONDS = 2.0
 """Minimum seconds between two updates of the artifact and the plain output."""
@@ -39,7 +44,8 @@ class Progress:
         if now - self._shown >= EVERY_SECONDS or self._done == self._total:
             self._shown = now
             if self._artifact is not None:
-                update_progress_artifact(self._artifact, progress=100 * self._done / max(self._total, 1))
+                with optional(KEY):
+                    update_progress_artifact(self._artifact, progress=100 * self._done / max(self._total, 1))
             if not self._bar.console.is_terminal:
                 left = (now - self._started) / max(self._done, 1) * (self._total - self._done)
                 self._bar.console.print(
@@ -57,7 +63,9 @@ def progress(total: int, what: str) -> Iterator[Progress]:
         total: Partitions to do.
         what: The datasets' names, for the artifact's description.
     """
-    artifact = create_progress_artifact(0.0, key="partitions", description=f"partitions of {what}")
+    artifact: object = None
+    with optional(KEY):
+        artifact = create_progress_artifact(0.0, key=KEY, description=f"partitions of {what}")
     console = Console(file=sys.stderr)
     bar = Bar(
         TextColumn("  [progress.description]{task.description}"),
