@@ -18,6 +18,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import duckdb
+
 from benchmarks.assess.common import BUSY, days_of_year, landed_rows, one_line, timed
 from benchmarks.assess.delta import Delta
 from benchmarks.assess.ducklake_direct import DuckLakeDirect
@@ -79,7 +81,7 @@ def run(
                 if storage == "S3" and contender in {PlainDuckDB, Quack}:
                     continue  # A database file in S3 is read-only.
                 row = _one(contender, services, corrected, storage, group, days_of_year(days), limit)
-                if number == 0:  # What a crash leaves is no timing: once is enough.
+                if number == 0 and "unreadable" not in row:  # What a crash leaves is no timing: once is enough.
                     killed = days_of_year(min(CRASH_DAYS, days))
                     row |= _crash(contender(services.place(storage)), killed, group, limit)
                 row["run"] = number
@@ -114,13 +116,19 @@ def _one(
             "conflicts": filled.conflicts,
             "failed": len(filled.failed) + filled.stuck,
             "worst commit, s": filled.worst,
-            "wrong days": _wrong(contender, expected),
+            "errors": filled.errors,
+        }
+        try:
+            wrong = _wrong(contender, expected)
+        except duckdb.Error as error:  # a finding, too: what was written cannot be read back
+            return row | {"unreadable": one_line(error)}
+        row |= {
+            "wrong days": wrong,
             "commits": contender.commits() - began_with,
             "files": contender.live_files(),
             "MiB": sum(f.stat().st_size for f in place.files.rglob("*") if f.is_file()) / 2**20,
             "read a day, s": timed(lambda: _look(contender, f"flight_date = '{filled.done[0]}'")),
             "read the year, s": timed(lambda: _look(contender, "true")),
-            "errors": filled.errors,
         }
         if isinstance(contender, Quack):
             row["a client's ROLLBACK undoes its INSERT"] = contender.rolls_back()

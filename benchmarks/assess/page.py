@@ -111,6 +111,8 @@ def _figure(value: float, digits: int = 3) -> str:
 
 def _yes(rows: Rows, key: str) -> str:
     values = {row.get(key) for row in rows}
+    if values == {None}:
+        return "-"
     return "yes" if values == {True} else "no" if values <= {False, None} else "not always"
 
 
@@ -230,7 +232,13 @@ def _filled(storage: str) -> Callable[[Rows], str]:
             "failed",
             "wrong days",
         ]
-        return table([*head, "files", "MiB", "read a day, s", "read all, s"], body)
+        lines = [table([*head, "files", "MiB", "read a day, s", "read all, s"], body)]
+        lines += [
+            f"\n{row['contender']}, {row['group']} days a commit: DuckDB cannot read it back: `{row['unreadable']}`"
+            for row in rows
+            if row["storage"] == storage and "unreadable" in row
+        ]
+        return "\n".join(lines)
 
     return make
 
