@@ -210,6 +210,7 @@ def _filled(storage: str) -> Callable[[Rows], str]:
                 [
                     name,
                     str(group),
+                    middle(runs, "days"),
                     middle(runs, "days/s"),
                     middle(runs, "worst commit, s"),
                     middle(runs, "commits"),
@@ -225,6 +226,7 @@ def _filled(storage: str) -> Callable[[Rows], str]:
         head = [
             "contender",
             "days a commit",
+            "days done",
             "days/s",
             "slowest group, s",
             "commits",
@@ -234,7 +236,7 @@ def _filled(storage: str) -> Callable[[Rows], str]:
         ]
         lines = [table([*head, "files", "MiB", "read a day, s", "read all, s"], body)]
         lines += [
-            f"\n{row['contender']}, {row['group']} days a commit: DuckDB cannot read it back: `{row['unreadable']}`"
+            f"\n{row['contender']}, {row['group']} a commit: DuckDB cannot read it back: `{row['unreadable']}`"
             for row in rows
             if row["storage"] == storage and "unreadable" in row
         ]
