@@ -4,6 +4,11 @@ DuckLake detects conflicts by table. Two publishers that each replace an empty p
 transaction therefore also updates the single row of a fence table: of two that do so at the same time, one cannot
 commit. Publishers and transforms have separate fences, so that a publish does not abort a long model build. A repair
 writes the catalog's own tables; its fence is the id of the next snapshot, a primary key for which all commits compete.
+
+The update has a second effect, which a commit that changes a schema needs: it takes a file id. DuckLake caches the
+statistics of a table by the next file id (`DuckLakeCatalog::StatsCacheKey`, 1.5.5). After an ALTER that takes none,
+open connections go on with statistics of the old type, and queries miss rows
+(`make test ARGS="tests/regressions -k 1308"`).
 """
 
 from __future__ import annotations
