@@ -87,9 +87,11 @@ class Running:
         logs = self.post("logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200})
         return [f"{found['name']}: {found['state']}", *(f"{log['timestamp']} {log['message']}" for log in logs)]
 
-    def failed(self, runs: Mapping[str, dict[str, Any]]) -> list[list[str]]:
-        """The state and log of each of these runs that did not complete."""
-        return [self.told(key) for key, run in runs.items() if run["state_type"] != "COMPLETED"]
+    def failed(self, runs: Mapping[str, dict[str, Any]]) -> str:
+        """The state and log of each of these runs that did not complete. A text: pytest would shorten a list."""
+        return "\n".join(
+            line for key, run in runs.items() if run["state_type"] != "COMPLETED" for line in self.told(key)
+        )
 
     @contextlib.contextmanager
     def endless(self, month: str = "2024-02") -> Iterator[str]:
