@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -63,7 +64,7 @@ BATCH = 400
 """Days of one interval: the whole year at once."""
 
 
-class Builder:
+class Builder(ABC):
     """One way to build the three models."""
 
     name: ClassVar[str]
@@ -80,9 +81,9 @@ class Builder:
     def landed(self, days: Sequence[str]) -> None:
         """Called when the raw table has new rows of these days; not timed."""
 
+    @abstractmethod
     def build(self, first: str, last: str, *, again: bool) -> None:
         """Build the days from ``first`` to ``last``; ``again``: they were built before."""
-        raise NotImplementedError
 
     def read(self, table: str) -> list[tuple[Any, ...]]:
         """All rows of a model's table, read by a new connection."""
@@ -139,9 +140,9 @@ class Dbt(Builder):
 
     strategy: ClassVar[str] = "delete+insert"
 
+    @abstractmethod
     def profile(self) -> dict[str, Any]:
         """The target of dbt's profile."""
-        raise NotImplementedError
 
     def source(self) -> str:
         """How the first model names the raw table."""
