@@ -75,10 +75,10 @@ class Builder(ABC):
         self.place, self.days = place, days
         self.folder = place.folder / "models"
 
-    def set_up(self) -> None:
+    def set_up(self) -> None:  # noqa: B027 - the default: nothing
         """Write the project; not timed."""
 
-    def landed(self, days: Sequence[str]) -> None:
+    def landed(self, days: Sequence[str]) -> None:  # noqa: B027 - the default: nothing
         """Called when the raw table has new rows of these days; not timed."""
 
     @abstractmethod
