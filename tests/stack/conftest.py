@@ -82,10 +82,15 @@ class Running:
         return {run["id"]: run for run in self.runs(id={"any_": list(ids)})}
 
     def told(self, run: str) -> list[str]:
-        """A run's state and log, to show why a test failed."""
+        """The state and log of a run and of its child runs, to show why a test failed."""
         (found,) = self.runs(id={"any_": [run]})
         logs = self.post("logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200})
-        return [f"{found['name']}: {found['state']}", *(f"{log['timestamp']} {log['message']}" for log in logs)]
+        children = self.runs(parent_flow_run_id={"any_": [run]})
+        return [
+            f"{found['name']}: {found['state']}",
+            *(f"{log['timestamp']} {log['message']}" for log in logs),
+            *(line for child in children for line in self.told(child["id"])),
+        ]
 
     def failed(self, runs: Mapping[str, dict[str, Any]]) -> str:
         """The state and log of each of these runs that did not complete. A text: pytest would shorten a list."""
