@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -166,9 +166,10 @@ class _Run:
         """Run the attempts through dlt once and set their files.
 
         Returns:
-            The last tries of the started attempts; None if dlt failed a run of several partitions: the failing one is
-            unknown.
+            The last tries of the started attempts; None if dlt or DuckDB failed a run of several partitions: the
+            failing one is unknown.
         """
+        import duckdb
         from dlt.pipeline.exceptions import PipelineStepFailed
 
         begun: list[Attempt] = []
@@ -178,7 +179,7 @@ class _Run:
             shapes = dlt_run.run(tables, self._dataset.key, work, partial(timed, begun))
             with timed(begun, "inspect"):
                 split(self._dataset, begun, shapes, self._table, work)
-        except PipelineStepFailed as error:
+        except (PipelineStepFailed, duckdb.Error) as error:
             if mark:
                 return None
             attempts[0].error = attempts[0].error or cause_of(error)
@@ -265,8 +266,12 @@ def _may_succeed(attempt: Attempt) -> bool:
     return attempt.error is not None and is_transient(attempt.error)
 
 
+@cache
 def warm_up() -> None:
-    """Run a two-row extraction once so that imports and caches are warm."""
+    """Run a two-row extraction, once in a process, so that imports and caches are warm.
+
+    Each run calls this on all workers of its cluster, while they extract for other runs.
+    """
     sweep()
     dataset = Dataset("warm_up", lambda _: [pa.table({"row": [1]})], partition_column="day")
     attempts = [Attempt(parse_partition(key, dataset.grain), "") for key in ("2000-01-01", "2000-01-02")]

@@ -51,7 +51,7 @@ class Dialect:
 
 
 @cache
-def _connection() -> DuckDBPyConnection:
+def _database() -> DuckDBPyConnection:
     import duckdb
 
     return duckdb.connect(config={"threads": 2, "autoinstall_known_extensions": False, "memory_limit": "512MB"})
@@ -195,7 +195,7 @@ def read(
         return
     try:
         reader = (
-            _connection().cursor().execute(f"FROM {_scan(path, dialect, len(columns), size)}").to_arrow_reader(BATCH)
+            _database().cursor().execute(f"FROM {_scan(path, dialect, len(columns), size)}").to_arrow_reader(BATCH)
         )
         names: list[str] | None = list(columns)
         for found in reader:
@@ -420,7 +420,7 @@ def look(path: Path, dialect: Dialect, columns: Mapping[int, Facts], names: Sequ
         selected.append(f"coalesce(max(CASE WHEN {point} = 0 THEN 0 ELSE length({text}) - {point} END), 0)")
     try:
         found = (
-            _connection()
+            _database()
             .cursor()
             .execute(f"SELECT {', '.join(selected)} FROM (FROM {_scan(path, dialect, len(names), size)} OFFSET 1)")
             .fetchall()[0]

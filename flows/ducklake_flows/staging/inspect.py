@@ -94,7 +94,8 @@ class Inspection:
 
 
 @cache
-def _connection() -> DuckDBPyConnection:
+def _database() -> DuckDBPyConnection:
+    """This process's database. Use a cursor of it: a worker extracts in several threads, also while it is warmed up."""
     import duckdb
 
     return duckdb.connect(
@@ -124,18 +125,20 @@ def inspect(dataset: Dataset, partitions: Sequence[Partition], paths: Sequence[s
 
     Raises:
         Rejected: an audit's condition does not fit the columns.
+        duckdb.Error: a file cannot be read, or the memory or the disk is full.
     """
     import duckdb
 
-    con = _connection()
     try:
-        found = _rows_of(con.read_parquet(list(paths), hive_partitioning=False), dataset, partitions) if paths else {}
-        if len(found) < len(partitions):
-            # A partition without rows forms no group. It meets every condition on a row, so only check the others.
-            whole = [check for check in _checks(dataset, partitions, "0") if check.of_the_whole]
-            empty = _aggregate(_nothing(con, dataset), {}, whole, "0")[0]
-            found = {number: found.get(number, empty) for number in range(len(partitions))}
-    except duckdb.Error as error:
+        with _database().cursor() as con:
+            files = con.read_parquet(list(paths), hive_partitioning=False) if paths else None
+            found = _rows_of(files, dataset, partitions) if files is not None else {}
+            if len(found) < len(partitions):
+                # A partition without rows forms no group. It meets every condition on a row, so only check the others.
+                whole = [check for check in _checks(dataset, partitions, "0") if check.of_the_whole]
+                empty = _aggregate(_nothing(con, dataset), {}, whole, "0")[0]
+                found = {number: found.get(number, empty) for number in range(len(partitions))}
+    except (duckdb.DataError, duckdb.ProgrammingError, duckdb.NotSupportedError) as error:
         raise Rejected(f"an audit cannot be evaluated on the rows: {' '.join(str(error).split())[:300]}") from None
     return [found[number] for number in range(len(partitions))]
 
