@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import shutil
-import tempfile
 import time
 import zipfile
 from importlib.metadata import PackageNotFoundError, files
@@ -18,6 +17,7 @@ from ducklake_flows.errors import BadInput, CatalogError
 from ducklake_flows.lake.query import query
 from ducklake_flows.plan import make_plan
 from ducklake_flows.project import get_datasets
+from ducklake_flows.scratch import scratch
 from ducklake_flows.states import Mode
 
 if TYPE_CHECKING:
@@ -63,8 +63,9 @@ def land(settings: Settings) -> int:
     if landing.find(DONE):
         return 0
     try:
-        with tempfile.TemporaryDirectory(prefix="lake-demo-") as made:
-            folder = Path(made)
+        with scratch() as work:
+            folder = work / "landing"
+            folder.mkdir()
             _flights(folder / "flights")
             _weather(folder / "weather")
             for name in REFERENCE:

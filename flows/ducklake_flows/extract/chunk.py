@@ -32,11 +32,11 @@ from ducklake_flows.extract.items import items_of, tables_of
 from ducklake_flows.extract.outcome import cause_of, outcome_of
 from ducklake_flows.extract.pace import Pace
 from ducklake_flows.extract.reader import Reader
-from ducklake_flows.extract.scratch import scratch, sweep
 from ducklake_flows.extract.split import split
 from ducklake_flows.extract.stage import put, sync
 from ducklake_flows.extract.transient import is_transient
 from ducklake_flows.project import get_dataset
+from ducklake_flows.scratch import scratch, sweep
 from ducklake_flows.sources.values import Unfit
 from ducklake_flows.staging.inspect import MARK
 from ducklake_flows.storage import open_storage

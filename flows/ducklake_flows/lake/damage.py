@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +17,7 @@ from ducklake_flows.lake import ledger
 from ducklake_flows.lake.connect import connected, literal
 from ducklake_flows.lake.evolve import Contents, contents
 from ducklake_flows.lake.schema import table_columns
+from ducklake_flows.scratch import scratch
 from ducklake_flows.settings import LAKE, Settings
 from ducklake_flows.staging.inspect import ALGORITHM
 from ducklake_flows.storage import Storage, open_storage
@@ -279,7 +279,7 @@ def _unreadable(storage: Storage, files: Iterable[tuple[str, int]]) -> Iterator[
     """
     import duckdb
 
-    with tempfile.TemporaryDirectory(prefix="lake-repair-") as work, duckdb.connect() as plain:
+    with scratch() as work, duckdb.connect() as plain:
         for path, size in dict.fromkeys(files):
             if not path.startswith(storage.url):
                 continue

@@ -10,11 +10,9 @@ expires.
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -25,6 +23,7 @@ from ducklake_flows.lake.connect import connected, literal, rows
 from ducklake_flows.lake.fence import META
 from ducklake_flows.lake.ledger import fingerprints, history
 from ducklake_flows.lake.schema import qualified
+from ducklake_flows.scratch import scratch
 from ducklake_flows.settings import LAKE, Settings
 from ducklake_flows.staging.inspect import inspect
 from ducklake_flows.staging.layout import new_attempt, staged_path
@@ -33,6 +32,7 @@ from ducklake_flows.storage import open_storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from duckdb import DuckDBPyConnection
 
@@ -51,7 +51,7 @@ def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -
     """
     started = time.monotonic()
     name = f"{dataset.key} {partition}"
-    with connected(settings, read_only=True) as con, tempfile.TemporaryDirectory(prefix="lake-rollback-") as work:
+    with connected(settings, read_only=True) as con, scratch() as work:
         published = history(con, dataset.key, partition.key)
         if not published:
             raise BadInput(f"{name} was never published.", f"lake status {dataset.key}")
@@ -61,7 +61,7 @@ def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -
             raise BadInput(f"{name} has no attempt before the published one.", f"lake status {dataset.key}")
         target = before[-1]
         last_seen = max(n for n, row in enumerate(published) if _shown(row) == target["attempt_id"])
-        file = Path(work) / "rows.parquet"
+        file = work / "rows.parquet"
         _copy(con, dataset, partition, _snapshot_before(con, name, published[last_seen + 1]["token"]), file)
         seen = inspect(dataset, [partition], [str(file)])[0]
         if seen.fingerprint != target["fingerprint"]:
@@ -86,13 +86,13 @@ def stage_published(settings: Settings, dataset: Dataset, partition: Partition) 
 
     started = time.monotonic()
     name = f"{dataset.key} {partition}"
-    with connected(settings, read_only=True) as con, tempfile.TemporaryDirectory(prefix="lake-repair-") as work:
+    with connected(settings, read_only=True) as con, scratch() as work:
         published = history(con, dataset.key, partition.key)
         if not published:
             raise BadInput(f"{name} was never published.", f"lake status {dataset.key}")
         current = published[-1]
         wanted = fingerprints(con, current["attempt_id"])
-        file = Path(work) / "rows.parquet"
+        file = work / "rows.parquet"
         for snapshot in _snapshots_with(con, dataset, partition):
             try:
                 _copy(con, dataset, partition, snapshot, file)

@@ -6,7 +6,6 @@ import codecs
 import contextlib
 import hashlib
 import re
-import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ducklake_flows.datasets.partitions import Grain, Partition, parse_partition
 from ducklake_flows.errors import BadInput, NoSource, SourceError, SourceUnavailable
+from ducklake_flows.scratch import scratch
 from ducklake_flows.settings import load_settings
 from ducklake_flows.storage import File, Storage, open_storage
 
@@ -195,7 +195,7 @@ class Files:
                 names = csv_files.header(path, dialect)
                 columns = _columns(names, contract)
                 if dialect.skip or dialect.comment or any(set(name) & {"\r", "\n"} for name in names):
-                    copy = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="lake-file-")), "plain")
+                    copy = opened.enter_context(scratch()) / "plain"
                     dialect, names = csv_files.simplified(path, dialect, names, copy)
                     path, columns = copy, dict(zip(names, columns.values(), strict=True))
                 local.append((name, path, size, columns, dialect))
@@ -312,7 +312,7 @@ class Files:
         plain = is_utf8 and kind is None and not start.startswith(codecs.BOM_UTF8)
         if landing.is_local and plain and not set("*?[]") & set(info.path):
             return Path(info.path)
-        copy = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="lake-file-")), "plain")
+        copy = opened.enter_context(scratch()) / "plain"
         with landing.fs.open_input_stream(info.path, compression=kind) as source, copy.open("wb") as target:
             decode = codecs.getincrementaldecoder(self.encoding)() if not is_utf8 else None
             while piece := source.read(PIECE):

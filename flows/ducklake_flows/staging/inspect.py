@@ -6,15 +6,13 @@ with what was staged.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ducklake_flows.datasets.types import declared_types, is_nested, partition_type, quoted
 from ducklake_flows.errors import Rejected
+from ducklake_flows.scratch import scratch_of_process
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -106,7 +104,7 @@ def _database() -> DuckDBPyConnection:
             # Every file is read only once, so a cache is useless.
             "enable_external_file_cache": False,
             "memory_limit": MEMORY,
-            "temp_directory": str(Path(tempfile.gettempdir(), f"lake-inspect-{os.getpid()}")),
+            "temp_directory": str(scratch_of_process() / "inspect"),
         }
     )
 

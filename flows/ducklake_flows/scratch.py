@@ -1,20 +1,22 @@
-"""Temporary folders of extraction: locked while in use, swept once their process is dead."""
+"""Temporary folders: locked while in use, swept once their process is dead."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import shutil
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SCRATCH = "lake-extract-"
-"""Prefix of the temporary folders of extraction."""
+SCRATCH = "lake-scratch-"
+"""Prefix of the temporary folders."""
 
 
 @contextlib.contextmanager
@@ -25,8 +27,16 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
+@cache
+def scratch_of_process() -> Path:
+    """A temporary folder that is kept until this process ends."""
+    kept = contextlib.ExitStack()
+    atexit.register(kept.close)
+    return kept.enter_context(scratch())
+
+
 def sweep() -> None:
-    """Remove the folders of killed workers on this machine: the kernel has released their locks."""
+    """Remove the folders of killed processes on this machine: the kernel has released their locks."""
     for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
         # The folder may be another user's, in use or already removed. A new one may not be locked yet.
         with contextlib.suppress(OSError), (folder / "lock").open("r+") as lock:
