@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sqlglot import exp
 
 from ducklake_flows.datasets.partitions import Grain, partition_at
 from ducklake_flows.lake.builds import project_digest, read_refused
 from ducklake_flows.lake.connect import connect, connected
 from ducklake_flows.lake.ledger import append
 from ducklake_flows.lake.verify import verify
+from ducklake_flows.models.adapter import LakeAdapter, lake_connection
 from ducklake_flows.models.signals import ready
 from ducklake_flows.project import get_dataset
 from tests.conftest import DATASETS, Lake
@@ -22,6 +26,8 @@ from tests.projects import PUBLISHED, READINGS, Project, load, model
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from sqlmesh.core.engine_adapter.base import EngineAdapter
 
 
 @pytest.fixture
@@ -431,3 +437,29 @@ def test_a_broken_dataset_file_does_not_stop_models_of_other_datasets(
     (folder / "odd.py").write_text("1 / 0\n")
     load(lake, "2024-01-02")
     assert [(e["model"], e["start"]) for e in project.build()] == [("silver.readings", "2024-01-02")]
+
+
+def test_the_interval_after_a_failed_commit_is_one_transaction_again(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLMesh took the failed transaction for open: each statement of the next one was committed alone."""
+    monkeypatch.setattr(LakeAdapter, "gate", contextlib.nullcontext)
+    model, other = (lake_connection(lake.settings).create_engine_adapter() for _ in range(2))
+    model.create_schema("silver")
+    model.create_table("silver.made", {"n": exp.DataType.build("bigint")})
+
+    def write(adapter: EngineAdapter, number: int, meanwhile: Callable[[], object]) -> None:
+        with adapter.transaction():
+            adapter.execute("DELETE FROM silver.made WHERE n < 0")
+            adapter.execute(f"INSERT INTO silver.made VALUES ({number})")
+            meanwhile()
+
+    with pytest.raises(duckdb.TransactionException):
+        write(model, 1, lambda: write(other, 2, int))
+    with pytest.raises(ZeroDivisionError):
+        write(model, 3, lambda: 1 // 0)
+    assert lake.column("SELECT n FROM silver.made") == [2]
+    write(model, 4, int)
+    assert sorted(lake.column("SELECT n FROM silver.made")) == [2, 4]
+    model.close()
+    other.close()

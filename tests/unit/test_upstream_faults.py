@@ -18,6 +18,7 @@ import pytest
 from dlt.common.normalizers.naming.snake_case import NamingConvention
 from pyarrow import csv as pa_csv
 from sqlmesh.core.engine_adapter.duckdb import DuckDBEngineAdapter
+from sqlmesh.utils.connection_pool import create_connection_pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,6 +162,20 @@ def test_dlt_423_names_that_differ_in_case_or_signs_become_one() -> None:
 def test_sqlmesh_3866_the_duckdb_adapter_has_no_transactions() -> None:
     """models/adapter.py: an interval would be replaced in two snapshots."""
     assert not DuckDBEngineAdapter.SUPPORTS_TRANSACTIONS
+
+
+def test_sqlmesh_takes_a_transaction_whose_commit_failed_for_open() -> None:
+    """models/adapter.py: the next interval would begin no transaction."""
+    with duckdb.connect() as database:
+        database.execute("CREATE TABLE t (n INTEGER PRIMARY KEY)")
+        pool = create_connection_pool(database.cursor, multithreaded=False)
+        pool.begin()
+        pool.get_cursor().execute("INSERT INTO t VALUES (1)")
+        database.execute("INSERT INTO t VALUES (1)")
+        with pytest.raises(duckdb.Error):
+            pool.commit()
+        assert pool.is_transaction_active
+        pool.get_cursor().execute("BEGIN")  # there is none
 
 
 def test_every_test_that_the_page_of_upstream_faults_names_exists() -> None:

@@ -109,13 +109,28 @@ class LakeAdapter(DuckDBEngineAdapter):
             )
         with gate():
             self._settle()  # a killed process may have left new tables unsettled
-            with super().transaction():
-                advance_fence(self.cursor, "transform_fence")
-                commit_message(self.cursor, "transform")
-                yield
-                failpoint("mid interval")
+            try:
+                with super().transaction():
+                    advance_fence(self.cursor, "transform_fence")
+                    commit_message(self.cursor, "transform")
+                    yield
+                    failpoint("mid interval")
+            except duckdb.Error:
+                self._leave_transaction()
+                raise
             failpoint("interval committed")
             self._settle()
+
+    def _leave_transaction(self) -> None:
+        """After an error: open a new connection if COMMIT or ROLLBACK failed.
+
+        SQLMesh (0.236) takes such a transaction for open. The next interval would begin none, so each of its
+        statements would be committed alone.
+        """
+        if self._connection_pool.is_transaction_active:
+            with contextlib.suppress(duckdb.Error):
+                self.cursor.execute("ROLLBACK")
+            self._connection_pool.close()
 
     def _settle(self) -> None:
         if not self._shared.settled:

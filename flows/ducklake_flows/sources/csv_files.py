@@ -194,9 +194,7 @@ def read(
         yield table
         return
     try:
-        reader = (
-            _database().cursor().execute(f"FROM {_scan(path, dialect, len(columns), size)}").to_arrow_reader(BATCH)
-        )
+        reader = _database().cursor().execute(f"FROM {_scan(path, dialect, len(columns), size)}").to_arrow_reader(BATCH)
         names: list[str] | None = list(columns)
         for found in reader:
             batch = _without_header(found, names, dialect) if names else found
