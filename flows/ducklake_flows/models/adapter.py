@@ -116,21 +116,14 @@ class LakeAdapter(DuckDBEngineAdapter):
                     yield
                     failpoint("mid interval")
             except duckdb.Error:
-                self._leave_transaction()
+                # SQLMesh (0.236) takes a transaction whose COMMIT failed for open. The next interval would begin none,
+                # and each of its statements would be committed alone. A new connection has no transaction.
+                with contextlib.suppress(duckdb.Error):
+                    self.cursor.execute("ROLLBACK")
+                self.close()
                 raise
             failpoint("interval committed")
             self._settle()
-
-    def _leave_transaction(self) -> None:
-        """After an error: open a new connection if COMMIT or ROLLBACK failed.
-
-        SQLMesh (0.236) takes such a transaction for open. The next interval would begin none, so each of its
-        statements would be committed alone.
-        """
-        if self._connection_pool.is_transaction_active:
-            with contextlib.suppress(duckdb.Error):
-                self.cursor.execute("ROLLBACK")
-            self._connection_pool.close()
 
     def _settle(self) -> None:
         if not self._shared.settled:
