@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ducklake_flows import scratch
+from ducklake_flows.extract.chunk import warm_up
 from ducklake_flows.orchestration.server import until
 from tests.conftest import DATASETS
 from tests.flows.test_cli import LAKE, Command
@@ -71,7 +72,10 @@ def test_ctrl_c_leaves_complete_partitions_and_no_process(lake: Command, tempora
     assert all(finding["severity"] == "note" for finding in lake.json("verify"))
 
 
-def test_scratch_folders_of_a_killed_worker_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scratch_folders_of_a_killed_worker_are_deleted_when_a_run_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm_up()  # each run calls it, also on a worker that earlier runs have used
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with scratch.scratch() as held:
         left, young = (tmp_path / f"{scratch.SCRATCH}{name}" for name in ("left", "young"))
@@ -80,7 +84,7 @@ def test_scratch_folders_of_a_killed_worker_are_deleted(tmp_path: Path, monkeypa
             (folder / "lock").touch()
         for folder in (left, held):
             os.utime(folder / "lock", (0, 0))
-        scratch.sweep()
+        warm_up()
         assert sorted(tmp_path.iterdir()) == sorted([held, young])
 
 

@@ -266,13 +266,15 @@ def _may_succeed(attempt: Attempt) -> bool:
     return attempt.error is not None and is_transient(attempt.error)
 
 
-@cache
 def warm_up() -> None:
-    """Run a two-row extraction, once in a process, so that imports and caches are warm.
-
-    Each run calls this on all workers of its cluster, while they extract for other runs.
-    """
+    """Prepare this process for a run, while it may extract for other runs: sweep, and warm imports and caches once."""
     sweep()
+    _warm_up_once()
+
+
+@cache
+def _warm_up_once() -> None:
+    """Run a two-row extraction."""
     dataset = Dataset("warm_up", lambda _: [pa.table({"row": [1]})], partition_column="day")
     attempts = [Attempt(parse_partition(key, dataset.grain), "") for key in ("2000-01-01", "2000-01-02")]
     run = _Run(dataset, {}, lambda: None, Pace(0, lambda: None), math.inf)
