@@ -96,7 +96,7 @@ def _writers(running: Services, corrected: Path, quick: bool, only: str) -> Iter
 def _backfill(running: Services, corrected: Path, quick: bool, only: str) -> Iterable[dict[str, Any]]:
     from benchmarks.assess import backfill
 
-    return backfill.run(running, corrected, 24 if quick else 365, 1 if quick else 3, 10 if quick else 25, only)
+    return backfill.run(running, corrected, 24 if quick else 365, 1 if quick else 3, 10 if quick else 20, only)
 
 
 def _models(running: Services, corrected: Path, quick: bool, only: str) -> Iterable[dict[str, Any]]:
