@@ -37,7 +37,7 @@ def repair(
     A partition whose rows or files were lost or changed is published again: from its source, or else from the last
     snapshot that has its rows. A rolled back partition is restored from a snapshot only. Rows of partitions that were
     never published and that the source does not have are deleted. Intervals of models whose files were lost are built
-    again. Statistics and fences are corrected for the whole lake.
+    again. Statistics are corrected for the whole lake.
 
     Args:
         datasets: Keys of the datasets whose partitions are compared; default: all.
@@ -57,9 +57,6 @@ def repair(
     chosen = get_datasets(datasets or [])
     check(settings)
     changes: list[lake.Change] = []
-    if not dry_run:
-        with gate.hold():
-            changes += lake.restore_fences(settings)
     todo = Restoring(settings, find_all(settings, chosen), str(flow_run.id))
     lost = lost_by_models(settings)
     if not dry_run:

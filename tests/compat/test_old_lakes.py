@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import sqlite3
 from datetime import timedelta
@@ -13,10 +12,8 @@ import pytest
 from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.errors import CatalogError
 from ducklake_flows.lake.connect import connected
-from ducklake_flows.lake.history import attempts
 from ducklake_flows.lake.ledger import latest
 from ducklake_flows.lake.maintenance import steps
-from ducklake_flows.lake.publish import Publisher
 from ducklake_flows.lake.restore import stage_previous
 from ducklake_flows.lake.schema import bootstrap
 from ducklake_flows.project import all_datasets, get_dataset
@@ -62,29 +59,28 @@ def test_it_is_read_and_right(old: Lake) -> None:
         "2024-01-05": "failed",
     }
     assert contents(old) == [("2024-01-01", 3, 3), ("2024-01-02", 1, 8.5), ("2024-01-03", 3, 9), ("2024-01-04", 3, 12)]
-    assert old.errors() == []
+    assert [error.partition(":")[0] for error in old.errors()] == ["release"]
 
 
-def test_it_is_published_to_before_lake_init_adds_the_new_columns(old: Lake) -> None:
+def test_it_is_written_only_after_lake_init(old: Lake) -> None:
+    """A writer of the release that wrote it would not be fenced against one of this release."""
     old.land("readings/2024-01-05.jsonl", [{"id": 5, "value": 5}])
-    assert [r.partition for r in old.load("readings", "2024-01-05").receipts] == ["2024-01-05"]
+    with pytest.raises(CatalogError, match="last written by an earlier release") as caught:
+        old.load("readings", "2024-01-05")
+    assert caught.value.fix == "stop all runs of the earlier release, then: lake init"
     with connected(old.settings, read_only=True) as con:
-        (*_, last) = attempts(con, "readings", "2024-01-05")
-    assert (last["state"], last["source"]) == ("published", None)
+        assert latest(con, "readings")["readings", "2024-01-05"].state == "failed"
 
 
 def test_this_release_goes_on_with_it(old: Lake) -> None:
     settings, readings = old.settings, get_dataset("readings")
-    with (
-        contextlib.closing(Publisher(settings, [readings], "test", reason="why")) as publisher,
-        pytest.raises(CatalogError, match="no column for a reason yet"),
-    ):
-        publisher.tables()
     bootstrap(settings, list(all_datasets().values()))
+    (written,) = old.column("SELECT max(token) FROM ops.ledger")
     old.land("readings/2024-01-05.jsonl", [{"id": 5, "value": 5}])
     assert [r.partition for r in old.load("readings", "2024-01-05", "2024-01-03").receipts] == ["2024-01-05"]
     old.land("readings/2024-01-04.jsonl", [{"id": 4, "value": 0.5}])
     assert old.load("readings", "2024-01-04").receipts
+    assert old.column("SELECT min(token) FROM ops.ledger WHERE recorded_at > now() - INTERVAL 1 HOUR")[0] > written
     old.publish([stage_previous(settings, readings, parse_partition("2024-01-04", readings.grain))])
     for step in steps(settings, timedelta(0)):
         if step.todo:

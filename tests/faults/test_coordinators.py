@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ducklake_flows.errors import CommitConflict
-from ducklake_flows.lake import publish as protocol
-from ducklake_flows.lake.fence import advance_fence
+from ducklake_flows.lake import connect as connections
 from ducklake_flows.staging.layout import new_attempt
 from ducklake_flows.staging.receipt import Receipt
 from tests.faults.conftest import PROCESSES, Killer, found, staged, told
@@ -19,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from tests.conftest import Lake
+
+RETRY = "SET GLOBAL ducklake_max_retry_count = 10"
+"""DuckLake's default."""
 
 DAYS = [f"2024-01-{day:02}" for day in range(1, 9)]
 
@@ -40,7 +42,9 @@ def coordinate(lake: Lake, inbox: object, outbox: object) -> None:
     patch = pytest.MonkeyPatch()
     while (work := inbox.get()) is not None:  # type: ignore[attr-defined]
         fence, cut = work
-        patch.setattr(protocol, "advance_fence", advance_fence if fence else lambda con, name: 1)
+        if not fence:
+            patch.setattr(connections, "NO_RETRY", RETRY)
+            publisher.close()
         try:
             for group in cut:
                 publisher.publish(group)

@@ -81,7 +81,8 @@ def test_a_commit_that_ducklake_refuses_is_a_conflict(lake: Lake) -> None:
     flush = next(s for s in steps(lake.settings, timedelta(days=30)) if s.name == "flush")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "ducklake_flows.lake.maintenance.failpoint", lambda _: con.execute("UPDATE ops.fence SET token = token + 1")
+            "ducklake_flows.lake.maintenance.failpoint",
+            lambda _: con.execute("INSERT INTO ops.builds (token) VALUES (0)"),
         )
         with pytest.raises(CommitConflict) as caught:
             flush.run()

@@ -28,7 +28,7 @@ def test_bootstrap_is_safe_to_repeat(lake: Lake) -> None:
 
 
 def test_a_query_cannot_change_the_lake(lake: Lake) -> None:
-    for sql in ("DELETE FROM ops.ledger", "DROP TABLE ops.fence", "CREATE TABLE raw.x AS SELECT 1"):
+    for sql in ("DELETE FROM ops.ledger", "DROP TABLE ops.builds", "CREATE TABLE raw.x AS SELECT 1"):
         with pytest.raises(BadInput, match="changes nothing"):
             query(lake.settings, sql)
     with pytest.raises(BadInput, match="does not exist"):

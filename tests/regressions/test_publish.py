@@ -90,6 +90,22 @@ def test_a_missing_file_of_a_dataset_named_conflicts_is_one_failure(lake: Lake) 
     check_reads(things, "v", [1, 1, 1])
 
 
+ONCE = (
+    "TransactionContext Error: Failed to commit: Failed to commit DuckLake transaction.\n"
+    "Exceeded the maximum retry count of 0 set by the ducklake_max_retry_count setting.\n"
+    '. Consider increasing the value with: e.g., "SET ducklake_max_retry_count = 0;"\n'
+)
+"""How every error of a COMMIT begins, since commits are not repeated."""
+SENT = (
+    'Failed to flush changes into DuckLake: Failed to execute query "INSERT INTO "public".ducklake_snapshot VALUES '
+    '(5, NOW(), 1, 21, 6);UPDATE "public".ducklake_table_stats SET record_count=4 WHERE table_id=17;\n": '
+)
+TAKEN = (
+    'ERROR:  duplicate key value violates unique constraint "ducklake_snapshot_pkey"\n'
+    "DETAIL:  Key (snapshot_id)=(5) already exists.\n"
+)
+
+
 @pytest.mark.parametrize(
     ("error", "meaning"),
     [
@@ -101,6 +117,21 @@ def test_a_missing_file_of_a_dataset_named_conflicts_is_one_failure(lake: Lake) 
             ),
             "CommitConflict",
         ),
+        (
+            duckdb.TransactionException(f"{ONCE}Failed to flush changes into DuckLake: database is locked"),
+            "CommitConflict",
+        ),
+        (duckdb.TransactionException(f"{ONCE}{SENT}{TAKEN}"), "CommitConflict"),
+        (
+            duckdb.TransactionException(f"{ONCE}Failed to flush changes into DuckLake: database or disk is full"),
+            "UnknownOutcome",
+        ),
+        (duckdb.TransactionException(f"{ONCE}{SENT}server closed the connection unexpectedly"), "UnknownOutcome"),
+        (
+            duckdb.TransactionException(f"{ONCE}{SENT}ERROR:  permission denied for table ducklake_snapshot"),
+            "Forbidden",
+        ),
+        (duckdb.TransactionException(f"{ONCE}{SENT}ERROR:  something else"), "None"),
         (duckdb.TransactionException(LOST), "UnknownOutcome"),
         (duckdb.Error('Failed to execute query "ROLLBACK": '), "UnknownOutcome"),
         (

@@ -50,12 +50,12 @@ HOSTILE = (
     "DETACH lake",
     "ATTACH 'ducklake:{catalog}' AS again (DATA_PATH '{data}')",
     "ATTACH 'ducklake:{catalog}' AS again (META_SECRET lake_catalog)",
-    "USE memory; DETACH lake; ATTACH 'ducklake:{catalog}' AS lake; UPDATE lake.ops.fence SET token = 7",
-    "SELECT 1; UPDATE lake.ops.fence SET token = 7",
-    "UPDATE ops.fence SET token = 7",
+    "USE memory; DETACH lake; ATTACH 'ducklake:{catalog}' AS lake; UPDATE lake.ops.ledger SET token = 7",
+    "SELECT 1; UPDATE lake.ops.ledger SET token = 7",
+    "UPDATE ops.ledger SET token = 7",
     "DELETE FROM raw.readings",
-    "INSERT INTO ops.fence VALUES (7)",
-    "MERGE INTO ops.fence USING (SELECT 7 AS token) AS s ON true WHEN MATCHED THEN DELETE",
+    "INSERT INTO ops.builds (token) VALUES (7)",
+    "MERGE INTO ops.builds USING (SELECT 7 AS token) AS s ON true WHEN MATCHED THEN DELETE",
     "UPDATE __ducklake_metadata_lake.ducklake_metadata SET value = 'x'",
     "DROP TABLE raw.readings",
     "CREATE TEMP TABLE t AS FROM raw.readings",
@@ -144,7 +144,7 @@ def filled(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
 
 def contents(lake: Lake, folder: Path) -> dict[str, Any]:
     """What a query must not change: fences, ledger, snapshots, options, staged files, files of the folder."""
-    tables = ("ops.fence", "ops.transform_fence", "ops.ledger", "raw.readings", "ducklake_options('lake')")
+    tables = ("ops.builds", "ops.schema_changes", "ops.ledger", "raw.readings", "ducklake_options('lake')")
     return {
         **{table: lake.sql(f"FROM {table}") for table in (*tables, "lake.snapshots()")},
         "data": lake.data.list(),

@@ -13,7 +13,7 @@ from ducklake_flows.datasets.partitions import Grain, parse_partition
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake import ledger
 from ducklake_flows.lake.connect import commit_message, connected, literal
-from ducklake_flows.lake.fence import advance_fence
+from ducklake_flows.lake.fence import next_token
 from ducklake_flows.lake.schema import OPS, table_columns
 from ducklake_flows.settings import LAKE, PROD
 
@@ -193,7 +193,7 @@ def record(
     """
     with connected(settings) as con:
         con.execute("BEGIN")
-        token = advance_fence(con, "transform_fence")
+        token = next_token(con)
         common = {
             "environment": todo.environment,
             "flow_run_id": flow_run_id,
@@ -292,7 +292,7 @@ def record_dropped(settings: Settings, environment: str) -> None:
     """Record that an environment has no tables: its next transform builds everything. Call it within the gate."""
     with connected(settings) as con:
         con.execute("BEGIN")
-        row = {"token": advance_fence(con, "transform_fence"), "recorded_at": datetime.now(UTC), "project": ""}
+        row = {"token": next_token(con), "recorded_at": datetime.now(UTC), "project": ""}
         ledger.append(con, "builds", [{**row, "environment": environment}])
         commit_message(con, f"dropped {environment}")
         con.execute("COMMIT")

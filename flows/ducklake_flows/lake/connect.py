@@ -23,7 +23,11 @@ START_CONFIG: dict[str, str | bool | int | float | list[str]] = {"allow_unsigned
 """The extensions come from wheels whose hashes were checked at installation. Without this setting, DuckDB hashes their
 files (20 to 40 MB each) at every connection: 0.4 s instead of a few milliseconds."""
 
-LIBPQ = {
+NO_RETRY = "SET GLOBAL ducklake_max_retry_count = 0"
+"""DuckLake does not repeat a commit that another writer has overtaken; see `ducklake_flows.lake.fence`. Global: SQLMesh
+writes through cursors, which are sessions of their own."""
+
+LIBPQ: dict[str, int | str] = {
     "connect_timeout": 10,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -138,6 +142,7 @@ def prepare(con: DuckDBPyConnection, settings: Settings) -> None:
         extensions.append("httpfs")
     for name in extensions:
         _load(con, name)
+    con.execute(NO_RETRY)
     if settings.catalog_password is not None and not settings.embedded:
         password = literal(settings.catalog_password.get_secret_value())
         con.execute(f"CREATE OR REPLACE SECRET {CATALOG_SECRET} (TYPE postgres, PASSWORD {password})")

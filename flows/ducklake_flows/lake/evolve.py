@@ -39,14 +39,14 @@ class Evolved:
     """The changes to the raw tables.
 
     Args:
-        changed: The datasets whose table was created or changed. Commit this before anything is registered.
+        changed: The datasets whose table was created or changed, and how. Commit this before anything is registered.
         rows: The ledger rows for partitions whose fingerprint changed.
         refused: Why a column could not be widened, by dataset and column.
         respell: The tables with a column that changed from FLOAT to DOUBLE. DuckLake keeps the bounds of their files
             as texts of FLOATs; `ducklake_flows.lake.repair` has to rewrite them.
     """
 
-    changed: list[str] = field(default_factory=list)
+    changed: dict[str, str] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
     respell: set[str] = field(default_factory=set)
@@ -84,7 +84,7 @@ def evolve(
             if anew:
                 con.execute(f"DROP TABLE {qualified(dataset)}")
             create_table(con, dataset, wanted)
-            done.changed.append(key)
+            done.changed[key] = "CREATE"
             continue
         for name, data_type in there.items():
             if reason := _lost_by(con, dataset, name, data_type, wanted[name]):
@@ -93,8 +93,8 @@ def evolve(
         if any("FLOAT" in there[name] and wanted[name] != there[name] for name in there):
             done.respell.add(dataset.table)
         if wanted != there:
-            done.rows += _widen(con, dataset, there, wanted)
-            done.changed.append(key)
+            done.changed[key], rows = _widen(con, dataset, there, wanted)
+            done.rows += rows
     return done
 
 
@@ -198,8 +198,8 @@ def _lost_by(con: DuckDBPyConnection, dataset: Dataset, name: str, there: str, w
 
 def _widen(
     con: DuckDBPyConnection, dataset: Dataset, there: Mapping[str, str], wanted: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """Add and widen a table's columns. Returns the ledger rows for partitions whose fingerprint changed.
+) -> tuple[str, list[dict[str, Any]]]:
+    """Add and widen a table's columns. Returns the changes and the ledger rows of partitions with a new fingerprint.
 
     The values do not change, so the attempts stay the same. A partition that already differed from the ledger gets no
     row, so that `lake verify` still reports it.
@@ -212,14 +212,15 @@ def _widen(
     for change in changes:
         con.execute(f"ALTER TABLE {qualified(dataset)} {change}")
     after = contents(con, dataset, wanted) if rehashed else {}
+    said = ", ".join(changes)
     log.info(
         "%s: %s; computed the fingerprints of %d rows again",
         dataset.table,
-        ", ".join(changes),
+        said,
         sum(c.rows for c in after.values()),
     )
     entries = ledger.latest(con, dataset.key) if rehashed else {}
-    return [
+    return said, [
         ledger.retyped_row(entry, after[entry.partition].fingerprint)
         for entry in entries.values()
         if entry.partition in before

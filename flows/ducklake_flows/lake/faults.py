@@ -28,12 +28,15 @@ class Forbidden(CatalogError):
 # "TransactionContext Error: Failed to commit: Failed to commit DuckLake transaction.\nFailed to flush changes into
 # DuckLake: Failed to execute query "INSERT INTO ...": <cause>": the error's type, the failed steps from the outside in,
 # the statement that was sent to the catalog (duckdb-postgres, duckdb-sqlite), and the catalog's error.
-_CHAIN = r'\A(?:[A-Z][A-Za-z ]* Error: )?(?:Failed to [^":]*[:.]\s+)*'
+_CHAIN = (
+    r'\A(?:[A-Z][A-Za-z ]* Error: )?(?:Failed to [^":]*[:.]\s+'
+    # Part of every error of a commit, since commits are not repeated.
+    r"|Exceeded the maximum retry count of [^\n]*\n\. Consider [^\n]*\n)*"
+)
 _OUTER = _CHAIN + r'(?:Failed to (?:execute|prepare) (?:query|COPY) ".*": )?'
 
 _CONFLICT = (
     r"Transaction conflict - attempting to ",  # DuckLakeTransaction, a logical conflict
-    r"Exceeded the maximum retry count of ",  # DuckLakeTransaction, all retries lost to other commits
     r"database is locked\s*\Z",  # SQLite, SQLITE_BUSY
     r'ERROR:\s+duplicate key value violates unique constraint "ducklake_',  # PostgreSQL, the next snapshot's id
     r"ERROR:\s+(?:could not serialize access|deadlock detected)",  # PostgreSQL, REPEATABLE READ

@@ -1,22 +1,22 @@
-"""The fences: they keep two concurrent writers of the same kind from both committing, with or without the gate.
+"""The fence: of two writers that commit at the same time, one cannot, with or without the gate.
 
-DuckLake detects conflicts by table. Two publishers that each replace an empty partition touch no common file. Every
-transaction therefore also updates the single row of a fence table: of two that do so at the same time, one cannot
-commit. Publishers and transforms have separate fences, so that a publish does not abort a long model build. A repair
-writes the catalog's own tables; its fence is the id of the next snapshot, a primary key for which all commits compete.
+DuckLake detects conflicts by table, and otherwise repeats a commit on top of the other writer's. Two publishers that
+each replace an empty partition touch no common file, so both would commit. So no connection repeats a commit
+(`connect.NO_RETRY`): a transaction commits only as the successor of the snapshot that it read. The id of a snapshot is
+a primary key of the catalog, for which all writers compete: publishers, transforms, maintenance. A repair writes the
+catalog's own tables, and claims the id itself.
 
-The update has a second effect, which a commit that changes a schema needs: it takes a file id. DuckLake caches the
-statistics of a table by the next file id (`DuckLakeCatalog::StatsCacheKey`, 1.5.5). After an ALTER that takes none,
-open connections go on with statistics of the old type, and queries miss rows
-(`make test ARGS="tests/regressions -k 1308"`).
+The id is also the token in the rows of ``ops``: tokens order the writes of all transactions. Earlier releases counted
+tokens in tables of their own. A lake with such a table is not written until `lake init` has dropped it, since a writer
+of an earlier release, which needs it, is not fenced.
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
-from ducklake_flows.errors import LakeError
+from ducklake_flows.errors import CatalogError
 from ducklake_flows.lake.connect import literal
 from ducklake_flows.settings import LAKE
 
@@ -28,45 +28,36 @@ if TYPE_CHECKING:
 META = f"__ducklake_metadata_{LAKE}"
 """The database of the catalog's own tables in an attached DuckLake."""
 
-Fence = Literal["fence", "transform_fence"]
-"""The fence table in ``lake.ops``: of publishers, or of transforms."""
-
-FENCES: tuple[Fence, ...] = get_args(Fence)
+OLD_FENCES = ("fence", "transform_fence")
+"""Tables in ``ops`` that earlier releases update in each transaction."""
 
 
-def create_fence(con: DuckDBPyConnection, fence: Fence) -> None:
-    """Insert the row of a new fence table."""
-    con.execute(f"INSERT INTO {LAKE}.ops.{fence} VALUES (0)")
+def next_token(con: DuckDBPyConnection) -> int:
+    """The id of the snapshot that the open transaction creates, if it commits."""
+    return int(con.execute(f"SELECT id + 1 FROM {LAKE}.current_snapshot()").fetchall()[0][0])
 
 
-def count_rows(con: DuckDBPyConnection, fence: Fence) -> int:
-    """The number of rows of a fence table: one, unless it was changed by hand."""
-    return int(con.execute(f"SELECT count(*) FROM {LAKE}.ops.{fence}").fetchall()[0][0])
-
-
-def advance_fence(con: DuckDBPyConnection, fence: Fence) -> int:
-    """Update the fence's row within the open transaction.
-
-    Returns:
-        The new token. Tokens order the writes of all transactions of this kind.
+def check_release(con: DuckDBPyConnection) -> None:
+    """Check that no writer of an earlier release can write this lake.
 
     Raises:
-        LakeError: the fence table does not have exactly one row.
+        CatalogError: one can.
     """
-    con.execute(f"UPDATE {LAKE}.ops.{fence} SET token = token + 1")
-    found = con.execute(f"SELECT token FROM {LAKE}.ops.{fence}").fetchall()
-    if len(found) != 1:
-        raise LakeError(f"ops.{fence} has {len(found)} rows instead of one.", "lake repair")
-    return int(found[0][0])
+    names = ", ".join(f"'{name}'" for name in OLD_FENCES)
+    where = f"database_name = '{LAKE}' AND schema_name = 'ops' AND table_name IN ({names})"
+    if con.execute(f"SELECT 1 FROM duckdb_tables() WHERE {where}").fetchall():
+        raise CatalogError(
+            "This lake was last written by an earlier release, whose writers must not write beside this one's.",
+            "stop all runs of the earlier release, then: lake init",
+        )
 
 
-def renew_fence(con: DuckDBPyConnection, fence: Fence) -> None:
-    """Replace all rows of a fence table by one, within the open transaction. Its token is above every recorded one."""
-    recorded = "ledger" if fence == "fence" else "builds"
-    tokens = f"SELECT token FROM {LAKE}.ops.{fence} UNION ALL SELECT token FROM {LAKE}.ops.{recorded}"
-    highest = con.execute(f"SELECT coalesce(max(token), 0) FROM ({tokens})").fetchall()[0][0]
-    con.execute(f"DELETE FROM {LAKE}.ops.{fence}")
-    con.execute(f"INSERT INTO {LAKE}.ops.{fence} VALUES ({highest + 1})")
+def drop_old_fences(con: DuckDBPyConnection, there: Sequence[str]) -> list[str]:
+    """Drop the fence tables of an earlier release within the open transaction. Returns what was done."""
+    found = [name for name in OLD_FENCES if f"ops.{name}" in there]
+    for name in found:
+        con.execute(f"DROP TABLE {LAKE}.ops.{name}")
+    return [f"ops.{name} (dropped: this release has another fence)" for name in found]
 
 
 def claim_snapshot(con: DuckDBPyConnection, snapshot: int, tables: Sequence[int], mark: str) -> None:

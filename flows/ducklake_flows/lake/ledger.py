@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from ducklake_flows.lake.connect import literal, rows
+from ducklake_flows.lake.fence import META
 from ducklake_flows.settings import LAKE
 from ducklake_flows.states import PUBLISHED, RETYPED, State
 
@@ -53,7 +54,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The ledger's record of one attempt: state and error of its latest row, and the fence's token."""
+    """The ledger's record of one attempt: state and error of its latest row, and its token."""
 
     state: str
     error: str
@@ -110,7 +111,7 @@ def after(entry: Entry | None, row: Mapping[str, Any]) -> Entry:
 
 
 class LedgerCache:
-    """The state of partitions, read once and cached. It is valid until another writer advances the fence.
+    """The state of partitions, read once and cached. It is valid until another writer changes the ledger.
 
     Without the cache, a run that publishes in many groups would read the whole ledger for each group.
 
@@ -124,7 +125,8 @@ class LedgerCache:
 
     def forget(self) -> None:
         """Discard the cache: the next `read` queries the ledger."""
-        self._fence: int | None = None
+        self._token: int | None = None
+        """The last snapshot up to which the cache is valid."""
         self._read: set[str] = set()
         self.entries: dict[tuple[str, str], Entry] = {}
         self.attempts: dict[str, Recorded] = {}
@@ -135,12 +137,12 @@ class LedgerCache:
 
         Args:
             con: A connection with the publishing transaction open.
-            token: The fence's token in this transaction.
+            token: The token of this transaction.
             partitions: Keys of the partitions.
         """
-        if self._fence != token - 1:
+        if self._token is not None and self._token < token - 1 and _is_changed(con, self._token, token):
             self.forget()
-            self._fence = token - 1
+        self._token = token - 1
         if new := set(partitions) - self._read:
             new |= self._expected - self._read
             self._read |= new
@@ -155,7 +157,7 @@ class LedgerCache:
 
     def committed(self, token: int, added: Sequence[Mapping[str, Any]]) -> None:
         """Add the rows that a transaction has committed."""
-        self._fence = token
+        self._token = token
         for row in added:
             key = (row["dataset"], row["partition"])
             self.entries[key] = after(self.entries.get(key), row)
@@ -163,8 +165,24 @@ class LedgerCache:
                 self.attempts[row["attempt_id"]] = Recorded(row["state"], row["error"] or "", token)
 
 
+def _is_changed(con: DuckDBPyConnection, since: int, token: int) -> bool:
+    """Whether a snapshot between two, both excluded, may have changed the ledger."""
+    (ledger,) = con.execute(
+        f"""SELECT t.table_id FROM {META}.ducklake_table t JOIN {META}.ducklake_schema s USING (schema_id)
+            WHERE t.table_name = 'ledger' AND s.schema_name = 'ops'
+              AND t.end_snapshot IS NULL AND s.end_snapshot IS NULL"""
+    ).fetchall()[0]
+    # A list of changes, each with the id of its table, such as inlined_insert:5
+    changes = con.execute(
+        f"SELECT changes_made FROM {META}.ducklake_snapshot_changes "
+        f"WHERE snapshot_id > {since} AND snapshot_id < {token}"
+    ).fetchall()
+    expired = len(changes) < token - 1 - since
+    return expired or any(f":{ledger}," in f"{made}," for (made,) in changes)
+
+
 def snapshot_of(con: DuckDBPyConnection, token: int) -> int | None:
-    """The snapshot of a transaction, found by the fence's token in its message; None if it created none."""
+    """The snapshot of a transaction, found by the token in its message; None if it created none."""
     return cast(
         "int | None",
         con.execute(

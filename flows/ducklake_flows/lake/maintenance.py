@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.errors import CommitConflict
 from ducklake_flows.lake.connect import commit_message, connected
-from ducklake_flows.lake.fence import FENCES, META, advance_fence
+from ducklake_flows.lake.fence import META
 from ducklake_flows.lake.repair import settle
 from ducklake_flows.lake.schema import ORPHAN_AGE
 from ducklake_flows.settings import LAKE, Settings
@@ -102,13 +102,12 @@ def _age() -> timedelta:
 
 
 def _inlined(con: DuckDBPyConnection) -> list[tuple[str, str, int]]:
-    """The tables with rows in the catalog instead of in files, without the fences: schema, table, rows."""
+    """The tables with rows in the catalog instead of in files: schema, table, rows."""
     tables = con.execute(
         f"""SELECT s.schema_name, t.table_name, i.table_name
             FROM {META}.ducklake_inlined_data_tables i
             JOIN {META}.ducklake_table t ON t.table_id = i.table_id AND t.end_snapshot IS NULL
-            JOIN {META}.ducklake_schema s ON s.schema_id = t.schema_id AND s.end_snapshot IS NULL
-            WHERE t.table_name NOT IN ('fence', 'transform_fence')"""
+            JOIN {META}.ducklake_schema s ON s.schema_id = t.schema_id AND s.end_snapshot IS NULL"""
     ).fetchall()
     counts: dict[tuple[str, str], int] = {}
     for schema, table, inlined in tables:
@@ -123,7 +122,7 @@ def _flush(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
         if count:
             call = f"FROM ducklake_flush_inlined_data('{LAKE}', schema_name => '{schema}', table_name => '{table}')"
             name = f"{schema}.{table}"
-            yield Step("flush", name, count, "rows", _transaction(settings, name, call, "rows_flushed", fenced=True))
+            yield Step("flush", name, count, "rows", _transaction(settings, name, call, "rows_flushed"))
 
 
 def _merge(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
@@ -133,7 +132,7 @@ def _merge(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
             f"FROM ducklake_merge_adjacent_files('{LAKE}', '{table}', schema => '{schema}', max_file_size => {SMALL})"
         )
         name = f"{schema}.{table}"
-        yield Step("merge", name, count, "files", _transaction(settings, name, call, "files_processed", fenced=False))
+        yield Step("merge", name, count, "files", _transaction(settings, name, call, "files_processed"))
 
 
 def _rewrite(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
@@ -143,7 +142,7 @@ def _rewrite(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
         named = f"'{LAKE}', '{table}', schema => '{schema}'"
         call = f"FROM ducklake_rewrite_data_files({named}, delete_threshold => {DELETED})"
         name = f"{schema}.{table}"
-        yield Step("rewrite", name, count, "files", _transaction(settings, name, call, "files_processed", fenced=False))
+        yield Step("rewrite", name, count, "files", _transaction(settings, name, call, "files_processed"))
 
 
 def _files(con: DuckDBPyConnection, where: str, having: str) -> list[tuple[str, str, int]]:
@@ -165,19 +164,12 @@ def _files(con: DuckDBPyConnection, where: str, having: str) -> list[tuple[str, 
     ).fetchall()
 
 
-def _transaction(settings: Settings, table: str, call: str, column: str, *, fenced: bool) -> Callable[[], int]:
-    """A step that writes a table in one transaction, then settles the table's statistics (see `settle`).
-
-    A compaction cannot advance the fences: DuckLake commits either compactions or changes. It needs no fence, since
-    DuckLake itself refuses the later of a compaction and a delete (`tests/lake/test_maintain.py`).
-    """
+def _transaction(settings: Settings, table: str, call: str, column: str) -> Callable[[], int]:
+    """A step that writes a table in one transaction, then settles the table's statistics (see `settle`)."""
 
     def run() -> int:
         with _refusals(), connected(settings) as con:
             con.execute("BEGIN")
-            if fenced:
-                for fence in FENCES:
-                    advance_fence(con, fence)
             done = con.execute(f"SELECT coalesce(sum({column}), 0)::BIGINT {call}").fetchall()[0][0]
             commit_message(con, "maintain")
             failpoint("mid compaction")

@@ -1,9 +1,9 @@
 """The publish protocol: one transaction replaces many partitions, excludes other publishers and writes the ledger.
 
     BEGIN
-      fence       UPDATE the one row of ops.fence: of two concurrent transactions that update it, one cannot commit
+      token       the id of the snapshot that this transaction creates; see `ducklake_flows.lake.fence`
       drop        attempts that are in the ledger already, are older than the published one, or have the same rows
-      schema      if a raw table must change: ALTER, COMMIT, BEGIN, fence. This is harmless alone, but wrong in one
+      schema      if a raw table must change: ALTER, COMMIT, BEGIN. This is harmless alone, but wrong in one
                   transaction with the registration (https://github.com/duckdb/ducklake/issues/1308). A table that
                   was never filled gets its statistics first: see `ducklake_flows.lake.repair`
       delete      the partitions' rows: whole files, so only metadata changes
@@ -42,9 +42,9 @@ from ducklake_flows.lake.connect import commit_message, connect
 from ducklake_flows.lake.damage import lost_files
 from ducklake_flows.lake.evolve import READ, Contents, Fit, contents, evolve, fit, full_paths
 from ducklake_flows.lake.faults import Forbidden, explain, text_of
-from ducklake_flows.lake.fence import advance_fence
+from ducklake_flows.lake.fence import check_release, next_token
 from ducklake_flows.lake.repair import drop, repair, settle
-from ducklake_flows.lake.schema import qualified, table_columns
+from ducklake_flows.lake.schema import qualified, record_change, table_columns
 from ducklake_flows.settings import LAKE, Settings
 from ducklake_flows.staging.receipt import Failure, Outcome, Receipt
 from ducklake_flows.testing.failpoints import failpoint
@@ -124,25 +124,21 @@ class Publisher:
         self._datasets = {d.key: d for d in datasets}
         self._flow_run_id = flow_run_id
         self._planned, self._recheck, self._force = planned or {}, recheck, force
-        # Without a reason the column is left out: a lake of an older release may not have it yet.
-        self._reason = {"reason": reason} if reason else {}
+        self._reason = reason
         self._con: DuckDBPyConnection | None = None
         self._filled: set[str] = set()
         """Tables that are known to have statistics."""
         self._began = time.monotonic()
         self._unanswered: int | None = None
-        """The fence's token of a COMMIT whose answer was lost."""
+        """The token of a COMMIT whose answer was lost."""
 
     def tables(self) -> dict[str, dict[str, str]]:
         """The current columns of every table, by name; see `table_columns`. Opens the connection.
 
         Raises:
-            CatalogError: a reason is to be recorded, and the ledger of an older release has no column for it.
+            CatalogError: the lake belongs to an earlier release.
         """
-        found = table_columns(self._connection())
-        if self._reason and "reason" not in found["ops.ledger"]:
-            raise CatalogError("The ledger of this lake has no column for a reason yet.", "lake init")
-        return found
+        return table_columns(self._connection())
 
     def close(self) -> None:
         """Close the connection; an open transaction is rolled back."""
@@ -230,7 +226,7 @@ class Publisher:
             con.execute("COMMIT")
             failpoint("after COMMIT")
             self._ledger.committed(token, rows)
-            result.snapshot_id = con.execute(f"SELECT id FROM {LAKE}.last_committed_snapshot()").fetchone()[0]  # type: ignore[index]
+            result.snapshot_id = token
         except duckdb.Error as error:
             meaning = explain(error, self._settings, committing=token is not None)
             if isinstance(meaning, CommitConflict):
@@ -270,13 +266,15 @@ class Publisher:
     def _fill(
         self, con: DuckDBPyConnection, group: Sequence[Outcome]
     ) -> tuple[Published, int, Sequence[Mapping[str, Any]]]:
-        """Do everything between BEGIN and COMMIT. Returns the outcome, the fence's token and the new ledger rows."""
-        token = self._advance_fence(con, group)
+        """Do everything between BEGIN and COMMIT. Returns the outcome, the token and the new ledger rows."""
+        token = self._begun(con, group)
         result, new, receipts = self._select(group)
         tables = table_columns(con)
         evolved = evolve(con, self._datasets, receipts, tables)
         if evolved.changed:
             # Never in one transaction with the registration: https://github.com/duckdb/ducklake/issues/1308
+            for key, change in evolved.changed.items():
+                record_change(con, self._datasets[key].table, change)
             self._record(con, evolved.rows, token, f"schema of {', '.join(evolved.changed)}")
             con.execute("COMMIT")
             failpoint("schema committed")
@@ -292,7 +290,7 @@ class Publisher:
             if bare:
                 settle(self._settings, bare)
             con.execute("BEGIN")
-            token = self._advance_fence(con, group)
+            token = self._begun(con, group)
             # Again: without the gate, another publisher may have committed since the first BEGIN.
             result, new, receipts = self._select(group)
             tables = table_columns(con)
@@ -334,8 +332,6 @@ class Publisher:
         in_gate = (time.monotonic() - self._began) / max(len(group), 1)
         for row in rows:
             row["profile"] = _json({**row["profile"], "gate": in_gate})
-            if "source" not in tables["ops.ledger"]:
-                row.pop("source", None)  # a lake of an older release, before `lake init`
         if rows:
             self._record(con, rows, token, _message(result))
         return result, token, rows
@@ -344,13 +340,18 @@ class Publisher:
         """Append the ledger rows and set the commit message."""
         now = datetime.now(UTC)
         for row in rows:
-            row |= {"flow_run_id": self._flow_run_id, "recorded_at": now, "token": token, **self._reason}
+            row |= {
+                "flow_run_id": self._flow_run_id,
+                "recorded_at": now,
+                "token": token,
+                "reason": self._reason or None,
+            }
         ledger.append(con, "ledger", rows)
         commit_message(con, message, token=token, flow_run_id=self._flow_run_id)
 
-    def _advance_fence(self, con: DuckDBPyConnection, group: Sequence[Outcome]) -> int:
-        """Advance the fence and read the ledger entries of the group."""
-        token = advance_fence(con, "fence")
+    def _begun(self, con: DuckDBPyConnection, group: Sequence[Outcome]) -> int:
+        """Read the transaction's token and the ledger entries of the group."""
+        token = next_token(con)
         failpoint("after the fence")
         self._ledger.read(con, token, {outcome.partition for outcome in group})
         return token
@@ -450,6 +451,7 @@ class Publisher:
     def _connection(self) -> DuckDBPyConnection:
         if self._con is None:
             self._con = connect(self._settings)
+            check_release(self._con)
             # A commit is metadata only: more threads would take cores from the workers that extract.
             self._con.execute("SET threads = 1")
         return self._con

@@ -43,7 +43,7 @@ from ducklake_flows.errors import CatalogError, CommitConflict
 from ducklake_flows.lake import ledger, statistics
 from ducklake_flows.lake.connect import commit_message, connected, literal, rows
 from ducklake_flows.lake.faults import explain
-from ducklake_flows.lake.fence import FENCES, META, advance_fence, claim_snapshot, count_rows, renew_fence
+from ducklake_flows.lake.fence import META, claim_snapshot, next_token
 from ducklake_flows.lake.schema import qualified
 from ducklake_flows.settings import LAKE
 from ducklake_flows.testing.failpoints import failpoint
@@ -137,24 +137,6 @@ def drop(settings: Settings, paths: Sequence[str]) -> list[Change]:
     return _committed(settings, lambda con: _dropped(con, settings, paths))
 
 
-def restore_fences(settings: Settings) -> list[Change]:
-    """Give each fence table one row again, if it was changed by hand. Call it within the gate.
-
-    Returns:
-        The changes; empty if nothing had to change.
-    """
-    changes = []
-    with connected(settings) as con:
-        for fence in FENCES:
-            if (count := count_rows(con, fence)) != 1:
-                con.execute("BEGIN")
-                renew_fence(con, fence)
-                commit_message(con, "repair")
-                con.execute("COMMIT")
-                changes.append(Change(f"ops.{fence}", "", f"{count} rows", "1 row"))
-    return changes
-
-
 def remove(settings: Settings, dataset: Dataset, partitions: Collection[str]) -> list[Change]:
     """Delete the rows of partitions that were never published. Call it within the gate.
 
@@ -171,7 +153,7 @@ def remove(settings: Settings, dataset: Dataset, partitions: Collection[str]) ->
     try:
         with connected(settings) as con:
             con.execute("BEGIN")
-            token = advance_fence(con, "fence")
+            token = next_token(con)
             entries = ledger.latest(con, dataset.key)
             if any(entries[dataset.key, key].attempt_id for key in partitions if (dataset.key, key) in entries):
                 raise CommitConflict(f"{dataset.key} was published meanwhile.", "lake repair")
@@ -195,7 +177,7 @@ def forget_builds(settings: Settings, paths: Collection[str]) -> None:
     days = {day for each in found for day in each} if all(found) else set()
     with connected(settings) as con:
         con.execute("BEGIN")
-        token = advance_fence(con, "transform_fence")
+        token = next_token(con)
         built = rows(
             con,
             f"""SELECT environment, dataset, partition, arg_max(project, token) AS project

@@ -188,7 +188,7 @@ def _still_meant(published: Sequence[Mapping[str, Any]]) -> list[Mapping[str, An
 
 
 def _snapshot_before(con: DuckDBPyConnection, name: str, token: int) -> int:
-    """The last snapshot before a ledger row's commit. The commit is found by the fence's token in its message.
+    """The last snapshot before a ledger row's commit. The commit is found by the token in its message.
 
     Not the snapshot that published the wanted rows: it may have expired while the rows were still current.
     """

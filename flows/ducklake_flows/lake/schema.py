@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ducklake_flows.datasets.types import declared_types, partition_type, quoted
 from ducklake_flows.errors import CatalogError
 from ducklake_flows.lake.connect import commit_message, connect
-from ducklake_flows.lake.fence import FENCES, create_fence
+from ducklake_flows.lake.fence import drop_old_fences, next_token
 from ducklake_flows.settings import LAKE, Settings
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ ORPHAN_AGE = "1 day"
 """Minimum age of a file that no snapshot names before a clean-up may delete it; longer than any run."""
 
 OPS = {
-    "fence": "token BIGINT",
-    "transform_fence": "token BIGINT",
     "ledger": """
         dataset VARCHAR, partition VARCHAR, attempt_id VARCHAR, state VARCHAR,
         rows_in BIGINT, rows_published BIGINT, rows_quarantined BIGINT, files BIGINT, bytes BIGINT,
@@ -36,8 +34,9 @@ OPS = {
         environment VARCHAR, model VARCHAR, interval_start TIMESTAMP, interval_end TIMESTAMP, name VARCHAR,
         passed BOOLEAN, failed_rows BIGINT, sample VARCHAR, error VARCHAR, datasets VARCHAR[],
         flow_run_id VARCHAR, recorded_at TIMESTAMP WITH TIME ZONE, token BIGINT""",
+    "schema_changes": "table_name VARCHAR, change VARCHAR, recorded_at TIMESTAMP WITH TIME ZONE, token BIGINT",
 }
-"""Columns of the tables in ``lake.ops``. ``token`` is the fence's, so it orders the rows.
+"""Columns of the tables in ``lake.ops``. ``token`` is the snapshot that committed the row; see `fence`.
 
 A later release only adds columns at the end; `bootstrap` adds them to an existing lake.
 """
@@ -88,9 +87,7 @@ def bootstrap(settings: Settings, datasets: Iterable[Dataset]) -> list[str]:
                 if column_name not in there[f"ops.{name}"]:
                     con.execute(f"ALTER TABLE {LAKE}.ops.{name} ADD COLUMN {column_name} {data_type}")
                     made.append(f"ops.{name}.{column_name}")
-        for fence in FENCES:
-            if f"ops.{fence}" in made:
-                create_fence(con, fence)
+        made += drop_old_fences(con, list(there))
         for dataset in datasets:
             if not dataset.contract.columns:
                 continue
@@ -127,6 +124,24 @@ def table_columns(con: DuckDBPyConnection) -> dict[str, dict[str, str]]:
     ).fetchall():
         found.setdefault(f"{schema}.{table}", {})[column] = data_type
     return found
+
+
+def record_change(con: DuckDBPyConnection, table: str, change: str) -> None:
+    """Record within the open transaction that it changes a table's columns. Every such transaction must call this.
+
+    The row takes a file id, an ALTER does not. DuckLake caches the statistics of a table by the next file id
+    (`DuckLakeCatalog::StatsCacheKey`, 1.5.5). Without a new one, open connections go on with statistics of the old
+    type, and queries miss rows (`make test ARGS="tests/regressions -k 1308"`).
+
+    Args:
+        con: A connection with the transaction open.
+        table: Schema and name.
+        change: What is changed, as in ALTER TABLE.
+    """
+    con.execute(
+        f"INSERT INTO {LAKE}.ops.schema_changes VALUES (?, ?, now(), ?)",
+        [table, change, next_token(con)],
+    )
 
 
 def is_outdated(con: DuckDBPyConnection, dataset: Dataset, there: Mapping[str, str]) -> bool:

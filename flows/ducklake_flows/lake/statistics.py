@@ -180,7 +180,7 @@ def load(con: DuckDBPyConnection, only: Set[str] | None = None) -> None:
             FROM {META}.ducklake_table t
             JOIN {META}.ducklake_schema s ON s.schema_id = t.schema_id AND s.end_snapshot IS NULL
             LEFT JOIN {META}.ducklake_table_stats st ON st.table_id = t.table_id
-            WHERE t.end_snapshot IS NULL AND t.table_name NOT IN ('fence', 'transform_fence') AND {_among(only)}"""
+            WHERE t.end_snapshot IS NULL AND {_among(only)}"""
     )
     con.execute(
         f"""CREATE OR REPLACE TEMP TABLE said AS

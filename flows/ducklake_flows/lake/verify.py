@@ -2,7 +2,7 @@
 
 It compares the ledger with the raw tables row for row (by fingerprint), the catalog with the storage, the files' paths
 with their rows, the statistics of tables with those of files, the statistics of files with their footers, and answers
-from statistics with a scan. It also checks the fences, the snapshots, and what the models were built from.
+from statistics with a scan. It also checks the snapshots, and what the models were built from.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Literal
 
 from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.datasets.types import quoted
+from ducklake_flows.errors import CatalogError
 from ducklake_flows.lake import damage, ledger, statistics
 from ducklake_flows.lake.builds import refused_intervals
 from ducklake_flows.lake.connect import connected, literal, one_snapshot, rows
-from ducklake_flows.lake.fence import FENCES, count_rows
+from ducklake_flows.lake.fence import check_release
 from ducklake_flows.lake.schema import qualified, table_columns
 from ducklake_flows.project import all_datasets
 from ducklake_flows.settings import LAKE, Settings
@@ -78,7 +79,7 @@ def verify(settings: Settings, since: datetime | None = None) -> Iterator[Findin
         # Otherwise a publish between two statements could have its files in one answer, but not its ledger rows.
         with one_snapshot(con):
             tables = table_columns(con)
-            yield from _fences(con)
+            yield from _release(con)
             published: dict[str, dict[str, ledger.Entry]] = {}
             for (key, partition), entry in ledger.latest(con).items():
                 if entry.attempt_id and (since is None or entry.recorded_at >= since):
@@ -120,11 +121,11 @@ def verify(settings: Settings, since: datetime | None = None) -> Iterator[Findin
             yield from _builds(con)
 
 
-def _fences(con: DuckDBPyConnection) -> Iterator[Finding]:
-    for fence in FENCES:
-        count = count_rows(con, fence)
-        if count != 1:
-            yield Finding("error", "fence", f"ops.{fence}", f"has {count} rows instead of one")
+def _release(con: DuckDBPyConnection) -> Iterator[Finding]:
+    try:
+        check_release(con)
+    except CatalogError as error:
+        yield Finding("error", "release", "the lake", error.message, error.fix)
 
 
 def _files(con: DuckDBPyConnection, only: Set[str] | None) -> Iterator[tuple[str, list[tuple[str, int]]]]:

@@ -21,9 +21,10 @@ from sqlmesh.utils import columns_to_types_all_known
 from sqlmesh.utils.errors import SQLMeshError
 
 from ducklake_flows.errors import LakeError
-from ducklake_flows.lake.connect import attach_sql, commit_message, connect, prepare
-from ducklake_flows.lake.fence import advance_fence
+from ducklake_flows.lake.connect import attach_sql, commit_message, connected, prepare
+from ducklake_flows.lake.fence import check_release
 from ducklake_flows.lake.repair import settle
+from ducklake_flows.lake.schema import record_change
 from ducklake_flows.settings import LAKE, Settings, load_settings
 from ducklake_flows.testing.failpoints import failpoint
 
@@ -49,7 +50,7 @@ class _Shared:
 
 
 class LakeAdapter(DuckDBEngineAdapter):
-    """Enables transactions. Each transaction that writes holds the gate and advances the transforms' fence."""
+    """Enables transactions. Each transaction that writes holds the gate."""
 
     SUPPORTS_TRANSACTIONS = True
     gate: ClassVar[Callable[[], AbstractContextManager[None]] | None] = None
@@ -100,7 +101,7 @@ class LakeAdapter(DuckDBEngineAdapter):
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Gate, BEGIN, fence, the caller's statements, COMMIT."""
+        """Gate, BEGIN, the caller's statements, COMMIT."""
         gate = type(self).gate
         if gate is None:
             raise SQLMeshError(
@@ -111,7 +112,6 @@ class LakeAdapter(DuckDBEngineAdapter):
             self._settle()  # a killed process may have left new tables unsettled
             try:
                 with super().transaction():
-                    advance_fence(self.cursor, "transform_fence")
                     commit_message(self.cursor, "transform")
                     yield
                     failpoint("mid interval")
@@ -141,6 +141,9 @@ class LakeAdapter(DuckDBEngineAdapter):
                 self._begin()
             with self._all_threads() if isinstance(expressions, _MOVES_ROWS) else contextlib.nullcontext():
                 super().execute(expressions, *args, **kwargs)
+            for each in expressions if isinstance(expressions, list | tuple) else [expressions]:
+                if isinstance(each, exp.Alter):
+                    record_change(self.cursor, exp.table_name(each.this), each.sql("duckdb"))
 
     def fetchone(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         """Fetch one row. Audits count over a subquery, so those use all threads."""
@@ -318,7 +321,8 @@ def check_lake(settings: Settings) -> None:
         SQLMeshError: the lake does not exist or cannot be opened; the same text as in every other command.
     """
     try:
-        connect(settings, read_only=True).close()
+        with connected(settings, read_only=True) as con:
+            check_release(con)
     except LakeError as error:
         raise SQLMeshError(str(error)) from None
 

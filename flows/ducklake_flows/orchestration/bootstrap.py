@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ducklake_flows import storage
 from ducklake_flows.lake.connect import connected
+from ducklake_flows.lake.fence import check_release
 from ducklake_flows.lake.schema import bootstrap
 from ducklake_flows.orchestration import automations, gate
 
@@ -39,9 +40,10 @@ def check(settings: Settings) -> None:
 
     Raises:
         StorageError: a bucket is missing or cannot be used.
-        CatalogError: the lake does not exist yet or cannot be opened.
+        CatalogError: the lake does not exist yet, cannot be opened, or belongs to an earlier release.
         GateError: a limit is missing or does not have exactly one slot.
     """
     storage.check(settings)
-    with connected(settings, read_only=True):
+    with connected(settings, read_only=True) as con:
+        check_release(con)
         gate.check()
