@@ -43,7 +43,7 @@ def _groups(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _growth(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    for name in ("publish", "transform", "plan", "status", "verify since", "verify"):
+    for name in ("new", "replace", "transform replaced", "select", "plan", "status", "verify since", "verify"):
         axes.plot([r["partitions"] for r in rows], [r[name] for r in rows], "o-", label=name)
     axes.set(xscale="log", yscale="log", xlabel="published partitions", ylabel="seconds")
     axes.legend(frameon=False)
@@ -73,6 +73,7 @@ PLOTS: dict[str, Callable[[Axes, Sequence[dict[str, Any]]], None]] = {
     "groups": _groups,
     "workers": _workers,
     "growth": _growth,
+    "growth-postgres": _growth,
     "simulation": _simulation,
 }
 

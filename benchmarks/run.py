@@ -111,6 +111,17 @@ class Bencher:
             ["the better of two runs counts for DuckDB and for this project"],
         )
 
+    def growth_postgres(self) -> Bench:
+        """Run `growth` on a PostgreSQL catalog and a folder."""
+        password = new_secret()
+        with Postgres(self.folder / "postgres", self.folder) as postgres:
+            postgres.database("growth", password)
+            catalog = f"postgres:host=127.0.0.1 port={postgres.port} dbname=growth user=growth"
+            settings = {"LAKE_CATALOG": catalog, "LAKE_CATALOG_PASSWORD": password}
+            found = contend("growth", self.folder / "growth", self.local | settings)
+        targets = [_target(target) for target in found["targets"]]
+        return Bench(f"{found['title']}, PostgreSQL", found["rows"], targets, found["notes"])
+
     def shapes(self) -> Bench:
         """Run the wide, deep and skewed partitions."""
         rows, targets = [], []
@@ -147,6 +158,7 @@ BENCHES: dict[str, Callable[[Bencher], Bench]] = {
     "workers": lambda b: b.one("workers"),
     "shapes": Bencher.shapes,
     "growth": lambda b: b.one("growth"),
+    "growth-postgres": Bencher.growth_postgres,
     "simulation": lambda b: simulation.run(RESULTS),
 }
 

@@ -60,6 +60,7 @@ def repair(
     todo = Restoring(settings, find_all(settings, chosen), str(flow_run.id))
     lost = lost_by_models(settings)
     if not dry_run:
+        changes += todo.drop_shared()
         _load(todo.loadable(), workers)
         todo.loaded()
         todo.from_snapshots()

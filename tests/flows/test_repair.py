@@ -15,6 +15,7 @@ from ducklake_flows.lake import damage
 from ducklake_flows.lake.connect import connect
 from ducklake_flows.lake.restore import stage_previous
 from ducklake_flows.lake.verify import verify as check
+from ducklake_flows.maintain import maintain
 from ducklake_flows.project import get_dataset
 from ducklake_flows.repair import repair
 from ducklake_flows.states import Mode
@@ -130,6 +131,28 @@ def test_a_partition_that_nothing_can_restore_stays_an_error_with_its_next_step(
     assert [f.partition for f in damage.find_all(lake.settings, [get_dataset("readings")])] == [day(1)]
     land(lake, 1, 1)
     assert done(repair()) == {"01": "published from its source"}
+    assert lake.errors() == []
+
+
+def test_a_lost_file_of_many_partitions_is_replaced_as_far_as_their_sources_go(gated_lake: Lake) -> None:
+    lake = gated_lake
+    for number in range(1, 5):
+        land(lake, number, number)
+    lake.load("readings", *map(day, range(1, 5)))
+    maintain()
+    (merged,) = lake.column("SELECT data_file FROM ducklake_list_files('lake', 'readings', schema => 'raw')")
+    Path(merged).unlink()
+    gone(lake, 2)
+    assert {f.subject for f in check(lake.settings) if f.severity == "error"} == {
+        f"readings {day(n)}" for n in range(1, 5)
+    }
+    with pytest.raises(RunFailed, match=r"1 of 4 damaged partitions could not be repaired\.\n.*readings 2024-01-02"):
+        repair()
+    assert lake.column("SELECT count(*) FROM raw.readings GROUP BY day ORDER BY day") == [1, 3, 4]
+    (error,) = lake.errors()
+    assert error.startswith("rows: readings 2024-01-02: has 0 rows, but the ledger says 2")
+    land(lake, 2, 2)
+    assert done(repair()) == {"02": "published from its source"}
     assert lake.errors() == []
 
 

@@ -109,6 +109,8 @@ class Dataset:
         retry_delay: Seconds before the first retry, at most 60. Each further delay is twice as long, up to 60 s, plus
             a random part. The worker reads the other partitions of its chunk first.
         timeout: Maximum seconds that the source may take for its next item; then the partition fails. None: unlimited.
+        partitioned: Whether maintenance keeps the files of each partition apart. Otherwise it merges files below
+            64 MiB, so that a table of many small partitions is read and published to as fast as one of few.
     """
 
     key: str
@@ -128,6 +130,7 @@ class Dataset:
     retries: int = 2
     retry_delay: float = 5.0
     timeout: float | None = 3600.0
+    partitioned: bool = False
 
     def __post_init__(self) -> None:
         if not KEY.fullmatch(self.key):
@@ -143,6 +146,8 @@ class Dataset:
             raise BadInput(
                 f"{self.key}: every grain except 'full' needs a partition_column, and 'full' must have none."
             )
+        if self.partitioned and self.partition_column is None:
+            raise BadInput(f"{self.key}: a dataset of grain 'full' is one partition.", "leave partitioned out")
         if self.rate is not None and self.rate <= 0:
             raise BadInput(f"{self.key}: rate must be above 0 items per second, not {self.rate}.")
         if self.schedule_hour is not None and not 0 <= self.schedule_hour <= 23:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import unquote
 
 from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake import ledger
-from ducklake_flows.lake.connect import connected, literal
+from ducklake_flows.lake.connect import connected
 from ducklake_flows.lake.evolve import Contents, contents
+from ducklake_flows.lake.files import File, bounded, by_partition, of_partition, registered
 from ducklake_flows.lake.schema import table_columns
 from ducklake_flows.scratch import scratch
 from ducklake_flows.settings import LAKE, Settings
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
     from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.datasets.partitions import Partition
 
 MISSING = "is missing"
 
@@ -44,6 +44,7 @@ class Damaged:
         lost: Its registered files that are missing or unreadable, by full path. Until they are dropped from the
             catalog, every query on the partition fails.
         state: Of its latest ledger row; "" if the ledger has no published attempt: the rows came from elsewhere.
+        shared: Those of the lost files that may hold rows of other partitions, too.
     """
 
     dataset: str
@@ -52,17 +53,7 @@ class Damaged:
     message: str
     lost: tuple[str, ...] = ()
     state: str = ""
-
-
-def registered(con: DuckDBPyConnection, table: str) -> list[tuple[str, int]]:
-    """The registered data and delete files of a table (schema and name): full path, and size in bytes."""
-    schema, _, name = table.partition(".")
-    found = con.execute(
-        "SELECT data_file, data_file_size_bytes, delete_file, delete_file_size_bytes "
-        f"FROM ducklake_list_files('{LAKE}', {literal(name)}, schema => {literal(schema)})"
-    ).fetchall()
-    pairs = [pair for row in found for pair in (row[:2], row[2:])]
-    return [(path, int(size)) for path, size in pairs if path]
+    shared: tuple[str, ...] = ()
 
 
 def stored(storage: Storage) -> dict[str, int]:
@@ -109,19 +100,19 @@ def find(
         StorageError: the storage cannot be read.
     """
     storage = open_storage(settings.data_path, settings)
-    of = _by_partition(dataset, files)
+    of = by_partition(dataset, bounded(con, dataset, files), entries.keys())
     states = {key: entry.state for key, entry in entries.items()}
     damaged: dict[str, Damaged] = {}
     if there is not None:
         for key, mine in of.items():
-            if (only is None or key in only) and (gone := dict(absent(storage, mine, there))):
-                damaged[key] = _lost(dataset, key, gone, states.get(key, ""))
+            if (only is None or key in only) and (gone := dict(absent(storage, _sizes(mine), there))):
+                damaged[key] = _lost(dataset, key, mine, gone, states.get(key, ""))
     wanted = (set(only) if only is not None else entries.keys() | of.keys()) - damaged.keys()
     found, errors = _read(con, dataset, columns, wanted, whole=only is None and not damaged)
     for key, error in errors.items():
-        bad = dict(_unreadable(storage, of.get(key, [])))
+        bad = dict(_unreadable(storage, _sizes(of.get(key, []))))
         damaged[key] = (
-            _lost(dataset, key, bad, states.get(key, ""))
+            _lost(dataset, key, of.get(key, []), bad, states.get(key, ""))
             if bad
             else Damaged(dataset.key, key, "file readable", error, (), states.get(key, ""))
         )
@@ -162,8 +153,8 @@ def published(con: DuckDBPyConnection, dataset: Dataset) -> dict[str, ledger.Ent
     return {key: entry for (_, key), entry in ledger.latest(con, dataset.key).items() if entry.attempt_id}
 
 
-def lost_files(settings: Settings, dataset: Dataset, partition: str) -> list[str]:
-    """The registered files of one partition that are missing or unreadable, by full path.
+def lost_files(settings: Settings, dataset: Dataset, partition: Partition) -> list[File]:
+    """The registered files that may hold rows of a partition and are missing or unreadable.
 
     Raises:
         StorageError: the storage cannot be read, so it is unknown which files are lost.
@@ -172,8 +163,9 @@ def lost_files(settings: Settings, dataset: Dataset, partition: str) -> list[str
     with connected(settings, read_only=True) as con:
         if dataset.table not in table_columns(con):
             return []
-        mine = _by_partition(dataset, registered(con, dataset.table)).get(partition, [])
-    return [path for path, _ in _unreadable(storage, mine)]
+        mine = of_partition(con, dataset, partition)
+    lost = dict(_unreadable(storage, _sizes(mine)))
+    return [file for file in mine if file.path in lost]
 
 
 def lost_by_models(settings: Settings) -> dict[str, str]:
@@ -193,30 +185,15 @@ def lost_by_models(settings: Settings) -> dict[str, str]:
     return {path: table for table, found in files.items() for path, _ in absent(storage, found, there)}
 
 
-def partition_in(path: str, column: str) -> str:
-    """The value of a partition column in a file's path."""
-    return unquote(path.rpartition(f"/{column}=")[2].partition("/")[0])
+def _sizes(files: Iterable[File]) -> list[tuple[str, int]]:
+    return [(file.path, file.size) for file in files]
 
 
-def _by_partition(dataset: Dataset, files: Iterable[tuple[str, int]]) -> dict[str, list[tuple[str, int]]]:
-    """Files by the partition in their paths; files without one are left out, except for a dataset of grain full."""
-    column, of = dataset.partition_column, dict[str, list[tuple[str, int]]]()
-    for path, size in files:
-        if column is None:
-            of.setdefault("full", []).append((path, size))
-        elif f"/{column}=" in path:
-            try:
-                start = datetime.fromisoformat(partition_in(path, column))
-            except ValueError:
-                continue
-            of.setdefault(start.strftime(dataset.grain.key_format), []).append((path, size))
-    return of
-
-
-def _lost(dataset: Dataset, key: str, faults: Mapping[str, str], state: str) -> Damaged:
+def _lost(dataset: Dataset, key: str, files: Iterable[File], faults: Mapping[str, str], state: str) -> Damaged:
     gone = MISSING in faults.values()
+    shared = tuple(file.path for file in files if file.path in faults and not file.is_of_one)
     message = "; ".join(f"{path} {fault}" for path, fault in faults.items())
-    return Damaged(dataset.key, key, "file exists" if gone else "file readable", message, tuple(faults), state)
+    return Damaged(dataset.key, key, "file exists" if gone else "file readable", message, tuple(faults), state, shared)
 
 
 def _read(

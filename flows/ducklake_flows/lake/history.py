@@ -158,12 +158,6 @@ def builds(con: DuckDBPyConnection, dataset: str, partition: str) -> list[dict[s
     )
 
 
-def files(con: DuckDBPyConnection, table: str) -> list[str]:
-    """Paths of the current data files of a raw table."""
-    found = con.execute(f"SELECT data_file FROM ducklake_list_files('{LAKE}', {literal(table)}, schema => 'raw')")
-    return sorted(path for (path,) in found.fetchall())
-
-
 def _overlaps(partition: str) -> str:
     """A condition on ``partition``. A key of a coarser grain is a prefix of the keys of finer ones."""
     key = literal(partition)

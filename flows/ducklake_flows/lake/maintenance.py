@@ -1,4 +1,4 @@
-"""Maintenance: flush, merge, rewrite, expire, clean up. Each step is one transaction, which the caller gates.
+"""Maintenance: partition, flush, merge, rewrite, expire, clean up. The caller gates each step.
 
 No step touches a file in flight. Files that no snapshot names are deleted only after `ORPHAN_AGE`. The same holds for
 files of expired snapshots: a reader may still use them.
@@ -7,6 +7,7 @@ files of expired snapshots: a reader may still use them.
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from ducklake_flows.errors import CommitConflict
 from ducklake_flows.lake.connect import commit_message, connected
 from ducklake_flows.lake.fence import META
-from ducklake_flows.lake.repair import settle
-from ducklake_flows.lake.schema import ORPHAN_AGE
+from ducklake_flows.lake.repair import settle, unpartition
+from ducklake_flows.lake.schema import ORPHAN_AGE, partition
+from ducklake_flows.lake.statistics import NAMED
+from ducklake_flows.project import all_datasets
 from ducklake_flows.settings import LAKE, Settings
 from ducklake_flows.storage import open_storage
 from ducklake_flows.testing.failpoints import failpoint
@@ -25,8 +28,10 @@ if TYPE_CHECKING:
 
     from duckdb import DuckDBPyConnection
 
+    from ducklake_flows.datasets.dataset import Dataset
+
 SMALL = 64 << 20
-"""Files smaller than this, in bytes, are merged with others of their partition."""
+"""Files smaller than this, in bytes, are merged with others, in a partitioned table with those of their partition."""
 
 DELETED = 0.3
 """A file is rewritten if more than this share of its rows is deleted."""
@@ -37,7 +42,7 @@ class Step:
     """One step of maintenance.
 
     Args:
-        name: The kind of step: flush, merge, rewrite, expire, clean up, orphans.
+        name: The kind of step: partition, flush, merge, rewrite, expire, clean up, orphans.
         subject: The table, or the lake.
         todo: The amount of work, in `unit`; 0 means that there is nothing to do.
         unit: Rows, files or snapshots.
@@ -80,7 +85,7 @@ def steps(settings: Settings, retention: timedelta, now: datetime | None = None)
         now: The moment from which ages are counted; None means the present. Tests set it.
     """
     now = now or datetime.now(UTC)
-    for find in (_flush, _merge, _rewrite):
+    for find in (_partition, _flush, _merge, _rewrite):
         with connected(settings, read_only=True) as con:
             found = list(find(con, settings))
         yield from found
@@ -116,6 +121,50 @@ def _inlined(con: DuckDBPyConnection) -> list[tuple[str, str, int]]:
     return [(schema, table, count) for (schema, table), count in counts.items()]
 
 
+def merge(settings: Settings, dataset: Dataset) -> int:
+    """Merge the small files of a raw table. Call it within the gate. Returns the number of files.
+
+    Raises:
+        CommitConflict: another writer was first.
+    """
+    with connected(settings, read_only=True) as con:
+        found = [step for step in _merge(con, settings) if step.subject == dataset.table]
+    return sum(step.run() for step in found)
+
+
+def _partition(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
+    """Partition the raw tables as their datasets ask for: these have changed, or an earlier release made the lake."""
+    found = con.execute(
+        f"""SELECT name, coalesce(keys, 0) > 0, coalesce(files, 0) FROM ({NAMED})
+            LEFT JOIN (SELECT i.table_id, count(*) AS keys FROM {META}.ducklake_partition_info i
+                       JOIN {META}.ducklake_partition_column USING (partition_id)
+                       WHERE i.end_snapshot IS NULL GROUP BY ALL) USING (table_id)
+            LEFT JOIN (SELECT table_id, count(*) AS files FROM {META}.ducklake_data_file
+                       WHERE partition_id IS NOT NULL GROUP BY ALL) USING (table_id)"""
+    ).fetchall()
+    datasets = {d.table: d for d in all_datasets().values() if d.partition_column is not None}
+    for table, partitioned, files in found:
+        dataset = datasets.get(table)
+        if dataset is not None and (partitioned != dataset.partitioned or (files and not dataset.partitioned)):
+            todo = max(files, 1)
+            run = functools.partial(_as_asked, settings, dataset, todo, alter=partitioned != dataset.partitioned)
+            yield Step("partition", table, todo, "files", run)
+
+
+def _as_asked(settings: Settings, dataset: Dataset, todo: int, *, alter: bool) -> int:
+    """Partition a raw table, or stop that and let its files belong to no partition. If killed, repeat it."""
+    if alter:
+        with _refusals(), connected(settings) as con:
+            con.execute("BEGIN")
+            partition(con, dataset)
+            commit_message(con, "maintain")
+            con.execute("COMMIT")
+        failpoint("mid compaction")
+    if not dataset.partitioned:
+        unpartition(settings, dataset)
+    return todo
+
+
 def _flush(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
     """Write rows that are inlined in the catalog to Parquet files."""
     for schema, table, count in _inlined(con):
@@ -126,8 +175,9 @@ def _flush(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
 
 
 def _merge(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
-    """Merge small files of one partition into one. Time travel still works."""
-    for schema, table, count in _files(con, f"f.file_size_bytes < {SMALL}", "count(*) > 1"):
+    """Merge small files into one. Time travel still works. DuckLake merges no file with deleted rows."""
+    small = f"f.file_size_bytes < {SMALL} AND d.data_file_id IS NULL"
+    for schema, table, count in _files(con, small, "count(*) > 1"):
         call = (
             f"FROM ducklake_merge_adjacent_files('{LAKE}', '{table}', schema => '{schema}', max_file_size => {SMALL})"
         )
@@ -146,20 +196,25 @@ def _rewrite(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
 
 
 def _files(con: DuckDBPyConnection, where: str, having: str) -> list[tuple[str, str, int]]:
-    """The number of matching data files per table; `having` applies per partition. Returns schema, table, files."""
+    """The number of matching data files per table: schema, table, files.
+
+    `having` applies to each group that DuckLake would merge: files of one partition and one version of the table.
+    """
     return con.execute(
         f"""SELECT schema_name, table_name, sum(files)::BIGINT FROM (
                 SELECT s.schema_name, t.table_name, count(*) AS files
                 FROM {META}.ducklake_data_file f
                 JOIN {META}.ducklake_table t ON t.table_id = f.table_id AND t.end_snapshot IS NULL
                 JOIN {META}.ducklake_schema s ON s.schema_id = t.schema_id AND s.end_snapshot IS NULL
+                ASOF LEFT JOIN {META}.ducklake_schema_versions v
+                       ON v.table_id = f.table_id AND f.begin_snapshot >= v.begin_snapshot
                 LEFT JOIN {META}.ducklake_delete_file d
                        ON d.data_file_id = f.data_file_id AND d.end_snapshot IS NULL
                 LEFT JOIN (SELECT data_file_id, string_agg(partition_value, '/' ORDER BY partition_key_index) AS part
                            FROM {META}.ducklake_file_partition_value GROUP BY ALL) p
                        ON p.data_file_id = f.data_file_id
                 WHERE f.end_snapshot IS NULL AND {where}
-                GROUP BY s.schema_name, t.table_name, p.part HAVING {having})
+                GROUP BY s.schema_name, t.table_name, v.schema_version, p.part HAVING {having})
             GROUP BY ALL ORDER BY ALL"""
     ).fetchall()
 

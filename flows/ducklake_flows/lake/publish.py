@@ -6,7 +6,7 @@
       schema      if a raw table must change: ALTER, COMMIT, BEGIN. This is harmless alone, but wrong in one
                   transaction with the registration (https://github.com/duckdb/ducklake/issues/1308). A table that
                   was never filled gets its statistics first: see `ducklake_flows.lake.repair`
-      delete      the partitions' rows: whole files, so only metadata changes
+      delete      the partitions' rows: whole files, or a delete file for rows of a merged one
       register    the staged files; insert those that need a cast
       ledger      one row per partition
     COMMIT        if its outcome is unknown, start again: the ledger shows the outcome of each attempt
@@ -20,7 +20,7 @@ import ctypes
 import json
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,7 @@ from ducklake_flows.lake.damage import lost_files
 from ducklake_flows.lake.evolve import READ, Contents, Fit, contents, evolve, fit, full_paths
 from ducklake_flows.lake.faults import Forbidden, explain, text_of
 from ducklake_flows.lake.fence import check_release, next_token
+from ducklake_flows.lake.maintenance import merge
 from ducklake_flows.lake.repair import drop, repair, settle
 from ducklake_flows.lake.schema import qualified, record_change, table_columns
 from ducklake_flows.settings import LAKE, Settings
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
     from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.lake.files import File
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,11 @@ RETRIES = 5
 
 LOST_SECONDS = 60
 """How long to retry after the catalog fails in the middle of a run, within one hold of the gate."""
+
+
+MERGE_AFTER = 5000
+"""Files that a run registers in a table before it merges the table's small ones. Otherwise each further partition of a
+long backfill would cost more than the one before."""
 
 
 @dataclass(slots=True)
@@ -128,6 +135,8 @@ class Publisher:
         self._con: DuckDBPyConnection | None = None
         self._filled: set[str] = set()
         """Tables that are known to have statistics."""
+        self._unmerged: Counter[str] = Counter()
+        """Files registered since the last merge, by dataset."""
         self._began = time.monotonic()
         self._unanswered: int | None = None
         """The token of a COMMIT whose answer was lost."""
@@ -157,7 +166,7 @@ class Publisher:
         A receipt that cannot be registered (for example because its file is missing) does not stop the others: the
         outcomes are then published one at a time, and that receipt becomes a failure. DuckDB's errors mislead while a
         connection fails, so an error is blamed on a receipt only if it recurs on a new connection. If the error is that
-        a file of the replaced rows is lost, the file is dropped from the catalog first; see `repair.drop`.
+        a file with the replaced rows alone is lost, the file is dropped from the catalog first; see `repair.drop`.
 
         Raises:
             CommitConflict: other writers won every retry.
@@ -167,7 +176,7 @@ class Publisher:
 
         self._began = time.monotonic()
         try:
-            return self._with_retries(group)
+            result = self._with_retries(group)
         except duckdb.Error as error:
             if len(group) > 1:
                 log.warning(
@@ -181,7 +190,28 @@ class Publisher:
                 return result
             if isinstance(group[0], Failure):
                 raise
-            return self._with_retries([_failed(group[0], "failed", text_of(error, self._settings))])
+            failure = _failed(group[0], "failed", text_of(error, self._settings))
+            if lost := [file.path for file in self._lost(group[0])]:
+                # Dropped here, the other partitions in it would lose their rows without a word.
+                why = f"{', '.join(lost)} is lost, which holds other partitions, too: {failure.error}"
+                failure = replace(failure, error=why, fix="lake repair")
+            return self._with_retries([failure])
+        self._merge(result)
+        return result
+
+    def _merge(self, result: Published) -> None:
+        """Merge the small files of the tables to which this run has added many. An error does not stop the run."""
+        import duckdb
+
+        if result.snapshot_id is not None:
+            for receipt in result.receipts:
+                self._unmerged[receipt.dataset] += len(receipt.files)
+        for key in [key for key, files in self._unmerged.items() if files >= MERGE_AFTER]:
+            try:
+                log.info("%s: merged %d small files", key, merge(self._settings, self._datasets[key]))
+            except (LakeError, duckdb.Error) as error:
+                log.warning("%s: small files are merged later: %s", key, text_of(error, self._settings))
+            del self._unmerged[key]
 
     def _with_retries(self, group: Sequence[Outcome]) -> Published:
         import duckdb
@@ -252,11 +282,15 @@ class Publisher:
         if len(group) > 1 or not isinstance(group[0], Receipt):
             return False  # the caller publishes the group again one at a time
         receipt = group[0]
-        lost = lost_files(self._settings, self._datasets[receipt.dataset], receipt.partition)
+        lost = [file.path for file in self._lost(receipt) if file.is_of_one]
         if lost:
             log.warning("%s %s: dropping lost files: %s", receipt.dataset, receipt.partition, ", ".join(lost))
             drop(self._settings, lost)
         return bool(lost)
+
+    def _lost(self, receipt: Receipt) -> list[File]:
+        dataset = self._datasets[receipt.dataset]
+        return lost_files(self._settings, dataset, parse_partition(receipt.partition, dataset.grain))
 
     def _abandon(self, con: DuckDBPyConnection) -> None:
         """Roll back and discard the cached ledger: the transaction may have read rows that were never committed."""

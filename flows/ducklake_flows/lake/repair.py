@@ -137,6 +137,18 @@ def drop(settings: Settings, paths: Sequence[str]) -> list[Change]:
     return _committed(settings, lambda con: _dropped(con, settings, paths))
 
 
+def unpartition(settings: Settings, dataset: Dataset) -> None:
+    """Let DuckLake forget which partition each file of a raw table belongs to. Call it within the gate.
+
+    DuckLake merges only files of the same partition. Readers are not affected: they find rows by the bounds of columns.
+
+    Raises:
+        CommitConflict: other writers were first in every retry.
+        CatalogError: the catalog cannot be read or written.
+    """
+    _committed(settings, lambda con: _unpartitioned(con, dataset))
+
+
 def remove(settings: Settings, dataset: Dataset, partitions: Collection[str]) -> list[Change]:
     """Delete the rows of partitions that were never published. Call it within the gate.
 
@@ -333,6 +345,24 @@ def _dropped(con: DuckDBPyConnection, settings: Settings, paths: Sequence[str]) 
     ]
     changes = [Change(name, path, f"{count:,} rows", "lost, dropped") for _, _, name, count, path, _ in lost]
     return statements, sorted({table for table, *_ in lost}), changes
+
+
+def _unpartitioned(con: DuckDBPyConnection, dataset: Dataset) -> _Planned:
+    """Plan the changes of `unpartition`. Reads only."""
+    found = con.execute(
+        f"""SELECT f.table_id, count(*) FROM {META}.ducklake_data_file f JOIN ({statistics.NAMED}) t USING (table_id)
+            WHERE t.name = {literal(dataset.table)} AND f.partition_id IS NOT NULL GROUP BY ALL"""
+    ).fetchall()
+    statements: list[tuple[str, list[Any]]] = [
+        (statement, [])
+        for table, _ in found
+        for statement in (
+            f"UPDATE {META}.ducklake_data_file SET partition_id = NULL WHERE table_id = {table}",
+            f"DELETE FROM {META}.ducklake_file_partition_value WHERE table_id = {table}",
+        )
+    ]
+    changes = [Change(dataset.table, f"{count:,} files", "partitioned", "not partitioned") for _, count in found]
+    return statements, [table for table, _ in found], changes
 
 
 def _full_path(file: str) -> str:

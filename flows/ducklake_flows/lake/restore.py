@@ -14,13 +14,13 @@ import time
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from ducklake_flows.datasets.partitions import Grain
 from ducklake_flows.datasets.types import quoted
 from ducklake_flows.errors import BadInput, Rejected
 from ducklake_flows.lake.connect import connected, literal, rows
 from ducklake_flows.lake.fence import META
+from ducklake_flows.lake.files import holds_sql
 from ducklake_flows.lake.ledger import fingerprints, history
 from ducklake_flows.lake.schema import qualified
 from ducklake_flows.scratch import scratch
@@ -151,15 +151,13 @@ def _staged(
 def _snapshots_with(con: DuckDBPyConnection, dataset: Dataset, partition: Partition) -> Iterator[int]:
     """Snapshots with each earlier state of a partition, latest first: the last one before each change of its files."""
     there = sorted(row["snapshot_id"] for row in rows(con, f"SELECT snapshot_id FROM {LAKE}.snapshots()"))
-    column = dataset.partition_column
-    folder = f"{column}={quote(partition.value, safe='-')}/" if column else ""
     changed = con.execute(
         f"""SELECT DISTINCT unnest([f.end_snapshot, d.begin_snapshot, d.end_snapshot, f.begin_snapshot]) AS changed
             FROM {META}.ducklake_data_file f
             JOIN {META}.ducklake_table t USING (table_id) JOIN {META}.ducklake_schema s USING (schema_id)
             LEFT JOIN {META}.ducklake_delete_file d USING (data_file_id)
             WHERE t.end_snapshot IS NULL AND s.end_snapshot IS NULL AND s.schema_name = 'raw'
-              AND t.table_name = {literal(dataset.key)} AND contains(f.path, {literal(folder)})"""
+              AND t.table_name = {literal(dataset.key)} AND {holds_sql(dataset, partition)}"""
     ).fetchall()
     since = -1
     states = []

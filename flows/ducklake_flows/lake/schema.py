@@ -151,14 +151,20 @@ def is_outdated(con: DuckDBPyConnection, dataset: Dataset, there: Mapping[str, s
 
 
 def create_table(con: DuckDBPyConnection, dataset: Dataset, columns: Mapping[str, str]) -> None:
-    """Create a raw table with these columns and its partition column."""
+    """Create a raw table with these columns, its partition column, and DuckLake's partitioning if it is asked for."""
     wanted = dict(columns)
     if dataset.partition_column:
         wanted[dataset.partition_column] = partition_type(dataset.grain)
     table = qualified(dataset)
     con.execute(f"CREATE TABLE {table} ({', '.join(f'{quoted(n)} {t}' for n, t in wanted.items())})")
-    if dataset.partition_column:
-        con.execute(f"ALTER TABLE {table} SET PARTITIONED BY ({quoted(dataset.partition_column)})")
+    if dataset.partitioned:
+        partition(con, dataset)
+
+
+def partition(con: DuckDBPyConnection, dataset: Dataset) -> None:
+    """Partition a raw table by its partition column, or by nothing, as its dataset asks for."""
+    keys = f"SET PARTITIONED BY ({quoted(dataset.partition_column)})" if dataset.partition_column else ""
+    con.execute(f"ALTER TABLE {qualified(dataset)} {keys if dataset.partitioned else 'RESET PARTITIONED BY'}")
 
 
 def qualified(dataset: Dataset) -> str:

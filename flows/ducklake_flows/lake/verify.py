@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from ducklake_flows.datasets.partitions import parse_partition
@@ -20,6 +19,7 @@ from ducklake_flows.lake import damage, ledger, statistics
 from ducklake_flows.lake.builds import refused_intervals
 from ducklake_flows.lake.connect import connected, literal, one_snapshot, rows
 from ducklake_flows.lake.fence import check_release
+from ducklake_flows.lake.files import registered, start_in
 from ducklake_flows.lake.schema import qualified, table_columns
 from ducklake_flows.project import all_datasets
 from ducklake_flows.settings import LAKE, Settings
@@ -28,6 +28,7 @@ from ducklake_flows.storage import open_storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence, Set
+    from datetime import datetime
 
     from duckdb import DuckDBPyConnection
 
@@ -129,12 +130,12 @@ def _release(con: DuckDBPyConnection) -> Iterator[Finding]:
 
 
 def _files(con: DuckDBPyConnection, only: Set[str] | None) -> Iterator[tuple[str, list[tuple[str, int]]]]:
-    """The registered files by table, see `damage.registered`; of all tables or those in `only`."""
+    """The registered files by table, see `registered`; of all tables or those in `only`."""
     for schema, table in con.execute(
         "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = ?", [LAKE]
     ).fetchall():
         if only is None or f"{schema}.{table}" in only:
-            yield f"{schema}.{table}", damage.registered(con, f"{schema}.{table}")
+            yield f"{schema}.{table}", registered(con, f"{schema}.{table}")
 
 
 def _registered_once(files: Mapping[str, list[tuple[str, int]]]) -> Iterator[Finding]:
@@ -182,11 +183,11 @@ def _paths(
     column = dataset.partition_column
     if column is None:
         return
-    paths = [p for p in files if f"/{column}=" in p]
+    starts = {path: start for path in files if (start := start_in(dataset, path)) is not None}
     if only is not None:
-        values = {parse_partition(key, dataset.grain).value for key in only}
-        paths = [p for p in paths if damage.partition_in(p, column) in values]
-    if not paths:
+        asked = {parse_partition(key, dataset.grain).start for key in only}
+        starts = {path: start for path, start in starts.items() if start in asked}
+    if not starts:
         return
     # A source may have a column named filename.
     name = next(n for n in (f"filename{i}" for i in range(len(columns) + 1)) if n not in columns)
@@ -195,9 +196,9 @@ def _paths(
     for path, low, high, whole in con.execute(
         f"SELECT {quoted(name)}, min({value}), max({value}), count(*) = count({value}) "
         f"FROM read_parquet(?, hive_partitioning => false, filename => {literal(name)}) GROUP BY {quoted(name)}",
-        [paths],
+        [list(starts)],
     ).fetchall():
-        if not whole or not low == high == datetime.fromisoformat(damage.partition_in(path, column)):
+        if not whole or not low == high == starts[path]:
             what = f"{low} to {high}" + ("" if whole else ", and rows without a value")
             yield Finding("error", "partition column", dataset.table, f"{path} holds {what}")
 

@@ -39,6 +39,17 @@ class Restoring:
         self._done: dict[tuple[str, str], str] = {}
         self._why: dict[tuple[str, str], str] = {}
 
+    def drop_shared(self) -> list[repair.Change]:
+        """Take lost files with rows of several partitions out of the catalog: otherwise none of them can be replaced.
+
+        Until these partitions are published again, readers see the table without their rows instead of an error.
+        """
+        shared = sorted({path for damaged in self._left.values() for path in damaged.shared})
+        if not shared:
+            return []
+        with gate.hold():
+            return repair.drop(self._settings, shared)
+
     def loadable(self) -> dict[str, list[str]]:
         """The partitions to load from their sources, by dataset. A rolled back one must not get its source's rows."""
         return _by_dataset(d for d in self._left.values() if d.state != State.rolled_back)

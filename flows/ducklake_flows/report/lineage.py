@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from ducklake_flows.datasets.partitions import Grain, Partition, parse_partition
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake import history
 from ducklake_flows.lake.connect import connected
+from ducklake_flows.lake.files import bounded, registered
 from ducklake_flows.project import all_datasets
 
 if TYPE_CHECKING:
@@ -72,13 +72,13 @@ def _partitions(con: DuckDBPyConnection, dataset: Dataset, partition: str) -> li
     if not attempts:
         return []
     builds = history.builds(con, dataset.key, partition)
-    files = history.files(con, dataset.key)
+    files = bounded(con, dataset, registered(con, dataset.table))
     return [
         {
             "dataset": dataset.key,
             "partition": key,
             "attempts": _of(key, attempts),
-            "files": [path for path in files if _folder(dataset, key) in path],
+            "files": sorted(f.path for f in files if f.may_hold(Partition(key, dataset.grain).start)),
             "builds": _of(key, builds),
         }
         for key in dict.fromkeys(row["partition"] for row in attempts)
@@ -89,14 +89,6 @@ def _of(key: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         {name: value for name, value in row.items() if name != "partition"} for row in rows if row["partition"] == key
     ]
-
-
-def _folder(dataset: Dataset, key: str) -> str:
-    """The part of a path that all files of a partition have."""
-    if dataset.partition_column is None:
-        return f"raw/{dataset.key}/"
-    value = Partition(key, dataset.grain).value
-    return f"raw/{dataset.key}/{dataset.partition_column}={quote(value, safe='-')}/"
 
 
 def _check(partition: str) -> None:

@@ -30,7 +30,12 @@ def staged_path(dataset: Dataset, partition: Partition, attempt: str, number: in
     name = f"{attempt}-{number}.parquet"
     if dataset.partition_column is None:
         return f"raw/{dataset.key}/{name}"
-    return f"raw/{dataset.key}/{dataset.partition_column}={quote(partition.value, safe='-')}/{name}"
+    return f"raw/{dataset.key}/{partition_folder(dataset, partition)}/{name}"
+
+
+def partition_folder(dataset: Dataset, partition: Partition) -> str:
+    """The name of the folder with the staged files of a partition: ``flight_date=2013-01-05``."""
+    return f"{dataset.partition_column}={quote(partition.value, safe='-')}"
 
 
 def attempt_of(path: str) -> str:

@@ -176,8 +176,8 @@ def write_model(settings: Settings, name: str, dataset: Dataset) -> Path:
     below = f"{_LAYERS[layer]}.{table}"
     lines = [f"name {name}", f"description '{table.capitalize()}, from {below}.'"]
     if day:
-        lines += [f"kind INCREMENTAL_BY_TIME_RANGE (\n    time_column {day},\n    batch_size 366\n  )"]
-        lines += [f"partitioned_by {day}"] if layer != "gold" else []
+        kind = f"time_column {day},\n    batch_size 366,\n    partition_by_time_column FALSE"
+        lines.append(f"kind INCREMENTAL_BY_TIME_RANGE (\n    {kind}\n  )")
     else:
         lines.append("kind FULL")
     if dataset.primary_key:

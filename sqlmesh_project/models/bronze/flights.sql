@@ -3,10 +3,10 @@ MODEL (
   description 'Flights as in the source, one row per scheduled departure.',
   kind INCREMENTAL_BY_TIME_RANGE (
     time_column flight_date,
-    batch_size 366
+    batch_size 366,
+    partition_by_time_column FALSE
   ),
   start '2013-01-01',
-  partitioned_by flight_date,
   grain (time_hour, carrier, flight, origin),
   signals (
     published(dataset := 'flights')

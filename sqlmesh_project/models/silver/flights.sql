@@ -3,10 +3,10 @@ MODEL (
   description 'Flights with times in UTC, delays in minutes and their outcome.',
   kind INCREMENTAL_BY_TIME_RANGE (
     time_column flight_date,
-    batch_size 366
+    batch_size 366,
+    partition_by_time_column FALSE
   ),
   start '2013-01-01',
-  partitioned_by flight_date,
   grain (scheduled_departure, carrier, flight_number, origin),
   audits (
     not_null(columns := (scheduled_departure, carrier, origin, destination, outcome)),

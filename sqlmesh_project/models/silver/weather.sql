@@ -3,10 +3,10 @@ MODEL (
   description 'Hourly weather in SI units, with a summary of the flying conditions.',
   kind INCREMENTAL_BY_TIME_RANGE (
     time_column weather_date,
-    batch_size 366
+    batch_size 366,
+    partition_by_time_column FALSE
   ),
   start '2013-01-01',
-  partitioned_by weather_date,
   grain (origin, observed_hour),
   audits (
     not_null(columns := (origin, observed_hour, condition)),

@@ -3,9 +3,9 @@ MODEL (
   description 'Orders as the source has them, one row an order.',
   kind INCREMENTAL_BY_TIME_RANGE (
     time_column order_date,
-    batch_size 366
+    batch_size 366,
+    partition_by_time_column FALSE
   ),
-  partitioned_by order_date,
   grain order_id,
   signals (
     published(dataset := 'orders')

@@ -3,9 +3,9 @@ MODEL (
   description 'Orders with the size of their amount in a word.',
   kind INCREMENTAL_BY_TIME_RANGE (
     time_column order_date,
-    batch_size 366
+    batch_size 366,
+    partition_by_time_column FALSE
   ),
-  partitioned_by order_date,
   grain order_id,
   audits (
     not_null(columns := (order_id, size)),

@@ -1,0 +1,165 @@
+"""The files of raw tables, and the partitions whose rows a file may hold.
+
+The path of a staged file names its partition. A file that `lake maintain` merged holds rows of several partitions:
+those between the bounds of the partition column, which the catalog has for every file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from ducklake_flows.datasets.partitions import parse_partition, partition_at
+from ducklake_flows.errors import BadInput
+from ducklake_flows.lake.connect import literal
+from ducklake_flows.lake.fence import META
+from ducklake_flows.settings import LAKE
+from ducklake_flows.staging.layout import partition_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from duckdb import DuckDBPyConnection
+
+    from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.datasets.partitions import Partition
+
+
+def registered(con: DuckDBPyConnection, table: str) -> list[tuple[str, int]]:
+    """The registered data and delete files of a table (schema and name): full path, and size in bytes."""
+    schema, _, name = table.partition(".")
+    found = con.execute(
+        "SELECT data_file, data_file_size_bytes, delete_file, delete_file_size_bytes "
+        f"FROM ducklake_list_files('{LAKE}', {literal(name)}, schema => {literal(schema)})"
+    ).fetchall()
+    pairs = [pair for row in found for pair in (row[:2], row[2:])]
+    return [(path, int(size)) for path, size in pairs if path]
+
+
+def start_in(dataset: Dataset, path: str) -> datetime | None:
+    """The start of the partition that a file's path names; None if it names none.
+
+    Only the folder below the table's own counts: one above the lake may look like a partition, too.
+    """
+    folder = path.rpartition(f"/{dataset.table.replace('.', '/')}/")[2].partition("/")[0]
+    column, _, value = folder.partition("=")
+    if column != dataset.partition_column:
+        return None
+    try:
+        return datetime.fromisoformat(unquote(value))
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A registered file of a raw table.
+
+    Args:
+        path: Full path.
+        size: In bytes.
+        first: The start of the first partition whose rows it may hold; None: unknown.
+        last: The start of the last one; None: unknown.
+    """
+
+    path: str
+    size: int
+    first: datetime | None
+    last: datetime | None
+
+    def may_hold(self, start: datetime) -> bool:
+        """Whether it may hold rows of the partition that starts at this moment."""
+        return self.first is None or self.last is None or self.first <= start <= self.last
+
+    @property
+    def is_of_one(self) -> bool:
+        """Whether it holds rows of one partition only."""
+        return self.first is not None and self.first == self.last
+
+
+def bounded(con: DuckDBPyConnection, dataset: Dataset, files: Iterable[tuple[str, int]]) -> list[File]:
+    """Registered files of a dataset, with the partitions whose rows they may hold.
+
+    Args:
+        con: A connection with the lake attached.
+        dataset: The dataset.
+        files: Files of its raw table, see `registered`.
+    """
+    column = dataset.partition_column
+    if column is None:
+        return [File(path, size, datetime.min, datetime.min) for path, size in files]
+    found, merged = list[File](), list[tuple[str, int]]()
+    for path, size in files:
+        start = start_in(dataset, path)
+        if start is not None:
+            found.append(File(path, size, start, start))
+        else:
+            merged.append((path, size))
+    bounds = _bounds(con, dataset, column) if merged else {}
+    unknown = (None, None)
+    return found + [File(path, size, *bounds.get(path.rpartition("/")[2], unknown)) for path, size in merged]
+
+
+def by_partition(dataset: Dataset, files: Sequence[File], keys: Collection[str] = ()) -> dict[str, list[File]]:
+    """Files by the partitions whose rows they may hold.
+
+    Args:
+        dataset: The dataset.
+        files: Its files.
+        keys: The partitions that a merged file may hold, besides those with a file of their own.
+    """
+    of: dict[str, list[File]] = {}
+    for file in files:
+        if file.first is not None and file.is_of_one:
+            of.setdefault(partition_at(file.first, dataset.grain).key, []).append(file)
+    merged = [file for file in files if not file.is_of_one]
+    if merged:
+        for key in {*keys, *of}:
+            try:
+                start = parse_partition(key, dataset.grain).start
+            except BadInput:
+                continue
+            if found := [file for file in merged if file.may_hold(start)]:
+                of.setdefault(key, []).extend(found)
+    return of
+
+
+def of_partition(con: DuckDBPyConnection, dataset: Dataset, partition: Partition) -> list[File]:
+    """The registered files that may hold rows of a partition."""
+    return [file for file in bounded(con, dataset, registered(con, dataset.table)) if file.may_hold(partition.start)]
+
+
+def holds_sql(dataset: Dataset, partition: Partition) -> str:
+    """The condition that a row ``f`` of DuckLake's table of data files may hold rows of a partition."""
+    column = dataset.partition_column
+    if column is None:
+        return "true"
+    folder = literal(f"{partition_folder(dataset, partition)}/")
+    return f"""(contains(f.path, {folder}) OR (
+        NOT contains(f.path, {literal(f"{column}=")}) AND NOT EXISTS (
+            FROM {META}.ducklake_file_column_stats b JOIN {META}.ducklake_column c
+                 ON c.table_id = b.table_id AND c.column_id = b.column_id AND c.end_snapshot IS NULL
+            WHERE b.data_file_id = f.data_file_id AND c.column_name = {literal(column)}
+              AND TIMESTAMP {literal(partition.value)} NOT BETWEEN TRY_CAST(b.min_value AS TIMESTAMP)
+                  AND TRY_CAST(b.max_value AS TIMESTAMP))))"""
+
+
+def _bounds(
+    con: DuckDBPyConnection, dataset: Dataset, column: str
+) -> dict[str, tuple[datetime | None, datetime | None]]:
+    """The bounds of the partition column in data files, by the name of the file and of its delete file."""
+    found = con.execute(
+        f"""SELECT f.path, d.path, TRY_CAST(b.min_value AS TIMESTAMP), TRY_CAST(b.max_value AS TIMESTAMP)
+            FROM {META}.ducklake_data_file f
+            JOIN {META}.ducklake_table t ON t.table_id = f.table_id AND t.end_snapshot IS NULL
+            JOIN {META}.ducklake_schema s ON s.schema_id = t.schema_id AND s.end_snapshot IS NULL
+            JOIN {META}.ducklake_column c ON c.table_id = f.table_id AND c.end_snapshot IS NULL
+            JOIN {META}.ducklake_file_column_stats b
+                 ON b.data_file_id = f.data_file_id AND b.column_id = c.column_id
+            LEFT JOIN {META}.ducklake_delete_file d ON d.data_file_id = f.data_file_id AND d.end_snapshot IS NULL
+            WHERE f.end_snapshot IS NULL AND s.schema_name = 'raw' AND t.table_name = {literal(dataset.key)}
+              AND c.column_name = {literal(column)}"""
+    ).fetchall()
+    return {path.rpartition("/")[2]: (low, high) for *paths, low, high in found for path in paths if path is not None}
