@@ -58,7 +58,9 @@ def test_maintenance_in_a_loop_deletes_no_file_in_flight_and_finally_every_orpha
     # The last round was never published: its files are orphans, and are kept until they are a day old.
     assert figures(lake.settings)["orphans"] == len(DAYS)
     maintain(lake, gate, datetime.now(UTC) + timedelta(days=2))
-    left = [info.path for info in lake.data.list("raw") if attempt_of(info.path)]
-    assert len(left) == len(DAYS)
+    left = {lake.data.url + lake.data.relative(info.path) for info in lake.data.list("raw/readings")}
+    assert not any(map(attempt_of, left)), "what was merged or replaced, and the orphans, are gone"
+    both = "SELECT unnest([data_file, delete_file]) FROM ducklake_list_files('lake', 'readings', schema => 'raw')"
+    assert left == set(lake.column(both)) - {None}
     assert found(lake) == dict.fromkeys(DAYS, (5 + ROUNDS - 1, ROUNDS - 1))
     assert lake.errors() == []
