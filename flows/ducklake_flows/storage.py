@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from ducklake_flows.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from minio import Minio
-    from pyarrow.fs import FileInfo, FileSystem
+    from pyarrow.fs import FileSystem
 
     from ducklake_flows.settings import Settings
 
@@ -95,7 +95,7 @@ class Storage:
         """
         where = self.path(folder).rstrip("/")
         try:
-            found = _walk(where) if self.is_local else _selected(self.fs, where)
+            found = _walk(where) if self.is_local else list(_objects(self._client, f"{where}/", recursive=True))
         except OSError as error:
             raise self._fault(f"{self.url}{folder}", "listed", error) from None
         if not found:
@@ -297,36 +297,36 @@ def open_storage(url: str, settings: Settings) -> Storage:
     return Storage(base.removeprefix("s3://"), base + "/", settings)
 
 
-def _selected(fs: FileSystem, folder: str) -> list[File]:
-    """All files under a prefix."""
-    from pyarrow.fs import FileSelector
-
-    infos = fs.get_file_info(FileSelector(folder, recursive=True, allow_not_found=True))
-    return [_object(info) for info in infos if info.is_file]
-
-
 def _listed(client: Minio, path: str) -> File | None:
     """One S3 object, found by listing. A HEAD may round its time differently, and a version must not depend on that.
 
     Raises:
         OSError: the bucket cannot be listed.
     """
-    from minio.error import MinioException
+    first = next(_objects(client, path), None)  # the shortest key with this prefix
+    return first if first is not None and first.path == path else None
+
+
+def _objects(client: Minio, path: str, *, recursive: bool = False) -> Iterator[File]:
+    """The S3 objects whose paths begin with this one; none if the bucket is missing. Times are in whole seconds.
+
+    Not by Arrow: it takes a time with another number of decimals than three for 1970.
+
+    Raises:
+        OSError: the bucket cannot be listed.
+    """
+    from minio.error import MinioException, S3Error
     from urllib3.exceptions import HTTPError
 
-    bucket, _, key = path.partition("/")
+    bucket, _, prefix = path.partition("/")
     try:
-        first = next(iter(client.list_objects(bucket, prefix=key)), None)  # the shortest key with this prefix
+        for found in client.list_objects(bucket, prefix=prefix, recursive=recursive):
+            if found.last_modified is not None and not found.is_dir:
+                time = int(found.last_modified.timestamp()) * 10**9
+                yield File(f"{bucket}/{found.object_name}", found.size or 0, time)
     except (MinioException, HTTPError) as error:
-        raise OSError(str(error)) from None
-    if first is None or first.object_name != key or first.last_modified is None:
-        return None
-    return File(path, first.size or 0, int(first.last_modified.timestamp()) * 10**9)
-
-
-def _object(info: FileInfo) -> File:
-    """An S3 object. Its time is cut to whole seconds, as in `_listed`."""
-    return File(info.path, info.size, info.mtime_ns // 10**9 * 10**9)
+        if not isinstance(error, S3Error) or error.code != "NoSuchBucket":
+            raise OSError(str(error)) from None
 
 
 def _walk(folder: str, above: tuple[Path, ...] = ()) -> list[File]:

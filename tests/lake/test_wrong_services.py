@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
+from deployments.services import ObjectStore
 from ducklake_flows.errors import CatalogError, LakeError, NotInitialised, StorageError
 from ducklake_flows.lake.connect import connect
 from ducklake_flows.lake.schema import bootstrap
@@ -14,9 +16,6 @@ from ducklake_flows.project import all_datasets
 from ducklake_flows.settings import Settings
 from ducklake_flows.storage import check, open_storage
 from tests.conftest import Services, settings_from
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 Make = Callable[..., Settings]
 
@@ -86,3 +85,21 @@ def test_a_catalog_with_another_version_or_data_path_is_refused(settings: Make, 
         con.execute("UPDATE ducklake_metadata SET value = '0.3' WHERE key = 'version'")
     with pytest.raises(CatalogError, match=r"has DuckLake's format 0\.3, but this release reads and writes 1\.0"):
         connect(settings())
+
+
+def test_a_file_in_s3_has_one_time_whatever_its_decimals(settings: Make, services: Services, tmp_path: Path) -> None:
+    """The listing has a time as 22:13:20.12Z. Arrow took it for 1970, and a published partition was stale."""
+    landing = tmp_path / "s3" / settings().landing.removeprefix("s3://")
+    landing.mkdir(parents=True)
+    for thousandths in (0, 100, 120, 123):
+        file = landing / f"{thousandths}.jsonl"
+        file.write_text("{}")
+        os.utime(file, ns=(0, 1_700_000_000 * 10**9 + thousandths * 10**6))
+    with ObjectStore(tmp_path / "s3", tmp_path, services.key_id, services.secret) as server:
+        own = settings(s3_endpoint=server.endpoint)
+        store = open_storage(own.landing, own)
+        listed = {file.path: file.mtime_ns for file in store.list()}
+        found = [store.find(Path(path).name) for path in listed]
+    assert len(listed) == 4
+    assert set(listed.values()) == {1_700_000_000 * 10**9}
+    assert {file.path: file.mtime_ns for file in found if file} == listed
