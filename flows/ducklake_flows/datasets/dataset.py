@@ -110,7 +110,7 @@ class Dataset:
             a random part. The worker reads the other partitions of its chunk first.
         timeout: Maximum seconds that the source may take for its next item; then the partition fails. None: unlimited.
         partitioned: Whether maintenance keeps the files of each partition apart. Otherwise it merges files below
-            64 MiB, so that a table of many small partitions is read and published to as fast as one of few.
+            64 MiB, so that readers and publishers look through fewer of them.
     """
 
     key: str
