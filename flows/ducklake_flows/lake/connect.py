@@ -143,6 +143,9 @@ def prepare(con: DuckDBPyConnection, settings: Settings) -> None:
     for name in extensions:
         _load(con, name)
     con.execute(NO_RETRY)
+    if not settings.embedded:
+        # A scan by page uses no index. Global: DuckLake reads the catalog in a session of its own.
+        con.execute("SET GLOBAL pg_use_ctid_scan = false")
     if settings.catalog_password is not None and not settings.embedded:
         password = literal(settings.catalog_password.get_secret_value())
         con.execute(f"CREATE OR REPLACE SECRET {CATALOG_SECRET} (TYPE postgres, PASSWORD {password})")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ducklake_flows.lake.connect import literal, rows
 from ducklake_flows.lake.fence import META
+from ducklake_flows.lake.lookup import ledger_rows
 from ducklake_flows.settings import LAKE
 from ducklake_flows.states import PUBLISHED, RETYPED, State
 
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 
     from duckdb import DuckDBPyConnection
 
+    from ducklake_flows.settings import Settings
     from ducklake_flows.staging.receipt import Failure, Receipt
+
+FEW = 500
+"""Up to so many partitions are looked up in the catalog. For more, the ledger is read through DuckLake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,6 @@ _LATEST = f"""
            coalesce(arg_max(source_version, token) FILTER (state IN {_PUBLISHED}), '') AS source_version,
            max(recorded_at) AS recorded_at,
            coalesce(arg_max(coalesce(confirmed_by, attempt_id), token) FILTER (state IN {_PUBLISHED}), '') AS newest
-    FROM {LAKE}.ops.ledger
 """
 
 
@@ -94,7 +98,7 @@ def latest(
     where = f"dataset = {literal(dataset)}" if dataset is not None else "true"
     if between:
         where += f" AND partition BETWEEN {literal(min(between))} AND {literal(max(between))}"
-    found = con.execute(f"SELECT {_LATEST} WHERE {where} GROUP BY ALL").fetchall()
+    found = con.execute(f"SELECT {_LATEST} FROM {LAKE}.ops.ledger WHERE {where} GROUP BY ALL").fetchall()
     return {(row[0], row[1]): Entry(*row) for row in found}
 
 
@@ -116,11 +120,12 @@ class LedgerCache:
     Without the cache, a run that publishes in many groups would read the whole ledger for each group.
 
     Args:
+        settings: Where the lake is.
         expected: Keys of partitions that will be needed; they are read together with the first.
     """
 
-    def __init__(self, expected: Iterable[str] = ()) -> None:
-        self._expected = set(expected)
+    def __init__(self, settings: Settings, expected: Iterable[str] = ()) -> None:
+        self._settings, self._expected = settings, set(expected)
         self.forget()
 
     def forget(self) -> None:
@@ -139,6 +144,9 @@ class LedgerCache:
             con: A connection with the publishing transaction open.
             token: The token of this transaction.
             partitions: Keys of the partitions.
+
+        Raises:
+            CommitConflict: another writer has committed since the transaction began.
         """
         if self._token is not None and self._token < token - 1 and _is_changed(con, self._token, token):
             self.forget()
@@ -146,11 +154,13 @@ class LedgerCache:
         if new := set(partitions) - self._read:
             new |= self._expected - self._read
             self._read |= new
-            keys = ", ".join(map(literal, sorted(new)))
+            source = ledger_rows(con, self._settings, token, new) if len(new) <= FEW else None
+            if source is None:
+                source = f"{LAKE}.ops.ledger WHERE partition IN ({', '.join(map(literal, sorted(new)))})"
             recorded = "row(attempt_id, state, coalesce(error, ''), token)"
             for attempts, *row in con.execute(
                 f"SELECT list({recorded} ORDER BY token) FILTER (state <> '{RETYPED}'), {_LATEST} "
-                f"WHERE partition IN ({keys}) GROUP BY ALL"
+                f"FROM {source} GROUP BY ALL"
             ).fetchall():
                 self.entries[row[0], row[1]] = Entry(*row)
                 self.attempts.update((attempt, Recorded(*said)) for attempt, *said in attempts)

@@ -6,7 +6,7 @@
       schema      if a raw table must change: ALTER, COMMIT, BEGIN. This is harmless alone, but wrong in one
                   transaction with the registration (https://github.com/duckdb/ducklake/issues/1308). A table that
                   was never filled gets its statistics first: see `ducklake_flows.lake.repair`
-      delete      the partitions' rows: whole files, or a delete file for rows of a merged one
+      delete      the partitions' rows, if there are any: whole files, or a delete file for rows of a merged one
       register    the staged files; insert those that need a cast
       ledger      one row per partition
     COMMIT        if its outcome is unknown, start again: the ledger shows the outcome of each attempt
@@ -43,6 +43,7 @@ from ducklake_flows.lake.damage import lost_files
 from ducklake_flows.lake.evolve import READ, Contents, Fit, contents, evolve, fit, full_paths
 from ducklake_flows.lake.faults import Forbidden, explain, text_of
 from ducklake_flows.lake.fence import check_release, next_token
+from ducklake_flows.lake.lookup import held
 from ducklake_flows.lake.maintenance import merge
 from ducklake_flows.lake.repair import drop, repair, settle
 from ducklake_flows.lake.schema import qualified, record_change, table_columns
@@ -127,7 +128,7 @@ class Publisher:
         reason: str = "",
     ) -> None:
         self._settings = settings
-        self._ledger = ledger.LedgerCache(expected)
+        self._ledger = ledger.LedgerCache(settings, expected)
         self._datasets = {d.key: d for d in datasets}
         self._flow_run_id = flow_run_id
         self._planned, self._recheck, self._force = planned or {}, recheck, force
@@ -463,8 +464,10 @@ class Publisher:
         if column is None:
             con.execute(f"DELETE FROM {qualified(dataset)}")
         else:
-            values = ", ".join(f"'{parse_partition(r.partition, dataset.grain).value}'" for r, _ in ready)
-            con.execute(f"DELETE FROM {qualified(dataset)} WHERE {quoted(column)} IN ({values})")
+            partitions = [parse_partition(receipt.partition, dataset.grain) for receipt, _ in ready]
+            if there := held(con, self._settings, dataset, partitions):
+                values = ", ".join(f"'{partition.value}'" for partition in there)
+                con.execute(f"DELETE FROM {qualified(dataset)} WHERE {quoted(column)} IN ({values})")
         failpoint("after DELETE")
         files: dict[str, list[str]] = defaultdict(list)
         for receipt, way in ready:

@@ -8,6 +8,7 @@ from ducklake_flows.datasets.types import declared_types, partition_type, quoted
 from ducklake_flows.errors import CatalogError
 from ducklake_flows.lake.connect import commit_message, connect
 from ducklake_flows.lake.fence import drop_old_fences, next_token
+from ducklake_flows.lake.lookup import create_indexes
 from ducklake_flows.settings import LAKE, Settings
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def bootstrap(settings: Settings, datasets: Iterable[Dataset]) -> list[str]:
         con.execute(f"CALL {LAKE}.set_option('data_inlining_row_limit', '0')")
         con.execute(f"CALL {LAKE}.set_option('data_inlining_row_limit', '1000', schema => 'ops')")
         con.execute(f"CALL {LAKE}.set_option('delete_older_than', '{ORPHAN_AGE}')")
+        create_indexes(con, settings)
     except duckdb.Error as error:
         raise CatalogError(
             f"The lake cannot be initialised: {' '.join(str(error).split())[:400]}",

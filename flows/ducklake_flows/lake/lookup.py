@@ -1,0 +1,251 @@
+"""Look-ups in the catalog's own tables by index: their cost does not depend on the size of the lake.
+
+DuckLake reads its tables whole: from SQLite without a condition, from PostgreSQL by page. So a look-up is sent in the
+catalog's own SQL, through DuckDB, and reads the same state as the rest of the transaction.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from ducklake_flows.datasets.types import quoted
+from ducklake_flows.errors import CommitConflict
+from ducklake_flows.lake.connect import literal
+from ducklake_flows.lake.fence import META
+from ducklake_flows.lake.files import start_in
+from ducklake_flows.staging.layout import partition_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from duckdb import DuckDBPyConnection
+
+    from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.datasets.partitions import Partition
+    from ducklake_flows.settings import Settings
+
+_BOTH = {
+    "lake_file_path": "ducklake_data_file (table_id, path)",
+    "lake_file_statistics": "ducklake_file_column_stats (data_file_id, column_id)",
+}
+_POSTGRES = {
+    # Bytewise, so that a range of paths is a range of the index.
+    "lake_file_path": 'ducklake_data_file (table_id, path COLLATE "C")',
+    # DuckLake's own queries use these two.
+    "lake_file_begun": "ducklake_data_file (table_id, begin_snapshot)",
+    "lake_column_statistics": "ducklake_file_column_stats (table_id, column_id)",
+}
+
+FEW_FILES = 16
+"""Maximum number of files that a look-up opens. DuckLake opens only those that its statistics do not rule out."""
+
+LEDGER = {
+    **dict.fromkeys(("dataset", "partition", "attempt_id", "state", "error"), "VARCHAR"),
+    **dict.fromkeys(("fingerprint", "source_version", "confirmed_by"), "VARCHAR"),
+    **dict.fromkeys(("rows_published", "bytes", "token"), "BIGINT"),
+    "seconds": "DOUBLE",
+    "recorded_at": "TIMESTAMP WITH TIME ZONE",
+}
+"""The columns of `ledger_rows`, with their types."""
+
+
+def create_indexes(con: DuckDBPyConnection, settings: Settings) -> None:
+    """Create the indexes of the catalog's tables. DuckLake creates none, and ignores them in SQLite. Safe to repeat.
+
+    DuckLake's developers recommend indexes for large catalogs: https://github.com/duckdb/ducklake/issues/1147
+    """
+    schema = f"{META}.main" if settings.embedded else META
+    wanted = _BOTH | ({} if settings.embedded else _POSTGRES)
+    inlined = con.execute(
+        f"SELECT i.table_name FROM {META}.ducklake_inlined_data_tables i JOIN {META}.ducklake_table t USING (table_id) "
+        f"JOIN {META}.ducklake_schema s USING (schema_id) WHERE s.schema_name = 'ops' AND t.table_name = 'ledger'"
+    ).fetchall()
+    wanted |= {f"lake_{name}": f"{name} (partition)" for (name,) in inlined}
+    for name, columns in wanted.items():
+        if settings.embedded:
+            con.execute(f"CREATE INDEX IF NOT EXISTS {name} ON {schema}.{columns}")
+        else:
+            con.execute(
+                f"CALL postgres_execute('{META}', {literal(f'CREATE INDEX IF NOT EXISTS {name} ON {columns}')})"
+            )
+
+
+def native(settings: Settings, sql: str) -> str:
+    """A query in the catalog's own SQL, as a relation for a query in DuckDB's."""
+    return f"{'sqlite_query' if settings.embedded else 'postgres_query'}('{META}', {literal(sql)})"
+
+
+def ledger_rows(con: DuckDBPyConnection, settings: Settings, token: int, partitions: Iterable[str]) -> str | None:
+    """A relation with the ledger's rows of a few partitions, of all datasets; see `LEDGER` for its columns.
+
+    Args:
+        con: A connection with a transaction open.
+        settings: Where the lake is.
+        token: The token of the transaction.
+        partitions: Keys of the partitions.
+
+    Returns:
+        None if the ledger cannot be looked up, but only read through DuckLake: it has many files, or rows that another
+        release has written.
+
+    Raises:
+        CommitConflict: another writer has committed since the transaction began.
+    """
+    found = con.execute(
+        "FROM "
+        + native(
+            settings,
+            f"""WITH ledger AS (
+                    SELECT t.table_id, {_folder(settings)} AS folder
+                    FROM ducklake_table t JOIN ducklake_schema s ON s.schema_id = t.schema_id
+                    WHERE s.schema_name = 'ops' AND t.table_name = 'ledger'
+                      AND t.end_snapshot IS NULL AND s.end_snapshot IS NULL)
+                SELECT 'snapshot' AS kind, CAST(max(snapshot_id) AS VARCHAR) AS name FROM ducklake_snapshot
+                UNION ALL SELECT 'inlined', table_name FROM ducklake_inlined_data_tables
+                          WHERE table_id = (SELECT table_id FROM ledger)
+                UNION ALL SELECT 'file', CASE WHEN path_is_relative THEN (SELECT folder FROM ledger) ELSE '' END || path
+                          FROM ducklake_data_file
+                          WHERE table_id = (SELECT table_id FROM ledger) AND end_snapshot IS NULL
+                UNION ALL SELECT 'delete', path FROM ducklake_delete_file
+                          WHERE table_id = (SELECT table_id FROM ledger) AND end_snapshot IS NULL""",
+        )
+    ).fetchall()
+    of: dict[str, list[str]] = {"inlined": [], "file": [], "delete": []}
+    for kind, name in found:
+        if kind != "snapshot":
+            of[kind].append(name)
+        elif int(name) != token - 1:
+            raise CommitConflict("Another writer changed the lake first.", "run the same command again")
+    if len(of["inlined"]) != 1 or len(of["file"]) > FEW_FILES or of["delete"]:
+        return None
+    where = f"partition IN ({', '.join(map(literal, partitions))})"
+    stored = ", ".join(f"{quoted(name)}" for name in LEDGER)
+    # In PostgreSQL, DuckLake stores text as bytes.
+    text = "{}" if settings.embedded else "decode({})"
+    typed = ", ".join(
+        f"{text.format(quoted(name)) if kind == 'VARCHAR' else f'{quoted(name)}::{kind}'} AS {quoted(name)}"
+        for name, kind in LEDGER.items()
+    )
+    inlined = where if settings.embedded else f"partition IN ({', '.join(map(_bytes, partitions))})"
+    inlined_rows = f"SELECT {stored} FROM {of['inlined'][0]} WHERE {inlined} AND end_snapshot IS NULL"
+    # A file of an earlier release may lack columns.
+    none = ", ".join(f"NULL::{kind} AS {quoted(name)}" for name, kind in LEDGER.items())
+    parts = [f"SELECT {none} WHERE false", f"SELECT {typed} FROM {native(settings, inlined_rows)}"]
+    if of["file"]:
+        files = ", ".join(map(literal, of["file"]))
+        parts.append(
+            f"SELECT * FROM read_parquet([{files}], union_by_name => true, hive_partitioning => false) WHERE {where}"
+        )
+    return f"(SELECT {stored} FROM ({' UNION ALL BY NAME '.join(parts)}))"
+
+
+def held(
+    con: DuckDBPyConnection, settings: Settings, dataset: Dataset, partitions: Sequence[Partition]
+) -> list[Partition]:
+    """Those of some partitions of which the raw table may hold rows: the others need no DELETE.
+
+    A partition is left out if no file's path names it, and no merged file has a row of it, deleted or not.
+
+    Args:
+        con: A connection with a transaction open.
+        settings: Where the lake is.
+        dataset: The dataset, whose table has a partition column.
+        partitions: Partitions of the dataset.
+
+    Raises:
+        duckdb.Error: a merged file cannot be read.
+    """
+    column = dataset.partition_column
+    if column is None:
+        return list(partitions)
+    path = "f.path" if settings.embedded else 'f.path COLLATE "C"'
+
+    def between(first: str, last: str) -> str:
+        """The condition that a path starts with a text whose last byte is replaced by the next one in `last`."""
+        return f"({path} >= {literal(first)} AND {path} < {literal(last)})"
+
+    folders = [partition_folder(dataset, partition) for partition in partitions]
+    named = " OR ".join(between(f"{folder}/", f"{folder}0") for folder in folders)
+    others = f"({path} < {literal(f'{column}=')} OR {path} >= {literal(f'{column}>')})"
+    found = con.execute(
+        "FROM "
+        + native(
+            settings,
+            f"""WITH raw AS (
+                    SELECT t.table_id, {_folder(settings)} AS folder
+                    FROM ducklake_table t JOIN ducklake_schema s ON s.schema_id = t.schema_id
+                    WHERE s.schema_name = 'raw' AND t.table_name = {literal(dataset.key)}
+                      AND t.end_snapshot IS NULL AND s.end_snapshot IS NULL),
+                col AS (
+                    SELECT column_id FROM ducklake_column
+                    WHERE table_id = (SELECT table_id FROM raw) AND column_name = {literal(column)}
+                      AND parent_column IS NULL AND end_snapshot IS NULL)
+                SELECT 'file' AS kind, CASE WHEN f.path_is_relative THEN (SELECT folder FROM raw) ELSE '' END || f.path
+                       AS name, NULL AS low, NULL AS high
+                FROM ducklake_data_file f
+                WHERE f.table_id = (SELECT table_id FROM raw) AND f.end_snapshot IS NULL AND ({named})
+                UNION ALL
+                SELECT 'other', CASE WHEN f.path_is_relative THEN (SELECT folder FROM raw) ELSE '' END || f.path,
+                       b.min_value, b.max_value
+                FROM ducklake_data_file f LEFT JOIN ducklake_file_column_stats b
+                     ON b.data_file_id = f.data_file_id AND b.column_id = (SELECT column_id FROM col)
+                WHERE f.table_id = (SELECT table_id FROM raw) AND f.end_snapshot IS NULL AND {others}
+                UNION ALL
+                SELECT 'inlined', table_name, NULL, NULL FROM ducklake_inlined_data_tables
+                WHERE table_id = (SELECT table_id FROM raw)""",
+        )
+    ).fetchall()
+    starts = {start_in(dataset, name) for kind, name, _, _ in found if kind == "file"}
+    if None in starts or any(kind == "inlined" and _has_rows(con, settings, name) for kind, name, _, _ in found):
+        return list(partitions)
+    merged: set[str] = set()
+    asked = [partition for partition in partitions if partition.start not in starts]
+    for kind, name, low, high in found:
+        if kind != "other":
+            continue
+        bounds = _moment(low), _moment(high)
+        if any(_is_between(partition.start, *bounds) for partition in asked):
+            merged.add(name)
+    if not merged:
+        return [partition for partition in partitions if partition.start in starts]
+    if len(merged) > FEW_FILES or not all(name.rpartition("/")[2].startswith("ducklake-") for name in merged):
+        return list(partitions)
+    values = ", ".join(literal(partition.value) for partition in asked)
+    files = ", ".join(map(literal, sorted(merged)))
+    rows = con.execute(
+        f"SELECT DISTINCT {quoted(column)}::TIMESTAMP FROM read_parquet([{files}], hive_partitioning => false) "
+        f"WHERE {quoted(column)} IN ({values})"
+    ).fetchall()
+    starts |= {start for (start,) in rows}
+    return [partition for partition in partitions if partition.start in starts]
+
+
+def _folder(settings: Settings) -> str:
+    """The full path of a table's folder, in the catalog's SQL."""
+    return f"""CASE WHEN t.path_is_relative THEN
+                        CASE WHEN s.path_is_relative THEN {literal(settings.data_path)} ELSE '' END || s.path
+                    ELSE '' END || t.path"""
+
+
+def _has_rows(con: DuckDBPyConnection, settings: Settings, inlined: str) -> bool:
+    """Whether a table of inlined rows has any."""
+    rows = native(settings, f"SELECT 1 AS one FROM {inlined} WHERE end_snapshot IS NULL LIMIT 1")
+    return bool(con.execute(f"FROM {rows}").fetchall())
+
+
+def _bytes(text: str) -> str:
+    """A literal of bytes in PostgreSQL."""
+    return f"'\\x{text.encode().hex()}'::bytea"
+
+
+def _moment(text: str | None) -> datetime | None:
+    """A bound of the partition column; None if the catalog has none that can be read."""
+    try:
+        return datetime.fromisoformat(text) if text is not None else None
+    except ValueError:
+        return None
+
+
+def _is_between(start: datetime, low: datetime | None, high: datetime | None) -> bool:
+    return (low is None or low <= start) and (high is None or start <= high)
