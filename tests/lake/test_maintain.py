@@ -64,16 +64,22 @@ def test_small_files_of_a_partition_are_merged_and_time_travel_is_kept(lake: Lak
     assert lake.sql(f"SELECT * FROM bronze.small AT (VERSION => {version}) ORDER BY ALL") == before
 
 
-def test_files_with_many_deleted_rows_are_rewritten(lake: Lake) -> None:
+@pytest.mark.parametrize(
+    ("rows", "deleted", "rewritten"), [(1_000, 101, True), (1_000, 100, False), (300_000, 20_001, True)]
+)
+def test_files_with_many_deleted_rows_are_rewritten(lake: Lake, rows: int, deleted: int, rewritten: bool) -> None:
     load(lake, DAYS[0], 100)
     con = connect(lake.settings)
-    con.execute("CREATE TABLE raw.other AS SELECT range AS n FROM range(1000)")
-    con.execute("DELETE FROM raw.other WHERE n % 2 = 0")
+    con.execute(f"CREATE TABLE raw.other AS SELECT range AS n FROM range({rows})")
+    con.execute(f"DELETE FROM raw.other WHERE n >= {rows - deleted}")
     con.close()
     assert figures(lake.settings)["delete files"] == 1
-    assert run(lake)["rewrite"] == 1
-    assert figures(lake.settings)["delete files"] == 0
-    assert lake.column("SELECT count(*) FROM raw.other") == [500]
+    assert run(lake).get("rewrite", 0) == rewritten
+    assert figures(lake.settings)["delete files"] == (not rewritten)
+    assert lake.sql("SELECT count(*) AS n, max(n) AS m FROM raw.other") == [
+        {"n": rows - deleted, "m": rows - deleted - 1}
+    ]
+    assert lake.errors() == []
 
 
 def test_files_of_expired_snapshots_are_deleted_only_after_the_age_guard(lake: Lake) -> None:
