@@ -6,7 +6,7 @@ import contextlib
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ducklake_flows import storage
 from ducklake_flows.datasets.dataset import Dataset, Strays
@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from ducklake_flows.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """One partition of a plan.
+class Planned(NamedTuple):
+    """One partition of a plan. A tuple: a plan may have many thousands.
 
     Args:
         dataset: The dataset's key.
@@ -327,4 +326,7 @@ def _state(entry: Entry | None, version: str | None) -> State:
     there = entry.state in PUBLISHED
     if there and version and entry.source_version and version != entry.source_version:
         return State.stale
-    return State(entry.state)
+    return _STATES[entry.state]
+
+
+_STATES = {state.value: state for state in State}

@@ -24,6 +24,9 @@ from ducklake_flows.settings import Settings, load_settings, project_settings
 from ducklake_flows.states import Mode, Order
 
 if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+    from ducklake_flows.lake.builds import RefusedInterval
     from ducklake_flows.plan import LeftOut, Planned
     from ducklake_flows.report.overdue import Overdue
 
@@ -335,35 +338,40 @@ def status(
         raise BadInput(f"--by {by!r} is not known.", f"choose from {', '.join(UNITS)}")
     if watch and as_json:
         raise BadInput("--watch and --json cannot be combined.", "choose one")
+    from ducklake_flows.lake.builds import refused_of
+    from ducklake_flows.lake.connect import connected, one_snapshot
     from ducklake_flows.project import get_datasets
-    from ducklake_flows.report.overdue import overdue
+    from ducklake_flows.report.overdue import overdue_in
 
     settings, names = load_settings(), [name] if name else []
     first, last = _range(start, end)
+    datasets = get_datasets(names)
 
-    def read() -> tuple[list[Planned], list[LeftOut]]:
-        return _plan(names, first, last, Mode.missing_failed.option, recorded=True)
+    def read() -> tuple[list[Planned], list[LeftOut], list[RefusedInterval], list[Overdue]]:
+        with connected(settings, read_only=True) as con, one_snapshot(con):
+            plan = _plan(names, first, last, Mode.missing_failed.option, recorded=True, con=con)
+            return *plan, refused_of(con, name), overdue_in(con, datasets)
 
-    def late() -> list[Overdue]:
-        return overdue(settings, get_datasets(names))
-
-    planned, left_out = read()
+    planned, left_out, refused, late = read()
     if as_json:
         from ducklake_flows.report import causes
 
         why = {(c.dataset, key): c.text for c in causes.failures(planned) for key in c.partitions}
-        lacks = {each.dataset: each.to_json() for each in late()}
+        lacks = {each.dataset: each.to_json() for each in late}
         _json(
             [{**_row(p), "cause": why.get((p.dataset, p.partition)), "overdue": lacks.get(p.dataset)} for p in planned]
         )
     else:
         from ducklake_flows.cli import show
-        from ducklake_flows.lake.builds import read_refused
+
+        def print_once() -> None:
+            planned, _, refused, late = read()
+            show.status(planned, by, refused, late)
 
         if watch:
-            show.watch(lambda: show.status(read()[0], by, read_refused(settings, name), late()))
+            show.watch(print_once)
             return
-        show.status(planned, by, read_refused(settings, name), late())
+        show.status(planned, by, refused, late)
     _end_of_plan(left_out)
 
 
@@ -684,13 +692,26 @@ def _keys(names: list[str] | None) -> list[str]:
 
 
 def _plan(
-    names: list[str] | None, first: date | None, last: date | None, mode: str, *, recorded: bool = False
+    names: list[str] | None,
+    first: date | None,
+    last: date | None,
+    mode: str,
+    *,
+    recorded: bool = False,
+    con: DuckDBPyConnection | None = None,
 ) -> tuple[list[Planned], list[LeftOut]]:
     from ducklake_flows.plan import LeftOut, plan_each
     from ducklake_flows.project import broken_datasets, get_datasets
 
     planned, left_out = plan_each(
-        load_settings(), get_datasets(names or []), first, last, _modes(mode), named=bool(names), recorded=recorded
+        load_settings(),
+        get_datasets(names or []),
+        first,
+        last,
+        _modes(mode),
+        named=bool(names),
+        recorded=recorded,
+        con=con,
     )
     if not names:
         left_out += [LeftOut(key, error, is_fault=True) for key, error in broken_datasets().items()]

@@ -159,15 +159,9 @@ def _has_checks(con: DuckDBPyConnection) -> bool:
     return bool(con.execute(f"SELECT 1 FROM duckdb_tables() WHERE {wanted}").fetchall())
 
 
-def read_refused(settings: Settings, dataset: str | None = None) -> list[RefusedInterval]:
-    """The refused intervals of ``prod``, all or those of models that are built from a dataset.
-
-    Raises:
-        NotInitialised: there is no lake yet.
-    """
-    with connected(settings, read_only=True) as con:
-        found = refused_intervals(con, PROD)
-    return [refused for refused in found if dataset is None or dataset in refused.datasets]
+def refused_of(con: DuckDBPyConnection, dataset: str | None = None) -> list[RefusedInterval]:
+    """The refused intervals of ``prod``, all or those of models that are built from a dataset."""
+    return [found for found in refused_intervals(con, PROD) if dataset is None or dataset in found.datasets]
 
 
 def record(

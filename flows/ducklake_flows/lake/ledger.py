@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ducklake_flows.lake.connect import literal, rows
 from ducklake_flows.lake.fence import META
@@ -13,7 +14,6 @@ from ducklake_flows.states import PUBLISHED, RETYPED, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from datetime import datetime
 
     from duckdb import DuckDBPyConnection
 
@@ -24,9 +24,10 @@ FEW = 500
 """Up to so many partitions are looked up in the catalog. For more, the ledger is read through DuckLake."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """The state of one partition: its latest ledger row, and the attempt whose rows are in the raw table.
+
+    A tuple of plain values: a lake has many thousands.
 
     Args:
         dataset: The dataset's key.
@@ -39,7 +40,7 @@ class Entry:
         seconds: Time that a worker spent on the latest attempt.
         fingerprint: Digest of the published attempt's rows.
         source_version: The source's version that was last published or found unchanged.
-        recorded_at: When the latest row was written.
+        recorded_us: When the latest row was written, in microseconds since 1970 (UTC).
         newest: The latest attempt that was published or whose rows were already published.
     """
 
@@ -53,8 +54,13 @@ class Entry:
     seconds: float
     fingerprint: str
     source_version: str
-    recorded_at: datetime
+    recorded_us: int
     newest: str
+
+    @property
+    def recorded_at(self) -> datetime:
+        """When the latest row was written, UTC."""
+        return _EPOCH + timedelta(microseconds=self.recorded_us)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,8 @@ class Recorded:
     error: str
     token: int
 
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _PUBLISHED = str(tuple(state.value for state in PUBLISHED))
 
@@ -79,13 +87,16 @@ _LATEST = f"""
            coalesce(arg_max(fingerprint, token) FILTER (state IN {_PUBLISHED} OR state = '{RETYPED}'), '')
                AS fingerprint,
            coalesce(arg_max(source_version, token) FILTER (state IN {_PUBLISHED}), '') AS source_version,
-           max(recorded_at) AS recorded_at,
+           epoch_us(max(recorded_at)) AS recorded_us,
            coalesce(arg_max(coalesce(confirmed_by, attempt_id), token) FILTER (state IN {_PUBLISHED}), '') AS newest
 """
 
 
 def latest(
-    con: DuckDBPyConnection, dataset: str | None = None, between: Sequence[str] = ()
+    con: DuckDBPyConnection,
+    dataset: str | None = None,
+    between: Sequence[str] = (),
+    since: datetime | None = None,
 ) -> dict[tuple[str, str], Entry]:
     """The state of partitions, by dataset and partition; those without a ledger row are left out.
 
@@ -93,25 +104,30 @@ def latest(
         con: A connection with the lake attached.
         dataset: Only this dataset; None means all.
         between: Only partitions from the smallest to the largest of these keys, compared as text; empty means all.
+        since: Only partitions with a row recorded since this moment.
     """
     # Not bound: to bind a parameter, DuckDB imports pandas and Arrow, which delays a command by 0.3 s.
     where = f"dataset = {literal(dataset)}" if dataset is not None else "true"
     if between:
         where += f" AND partition BETWEEN {literal(min(between))} AND {literal(max(between))}"
+    if since is not None:
+        recent = f"recorded_at >= TIMESTAMPTZ {literal(since.isoformat())}"
+        where += f" AND (dataset, partition) IN (SELECT (dataset, partition) FROM {LAKE}.ops.ledger WHERE {recent})"
     found = con.execute(f"SELECT {_LATEST} FROM {LAKE}.ops.ledger WHERE {where} GROUP BY ALL").fetchall()
-    return {(row[0], row[1]): Entry(*row) for row in found}
+    return {row[:2]: Entry._make(row) for row in found}
 
 
 def after(entry: Entry | None, row: Mapping[str, Any]) -> Entry:
     """The entry of a partition after a row was appended, equal to what `latest` would read."""
-    entry = entry or Entry(row["dataset"], row["partition"], "", "", "", 0, 0, 0.0, "", "", row["recorded_at"], "")
+    entry = entry or Entry(row["dataset"], row["partition"], "", "", "", 0, 0, 0.0, "", "", 0, "")
+    recorded = (row["recorded_at"] - _EPOCH) // timedelta(microseconds=1)
     if row["state"] == RETYPED:
-        return replace(entry, fingerprint=row["fingerprint"], recorded_at=row["recorded_at"])
+        return entry._replace(fingerprint=row["fingerprint"], recorded_us=recorded)
     changed = {"state": row["state"], "error": row["error"] or "", "seconds": row["seconds"]}
     if row["state"] in PUBLISHED:
         changed |= {"rows": row["rows_published"], "newest": row["confirmed_by"] or row["attempt_id"]}
         changed |= {name: row[name] for name in ("attempt_id", "bytes", "fingerprint", "source_version")}
-    return replace(entry, **changed, recorded_at=row["recorded_at"])
+    return entry._replace(**changed, recorded_us=recorded)
 
 
 class LedgerCache:
@@ -162,7 +178,7 @@ class LedgerCache:
                 f"SELECT list({recorded} ORDER BY token) FILTER (state <> '{RETYPED}'), {_LATEST} "
                 f"FROM {source} GROUP BY ALL"
             ).fetchall():
-                self.entries[row[0], row[1]] = Entry(*row)
+                self.entries[row[0], row[1]] = Entry._make(row)
                 self.attempts.update((attempt, Recorded(*said)) for attempt, *said in attempts)
 
     def committed(self, token: int, added: Sequence[Mapping[str, Any]]) -> None:
@@ -316,6 +332,14 @@ def earliest(con: DuckDBPyConnection) -> dict[str, str]:
         f"SELECT dataset, min(partition) FROM {LAKE}.ops.ledger WHERE state IN {_PUBLISHED} GROUP BY ALL"
     ).fetchall()
     return dict(found)
+
+
+def newest(con: DuckDBPyConnection, dataset: str) -> str | None:
+    """The newest partition of a dataset that was ever published, by its key; None if there is none."""
+    found = con.execute(
+        f"SELECT max(partition) FROM {LAKE}.ops.ledger WHERE dataset = {literal(dataset)} AND state IN {_PUBLISHED}"
+    ).fetchall()
+    return cast("str | None", found[0][0])
 
 
 def unbuilt(con: DuckDBPyConnection, environment: str) -> dict[tuple[str, str], str]:

@@ -82,8 +82,8 @@ def verify(settings: Settings, since: datetime | None = None) -> Iterator[Findin
             tables = table_columns(con)
             yield from _release(con)
             published: dict[str, dict[str, ledger.Entry]] = {}
-            for (key, partition), entry in ledger.latest(con).items():
-                if entry.attempt_id and (since is None or entry.recorded_at >= since):
+            for (key, partition), entry in ledger.latest(con, since=since).items():
+                if entry.attempt_id:
                     published.setdefault(key, {})[partition] = entry
             files = dict(_files(con, None if since is None else {f"raw.{key}" for key in published}))
         yield from _registered_once(files)

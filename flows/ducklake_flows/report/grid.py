@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from ducklake_flows.states import State
@@ -27,6 +28,9 @@ PICTURE_LINES = {**TERMINAL_LINES, "hour": 31, "day": 72}
 
 _LENGTHS = {len("2013-01-05T07"): "hour", len("2013-01-05"): "day", len("2013-01"): "month"}
 """The unit of a dataset's partitions, by the length of their keys."""
+
+_PREFIXES = {"hour": 13, "day": 10, "week": 10, "month": 7, "year": 4}
+"""The part of a key that determines the mark: its first characters."""
 
 _WIDTHS = {"hour": 24, "day": 31, "week": 53, "month": 12, "year": 1}
 """Marks in a line: a line is a day, a month, or a year."""
@@ -100,15 +104,21 @@ def make_grid(
     units = UNITS[UNITS.index(finest) :]
     if unit is not None:
         return _grid(partitions, unit if unit in units else finest)
-    lines = {u: len({_place(key, u)[0] for key in (k for k, _ in partitions)}) for u in units}
+    starts = {key[: _PREFIXES["day"]] for key, _ in partitions}
+    lines = {u: len({_line(start, u) for start in starts}) for u in units}
     fitting = (u for u in units if lines[u] <= max_lines[u] and _WIDTHS[u] <= max_width)
     return _grid(partitions, next(fitting, units[-1]))
 
 
 def _grid(partitions: Iterable[tuple[str, str]], unit: str) -> Grid:
+    prefix = _PREFIXES[unit]
+    counted = [
+        (_place(key, unit), Counter(map(itemgetter(1), group)))
+        for key, group in groupby(partitions, key=lambda p: p[0][:prefix])
+    ]
     marks = []
-    for (line, position, label), group in groupby(partitions, key=lambda p: _place(p[0], unit)):
-        counts = Counter(state for _, state in group)
+    for (line, position, label), group in groupby(counted, key=itemgetter(0)):
+        counts = sum((of_key for _, of_key in group), Counter[str]())
         marks.append(Mark(line, position, label, together(set(counts)), tuple(sorted(counts.items()))))
     return Grid(unit, tuple(marks))
 
@@ -121,14 +131,22 @@ def together(states: set[str]) -> str:
 
 
 def _place(key: str, unit: str) -> tuple[str, int, str]:
-    """Line, position and label of the mark that a partition belongs to."""
+    """Line, position and label of the mark that a partition belongs to, given the part of its key that determines it.
+
+    A week's is a day; the year of a week may differ from the day's.
+    """
     if unit == "hour":
         return key[:10], int(key[11:13]), key
     if unit == "day":
-        return key[:7], int(key[8:10]) - 1, key[:10]
+        return key[:7], int(key[8:10]) - 1, key
     if unit == "week":
         year, week, _ = date.fromisoformat(f"{key}-01"[:10]).isocalendar()
         return str(year), week - 1, f"{year}-W{week:02}"
     if unit == "month":
-        return key[:4], int(key[5:7]) - 1, key[:7]
-    return key[:4], 0, key[:4]
+        return key[:4], int(key[5:7]) - 1, key
+    return key, 0, key
+
+
+def _line(start: str, unit: str) -> str:
+    """Label of the line of a partition, given the first day or month in its key."""
+    return start if unit == "hour" else _place(start[: _PREFIXES[unit]], unit)[0]

@@ -17,7 +17,7 @@ from ducklake_flows.report.causes import backfill
 from ducklake_flows.report.words import duration, ranges, spans
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from duckdb import DuckDBPyConnection
 
@@ -108,24 +108,28 @@ def overdue(settings: Settings, datasets: Iterable[Dataset], now: datetime | Non
 def overdue_in(con: DuckDBPyConnection, datasets: Iterable[Dataset], now: datetime | None = None) -> list[Overdue]:
     """The same, with a connection that has the lake attached."""
     now = now or datetime.now(UTC).replace(tzinfo=None)
-    limited = [d for d in datasets if d.freshness is not None]
-    return [late for d in limited if (late := _overdue(d, ledger.latest(con, d.key), now))]
+    return [late for d in datasets if (late := _overdue(con, d, now))]
 
 
-def _overdue(dataset: Dataset, entries: Mapping[tuple[str, str], ledger.Entry], now: datetime) -> Overdue | None:
-    """What is overdue of a dataset, given its partitions in the ledger; None if it is fresh."""
-    newest = max((e for e in entries.values() if e.attempt_id), key=lambda e: e.partition, default=None)
-    late = dataset.late(parse_partition(newest.partition, dataset.grain) if newest else None, now)
-    if not late or not isinstance(dataset.freshness, timedelta):
+def _overdue(con: DuckDBPyConnection, dataset: Dataset, now: datetime) -> Overdue | None:
+    """What is overdue of a dataset; None if it is fresh."""
+    if not isinstance(dataset.freshness, timedelta):
         return None
-    failed = next((e for p in reversed(late) if (e := entries.get((dataset.key, p.key))) and e.error), None)
+    newest = ledger.newest(con, dataset.key)
+    late = dataset.late(parse_partition(newest, dataset.grain) if newest else None, now)
+    if not late:
+        return None
+    keys = [p.key for p in late]
+    entries = ledger.latest(con, dataset.key, [*keys, newest] if newest else keys)
+    last = entries[dataset.key, newest] if newest else None
+    failed = next((e for key in reversed(keys) if (e := entries.get((dataset.key, key))) and e.error), None)
     return Overdue(
         dataset.key,
         dataset.freshness,
         (late[0].end + dataset.freshness).replace(tzinfo=UTC),
-        tuple(p.key for p in late),
-        newest.partition if newest else "",
-        newest.recorded_at.astimezone(UTC) if newest else None,
+        tuple(keys),
+        newest or "",
+        last.recorded_at if last else None,
         failed.error if failed else "",
         failed.partition if failed else "",
     )
