@@ -183,7 +183,8 @@ def _merge(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
             f"FROM ducklake_merge_adjacent_files('{LAKE}', '{table}', schema => '{schema}', max_file_size => {SMALL})"
         )
         name = f"{schema}.{table}"
-        yield Step("merge", name, count, "files", _transaction(settings, name, call, "files_processed"))
+        run = _transaction(settings, name, call, "files_processed", merging=True)
+        yield Step("merge", name, count, "files", run)
 
 
 def _rewrite(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
@@ -224,11 +225,16 @@ def _files(
     ).fetchall()
 
 
-def _transaction(settings: Settings, table: str, call: str, column: str) -> Callable[[], int]:
+def _transaction(settings: Settings, table: str, call: str, column: str, *, merging: bool = False) -> Callable[[], int]:
     """A step that writes a table in one transaction, then settles the table's statistics (see `settle`)."""
 
     def run() -> int:
         with _refusals(), connected(settings) as con:
+            # Each file is read once.
+            con.execute("SET enable_external_file_cache = false")
+            if merging:
+                # Opening thousands of small files takes twice as long with a second thread, and more memory.
+                con.execute("SET threads = 1")
             con.execute("BEGIN")
             done = con.execute(f"SELECT coalesce(sum({column}), 0)::BIGINT {call}").fetchall()[0][0]
             commit_message(con, "maintain")
