@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.measure import ROOT, Bench, Target, hand_over, peak_rss
+from benchmarks.measure import ROOT, Bench, Target, hand_over
 from benchmarks.staging import stage
 from ducklake_flows.datasets.partitions import partition_at
 from ducklake_flows.lake.builds import plan_transform, record
@@ -213,11 +213,11 @@ def run(settings: Settings, sizes: Sequence[int]) -> Bench:
         }
         first = {name: work() for name, work in timed.items()}
         again = {f"{name}, again": work() for name, work in timed.items()}
-        rows.append(
-            {"partitions": size, "growing": grown, "maintain": maintained, "peak MiB": peak_rss(), **first, **again}
-        )
+        rows.append({"partitions": size, "growing": grown, "maintain": maintained, **first, **again})
         print(rows[-1], file=sys.stderr, flush=True)
     least, last = rows[0], rows[-1]
+    # The smallest lake has not as many partitions as are replaced together, which `verify since` then checks.
+    grouped = next(row for row in rows if row["partitions"] >= GROUP * REPEATED)
 
     def target(name: str, limit: float, base: dict[str, Any] = least) -> Target:
         ratio, noise = last[name] / base[name], last[f"{name}, again"] / last[name]
@@ -231,16 +231,15 @@ def run(settings: Settings, sizes: Sequence[int]) -> Bench:
             target("new", 1.2),
             target("within", 1.2),
             target("replace", 1.3),
-            target(f"replace {GROUP}", 1.3, next(row for row in rows if row["partitions"] >= GROUP)),
+            target(f"replace {GROUP}", 1.3, grouped),
             target("transform new", 1.2),
             target("transform replaced", 1.2),
             target("select", 1.2),
-            target("verify since", 1.3),
+            target("verify since", 1.3, grouped),
             *(
                 Target(f"{name} at {last['partitions']:,}, cold, seconds", last[name], 0.7)
                 for name in ("plan", "status")
             ),
-            Target("peak of the process, MiB", last["peak MiB"], 600),
         ],
     )
 
