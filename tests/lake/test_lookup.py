@@ -189,6 +189,20 @@ def test_rows_that_came_by_another_way_are_replaced_too(
     assert lake.column("SELECT value FROM raw.readings WHERE day = '2024-01-03'") == [1]
 
 
+@pytest.mark.parametrize("partitioned", ["hour_at", "day(hour_at)"])
+def test_an_hour_in_a_folder_that_ducklake_named_is_replaced_too(lake: Lake, partitioned: str) -> None:
+    by_hand(
+        lake,
+        f"ALTER TABLE raw.hourly SET PARTITIONED BY ({partitioned})",
+        "INSERT INTO raw.hourly VALUES ('by hand', 7, TIMESTAMP '2024-01-03 05:00:00'), "
+        "('by hand', 7, TIMESTAMP '2024-01-03 06:00:00')",
+    )
+    for hour in ("2024-01-03T05", "2024-01-03T07"):
+        lake.land(f"hourly/{hour}/a.csv", "name,count\na,1\n")
+        assert lake.load("hourly", hour).receipts
+    assert lake.column("SELECT name FROM raw.hourly ORDER BY hour_at") == ["a", "by hand", "a"]
+
+
 @dataclass
 class Heard:
     """A connection that notes what is sent through it to the catalog."""

@@ -14,7 +14,6 @@ from ducklake_flows.errors import CommitConflict
 from ducklake_flows.lake.connect import literal
 from ducklake_flows.lake.fence import META
 from ducklake_flows.lake.files import start_in
-from ducklake_flows.staging.layout import partition_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -162,11 +161,11 @@ def held(
     path = "f.path" if settings.embedded else 'f.path COLLATE "C"'
 
     def between(first: str, last: str) -> str:
-        """The condition that a path starts with a text whose last byte is replaced by the next one in `last`."""
         return f"({path} >= {literal(first)} AND {path} < {literal(last)})"
 
-    folders = [partition_folder(dataset, partition) for partition in partitions]
-    named = " OR ".join(between(f"{folder}/", f"{folder}0") for folder in folders)
+    # By day: of the rest of an hour, DuckLake may write some characters in another way.
+    days = sorted({f"{column}={partition.value[:10]}" for partition in partitions})
+    named = " OR ".join(between(day, f"{day[:-1]}{chr(ord(day[-1]) + 1)}") for day in days)
     others = f"({path} < {literal(f'{column}=')} OR {path} >= {literal(f'{column}>')})"
     found = con.execute(
         "FROM "
