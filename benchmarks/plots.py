@@ -43,8 +43,10 @@ def _groups(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _growth(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    of = {row["operation"]: row for row in rows}
     for name in ("new", "replace", "transform replaced", "select", "plan", "status", "verify since", "verify"):
-        axes.plot([r["partitions"] for r in rows], [r[name] for r in rows], "o-", label=name)
+        sizes = {int(size.replace(",", "")): seconds for size, seconds in of[name].items() if size != "operation"}
+        axes.plot(list(sizes), list(sizes.values()), "o-", label=name)
     axes.set(xscale="log", yscale="log", xlabel="published partitions", ylabel="seconds")
     axes.legend(frameon=False)
 
