@@ -108,6 +108,27 @@ def test_a_long_run_merges_what_it_publishes(lake: Lake, monkeypatch: pytest.Mon
     assert lake.errors() == []
 
 
+def test_a_run_rewrites_a_merged_file_of_which_it_replaces_much(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each DELETE in the file reads and writes the list of all its deleted rows."""
+    monkeypatch.setattr(publish, "WORN", 1)
+    history = load(lake)
+    run(lake, "merge")
+    merged = rows(lake)
+    publisher = lake.publisher()
+    deletes = []
+    for number, day in enumerate(DAYS, 20):
+        publisher.publish([staged(lake, day, 2, number)])
+        deletes.append(maintenance.figures(lake.settings)["delete files"])
+    publisher.close()
+    # The days have 10, 11, ... 17 rows. The DELETEs read 0, 10, 21, 33, 46 deleted ones: together more than the file's
+    # 108 rows. Of the second file's 48 rows, they read 0, 15 and 31.
+    assert deletes == [1, 1, 1, 1, 0, 1, 1, 1]
+    assert [row["n"] for row in rows(lake)] == [2] * 8
+    assert {version: rows(lake, version) for version in history} == history
+    assert list(history.values())[-1] == merged
+    assert lake.errors() == []
+
+
 @pytest.mark.parametrize("lake", ["sqlite+folder"], indirect=True)
 def test_a_lost_merged_file_is_named_with_every_partition_and_publishing_over_it_is_refused(lake: Lake) -> None:
     load(lake)

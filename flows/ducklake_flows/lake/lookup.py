@@ -6,6 +6,7 @@ catalog's own SQL, through DuckDB, and reads the same state as the rest of the t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _BOTH = {
     "lake_file_path": "ducklake_data_file (table_id, path)",
     "lake_file_statistics": "ducklake_file_column_stats (data_file_id, column_id)",
+    "lake_file_deletes": "ducklake_delete_file (data_file_id)",
 }
 _POSTGRES = {
     # Bytewise, so that a range of paths is a range of the index.
@@ -139,9 +141,22 @@ def ledger_rows(con: DuckDBPyConnection, settings: Settings, token: int, partiti
     return f"(SELECT {stored} FROM ({' UNION ALL BY NAME '.join(parts)}))"
 
 
-def held(
-    con: DuckDBPyConnection, settings: Settings, dataset: Dataset, partitions: Sequence[Partition]
-) -> list[Partition]:
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a raw table holds of some partitions.
+
+    Args:
+        partitions: Those of which it may hold rows.
+        rows: Rows of the merged files that a DELETE of them reads.
+        deleted: How many of these are deleted: the DELETE reads and writes a list of them.
+    """
+
+    partitions: Sequence[Partition]
+    rows: int = 0
+    deleted: int = 0
+
+
+def held(con: DuckDBPyConnection, settings: Settings, dataset: Dataset, partitions: Sequence[Partition]) -> Held:
     """Those of some partitions of which the raw table may hold rows: the others need no DELETE.
 
     A partition is left out if no file's path names it, and no merged file has a row of it, deleted or not.
@@ -157,7 +172,7 @@ def held(
     """
     column = dataset.partition_column
     if column is None:
-        return list(partitions)
+        return Held(partitions)
     path = "f.path" if settings.embedded else 'f.path COLLATE "C"'
 
     def between(first: str, last: str) -> str:
@@ -181,35 +196,35 @@ def held(
                     WHERE table_id = (SELECT table_id FROM raw) AND column_name = {literal(column)}
                       AND parent_column IS NULL AND end_snapshot IS NULL)
                 SELECT 'file' AS kind, CASE WHEN f.path_is_relative THEN (SELECT folder FROM raw) ELSE '' END || f.path
-                       AS name, NULL AS low, NULL AS high
+                       AS name, NULL AS low, NULL AS high, CAST(NULL AS BIGINT) AS rows_in, CAST(NULL AS BIGINT) AS gone
                 FROM ducklake_data_file f
                 WHERE f.table_id = (SELECT table_id FROM raw) AND f.end_snapshot IS NULL AND ({named})
                 UNION ALL
                 SELECT 'other', CASE WHEN f.path_is_relative THEN (SELECT folder FROM raw) ELSE '' END || f.path,
-                       b.min_value, b.max_value
-                FROM ducklake_data_file f LEFT JOIN ducklake_file_column_stats b
+                       b.min_value, b.max_value, f.record_count, coalesce(d.delete_count, 0)
+                FROM ducklake_data_file f
+                LEFT JOIN ducklake_file_column_stats b
                      ON b.data_file_id = f.data_file_id AND b.column_id = (SELECT column_id FROM col)
+                LEFT JOIN ducklake_delete_file d ON d.data_file_id = f.data_file_id AND d.end_snapshot IS NULL
                 WHERE f.table_id = (SELECT table_id FROM raw) AND f.end_snapshot IS NULL AND {others}
                 UNION ALL
-                SELECT 'inlined', table_name, NULL, NULL FROM ducklake_inlined_data_tables
+                SELECT 'inlined', table_name, NULL, NULL, NULL, NULL FROM ducklake_inlined_data_tables
                 WHERE table_id = (SELECT table_id FROM raw)""",
         )
     ).fetchall()
-    starts = {start_in(dataset, name) for kind, name, _, _ in found if kind == "file"}
-    if None in starts or any(kind == "inlined" and _has_rows(con, settings, name) for kind, name, _, _ in found):
-        return list(partitions)
-    merged: set[str] = set()
+    starts = {start_in(dataset, name) for kind, name, *_ in found if kind == "file"}
+    if None in starts or any(kind == "inlined" and _has_rows(con, settings, name) for kind, name, *_ in found):
+        return Held(partitions)
     asked = [partition for partition in partitions if partition.start not in starts]
-    for kind, name, low, high in found:
-        if kind != "other":
-            continue
+    merged: dict[str, tuple[int, int]] = {}
+    for kind, name, low, high, *counts in found:
         bounds = _moment(low), _moment(high)
-        if any(_is_between(partition.start, *bounds) for partition in asked):
-            merged.add(name)
-    if not merged:
-        return [partition for partition in partitions if partition.start in starts]
+        if kind == "other" and any(_is_between(partition.start, *bounds) for partition in asked):
+            merged[name] = (int(counts[0]), int(counts[1]))
     if len(merged) > FEW_FILES or not all(name.rpartition("/")[2].startswith("ducklake-") for name in merged):
-        return list(partitions)
+        return Held(partitions)
+    if not merged:
+        return Held([partition for partition in partitions if partition.start in starts])
     values = ", ".join(literal(partition.value) for partition in asked)
     files = ", ".join(map(literal, sorted(merged)))
     rows = con.execute(
@@ -217,7 +232,8 @@ def held(
         f"WHERE {quoted(column)} IN ({values})"
     ).fetchall()
     starts |= {start for (start,) in rows}
-    return [partition for partition in partitions if partition.start in starts]
+    total, deleted = (sum(counts) for counts in zip(*merged.values(), strict=True)) if rows else (0, 0)
+    return Held([partition for partition in partitions if partition.start in starts], total, deleted)
 
 
 def _folder(settings: Settings) -> str:

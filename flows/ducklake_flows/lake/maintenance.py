@@ -133,6 +133,20 @@ def merge(settings: Settings, dataset: Dataset) -> int:
     return sum(step.run() for step in found)
 
 
+def rewrite(settings: Settings, dataset: Dataset) -> int:
+    """Rewrite the files of a raw table of which some percent are deleted. Call it within the gate; see `merge`.
+
+    Returns:
+        The number of files.
+
+    Raises:
+        CommitConflict: another writer was first.
+    """
+    with connected(settings, read_only=True) as con:
+        found = [step for step in _rewrite(con, settings, 0.02) if step.subject == dataset.table]
+    return sum(step.run() for step in found)
+
+
 def _partition(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
     """Partition the raw tables as their datasets ask for: these have changed, or an earlier release made the lake."""
     found = con.execute(
@@ -187,11 +201,11 @@ def _merge(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
         yield Step("merge", name, count, "files", run)
 
 
-def _rewrite(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
+def _rewrite(con: DuckDBPyConnection, settings: Settings, more_than: float = DELETED) -> Iterator[Step]:
     """Rewrite files with many deleted rows without those rows."""
     # DuckLake takes a share only: that of the file with the smallest one.
     share = "d.delete_count / f.record_count::DOUBLE"
-    deleted = f"({share} > {DELETED} OR d.delete_count > {MANY_DELETED})"
+    deleted = f"({share} > {more_than} OR d.delete_count > {MANY_DELETED})"
     for schema, table, count, least in _files(con, deleted, "true", f"min({share})"):
         named = f"'{LAKE}', '{table}', schema => '{schema}'"
         call = f"FROM ducklake_rewrite_data_files({named}, delete_threshold => {least})"

@@ -44,7 +44,7 @@ from ducklake_flows.lake.evolve import READ, Contents, Fit, contents, evolve, fi
 from ducklake_flows.lake.faults import Forbidden, explain, text_of
 from ducklake_flows.lake.fence import check_release, next_token
 from ducklake_flows.lake.lookup import held
-from ducklake_flows.lake.maintenance import merge
+from ducklake_flows.lake.maintenance import merge, rewrite
 from ducklake_flows.lake.repair import drop, repair, settle
 from ducklake_flows.lake.schema import qualified, record_change, table_columns
 from ducklake_flows.settings import LAKE, Settings
@@ -52,7 +52,7 @@ from ducklake_flows.staging.receipt import Failure, Outcome, Receipt
 from ducklake_flows.testing.failpoints import failpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from duckdb import DuckDBPyConnection
 
@@ -71,6 +71,11 @@ LOST_SECONDS = 60
 MERGE_AFTER = 5000
 """Files that a run registers in a table before it merges the table's small ones. Otherwise each further partition of a
 long backfill would cost more than the one before."""
+
+
+WORN = 3
+"""A run that replaces partitions of a merged file one after the other rewrites the file when its DELETEs have read so
+many deleted rows for each of its rows: then they have taken as long as the rewrite does."""
 
 
 @dataclass(slots=True)
@@ -138,6 +143,9 @@ class Publisher:
         """Tables that are known to have statistics."""
         self._unmerged: Counter[str] = Counter()
         """Files registered since the last merge, by dataset."""
+        self._worn: dict[str, tuple[int, int]] = {}
+        """Deleted rows of merged files that DELETEs have read since the last rewrite, all DELETEs together, and the
+        rows of these files, by dataset."""
         self._began = time.monotonic()
         self._unanswered: int | None = None
         """The token of a COMMIT whose answer was lost."""
@@ -197,22 +205,29 @@ class Publisher:
                 why = f"{', '.join(lost)} is lost, which holds other partitions, too: {failure.error}"
                 failure = replace(failure, error=why, fix="lake repair")
             return self._with_retries([failure])
-        self._merge(result)
+        self._compact(result)
         return result
 
-    def _merge(self, result: Published) -> None:
-        """Merge the small files of the tables to which this run has added many. An error does not stop the run."""
-        import duckdb
-
+    def _compact(self, result: Published) -> None:
+        """Merge the small files of tables to which this run has added many; rewrite those of which it replaced much."""
         if result.snapshot_id is not None:
             for receipt in result.receipts:
                 self._unmerged[receipt.dataset] += len(receipt.files)
         for key in [key for key, files in self._unmerged.items() if files >= MERGE_AFTER]:
-            try:
-                log.info("%s: merged %d small files", key, merge(self._settings, self._datasets[key]))
-            except (LakeError, duckdb.Error) as error:
-                log.warning("%s: small files are merged later: %s", key, text_of(error, self._settings))
+            self._now_or_later(merge, key)
             del self._unmerged[key]
+        for key in [key for key, (deleted, rows) in self._worn.items() if rows and deleted >= WORN * rows]:
+            self._now_or_later(rewrite, key)
+            del self._worn[key]
+
+    def _now_or_later(self, work: Callable[[Settings, Dataset], int], key: str) -> None:
+        """Maintain a dataset's files. An error does not stop the run: the next maintenance does it."""
+        import duckdb
+
+        try:
+            log.info("%s: %s of %d files", key, work.__name__, work(self._settings, self._datasets[key]))
+        except (LakeError, duckdb.Error) as error:
+            log.warning("%s: the %s is done later: %s", key, work.__name__, text_of(error, self._settings))
 
     def _with_retries(self, group: Sequence[Outcome]) -> Published:
         import duckdb
@@ -465,8 +480,10 @@ class Publisher:
             con.execute(f"DELETE FROM {qualified(dataset)}")
         else:
             partitions = [parse_partition(receipt.partition, dataset.grain) for receipt, _ in ready]
-            if there := held(con, self._settings, dataset, partitions):
-                values = ", ".join(f"'{partition.value}'" for partition in there)
+            there = held(con, self._settings, dataset, partitions)
+            if there.partitions:
+                self._worn[dataset.key] = (self._worn.get(dataset.key, (0, 0))[0] + there.deleted, there.rows)
+                values = ", ".join(f"'{partition.value}'" for partition in there.partitions)
                 con.execute(f"DELETE FROM {qualified(dataset)} WHERE {quoted(column)} IN ({values})")
         failpoint("after DELETE")
         files: dict[str, list[str]] = defaultdict(list)
