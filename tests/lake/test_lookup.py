@@ -7,7 +7,7 @@ import random
 import re
 import sqlite3
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -21,6 +21,7 @@ from ducklake_flows.lake.fence import META, next_token
 from ducklake_flows.lake.lookup import LEDGER, held, ledger_rows
 from ducklake_flows.lake.schema import bootstrap
 from ducklake_flows.project import all_datasets, get_dataset
+from ducklake_flows.staging.layout import new_attempt
 from ducklake_flows.staging.receipt import Failure
 from tests.faults.conftest import staged
 
@@ -201,6 +202,20 @@ def test_an_hour_in_a_folder_that_ducklake_named_is_replaced_too(lake: Lake, par
         lake.land(f"hourly/{hour}/a.csv", "name,count\na,1\n")
         assert lake.load("hourly", hour).receipts
     assert lake.column("SELECT name FROM raw.hourly ORDER BY hour_at") == ["a", "by hand", "a"]
+
+
+@pytest.mark.parametrize("lake", ["sqlite+folder", "postgres+folder"], indirect=True)
+def test_very_many_partitions_are_published_together(lake: Lake) -> None:
+    """More than SQLite takes in one condition: they are not looked up."""
+    first, one = date(2020, 1, 1), staged(lake, "2020-01-01", 0, 0)
+    days = [(first + timedelta(n)).isoformat() for n in range(1_001)]
+    for number in range(2):
+        empty = [
+            replace(one, partition=day, attempt_id=new_attempt(), files=(), source_version=str(number)) for day in days
+        ]
+        assert len(lake.publish(empty).receipts if number == 0 else lake.publish(empty).unchanged) == len(days)
+    found = lake.column("SELECT source_version FROM ops.ledger ORDER BY token, partition")
+    assert found == ["0"] * len(days) + ["1"] * len(days)
 
 
 @dataclass

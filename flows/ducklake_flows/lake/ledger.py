@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from ducklake_flows.settings import Settings
     from ducklake_flows.staging.receipt import Failure, Receipt
 
-FEW = 500
-"""Up to so many partitions are looked up in the catalog. For more, the ledger is read through DuckLake."""
-
 
 class Entry(NamedTuple):
     """The state of one partition: its latest ledger row, and the attempt whose rows are in the raw table.
@@ -170,7 +167,7 @@ class LedgerCache:
         if new := set(partitions) - self._read:
             new |= self._expected - self._read
             self._read |= new
-            source = ledger_rows(con, self._settings, token, new) if len(new) <= FEW else None
+            source = ledger_rows(con, self._settings, token, new)
             if source is None:
                 source = f"{LAKE}.ops.ledger WHERE partition IN ({', '.join(map(literal, sorted(new)))})"
             recorded = "row(attempt_id, state, coalesce(error, ''), token)"

@@ -17,7 +17,7 @@ from ducklake_flows.lake.fence import META
 from ducklake_flows.lake.files import start_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Sequence
 
     from duckdb import DuckDBPyConnection
 
@@ -40,6 +40,9 @@ _POSTGRES = {
 
 FEW_FILES = 16
 """Maximum number of files that a look-up opens. DuckLake opens only those that its statistics do not rule out."""
+
+FEW_PARTITIONS = 500
+"""Maximum number of partitions that are looked up together. SQLite refuses a condition of 1,000 parts."""
 
 LEDGER = {
     **dict.fromkeys(("dataset", "partition", "attempt_id", "state", "error"), "VARCHAR"),
@@ -77,7 +80,7 @@ def native(settings: Settings, sql: str) -> str:
     return f"{'sqlite_query' if settings.embedded else 'postgres_query'}('{META}', {literal(sql)})"
 
 
-def ledger_rows(con: DuckDBPyConnection, settings: Settings, token: int, partitions: Iterable[str]) -> str | None:
+def ledger_rows(con: DuckDBPyConnection, settings: Settings, token: int, partitions: Collection[str]) -> str | None:
     """A relation with the ledger's rows of a few partitions, of all datasets; see `LEDGER` for its columns.
 
     Args:
@@ -87,12 +90,14 @@ def ledger_rows(con: DuckDBPyConnection, settings: Settings, token: int, partiti
         partitions: Keys of the partitions.
 
     Returns:
-        None if the ledger cannot be looked up, but only read through DuckLake: it has many files, or rows that another
-        release has written.
+        None if they are not a few, or the ledger can only be read through DuckLake: it has many files, or rows that
+        another release has written.
 
     Raises:
         CommitConflict: another writer has committed since the transaction began.
     """
+    if len(partitions) > FEW_PARTITIONS:
+        return None
     found = con.execute(
         "FROM "
         + native(
@@ -171,16 +176,14 @@ def held(con: DuckDBPyConnection, settings: Settings, dataset: Dataset, partitio
         duckdb.Error: a merged file cannot be read.
     """
     column = dataset.partition_column
-    if column is None:
+    if column is None or len(partitions) > FEW_PARTITIONS:
         return Held(partitions)
     path = "f.path" if settings.embedded else 'f.path COLLATE "C"'
-
-    def between(first: str, last: str) -> str:
-        return f"({path} >= {literal(first)} AND {path} < {literal(last)})"
-
     # By day: of the rest of an hour, DuckLake may write some characters in another way.
     days = sorted({f"{column}={partition.value[:10]}" for partition in partitions})
-    named = " OR ".join(between(day, f"{day[:-1]}{chr(ord(day[-1]) + 1)}") for day in days)
+    named = " OR ".join(
+        f"({path} >= {literal(day)} AND {path} < {literal(f'{day[:-1]}{chr(ord(day[-1]) + 1)}')})" for day in days
+    )
     others = f"({path} < {literal(f'{column}=')} OR {path} >= {literal(f'{column}>')})"
     found = con.execute(
         "FROM "
