@@ -102,11 +102,7 @@ def ledger_rows(con: DuckDBPyConnection, settings: Settings, token: int, partiti
         "FROM "
         + native(
             settings,
-            f"""WITH ledger AS (
-                    SELECT t.table_id, {_folder(settings)} AS folder
-                    FROM ducklake_table t JOIN ducklake_schema s ON s.schema_id = t.schema_id
-                    WHERE s.schema_name = 'ops' AND t.table_name = 'ledger'
-                      AND t.end_snapshot IS NULL AND s.end_snapshot IS NULL)
+            f"""WITH ledger AS ({_table(settings, "ops", "ledger")})
                 SELECT 'snapshot' AS kind, CAST(max(snapshot_id) AS VARCHAR) AS name FROM ducklake_snapshot
                 UNION ALL SELECT 'inlined', table_name FROM ducklake_inlined_data_tables
                           WHERE table_id = (SELECT table_id FROM ledger)
@@ -189,11 +185,7 @@ def held(con: DuckDBPyConnection, settings: Settings, dataset: Dataset, partitio
         "FROM "
         + native(
             settings,
-            f"""WITH raw AS (
-                    SELECT t.table_id, {_folder(settings)} AS folder
-                    FROM ducklake_table t JOIN ducklake_schema s ON s.schema_id = t.schema_id
-                    WHERE s.schema_name = 'raw' AND t.table_name = {literal(dataset.key)}
-                      AND t.end_snapshot IS NULL AND s.end_snapshot IS NULL),
+            f"""WITH raw AS ({_table(settings, "raw", dataset.key)}),
                 col AS (
                     SELECT column_id FROM ducklake_column
                     WHERE table_id = (SELECT table_id FROM raw) AND column_name = {literal(column)}
@@ -239,11 +231,15 @@ def held(con: DuckDBPyConnection, settings: Settings, dataset: Dataset, partitio
     return Held([partition for partition in partitions if partition.start in starts], total, deleted)
 
 
-def _folder(settings: Settings) -> str:
-    """The full path of a table's folder, in the catalog's SQL."""
-    return f"""CASE WHEN t.path_is_relative THEN
-                        CASE WHEN s.path_is_relative THEN {literal(settings.data_path)} ELSE '' END || s.path
-                    ELSE '' END || t.path"""
+def _table(settings: Settings, schema: str, name: str) -> str:
+    """Select the id of a live table and the full path of its folder, in the catalog's SQL."""
+    return f"""
+        SELECT t.table_id, CASE WHEN t.path_is_relative THEN
+                   CASE WHEN s.path_is_relative THEN {literal(settings.data_path)} ELSE '' END || s.path
+               ELSE '' END || t.path AS folder
+        FROM ducklake_table t JOIN ducklake_schema s ON s.schema_id = t.schema_id
+        WHERE s.schema_name = {literal(schema)} AND t.table_name = {literal(name)}
+          AND t.end_snapshot IS NULL AND s.end_snapshot IS NULL"""
 
 
 def _has_rows(con: DuckDBPyConnection, settings: Settings, inlined: str) -> bool:
