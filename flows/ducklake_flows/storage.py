@@ -166,6 +166,26 @@ class Storage:
             list(pool.map(_sync, map(self.path, paths)))
             list(pool.map(_sync, map(str, folders)))
 
+    def empty_folders(self, pattern: str) -> Sequence[str]:
+        """Folders, by a pattern below the base, without a file in them or below; none in an object store.
+
+        Raises:
+            OSError: a folder cannot be read.
+        """
+        if not self.is_local:
+            return []
+        found = [str(path) for path in Path(self.base).glob(pattern) if path.is_dir() and not _walk(str(path))]
+        return [self.relative(path) for path in found]
+
+    def remove_folder(self, relative: str) -> None:
+        """Remove a folder and those below it.
+
+        Raises:
+            OSError: there is a file in one of them, which stays.
+        """
+        for folder, _, _ in os.walk(self.path(relative), topdown=False):
+            Path(folder).rmdir()
+
     def put(self, local: Path, relative: str) -> None:
         """Store a finished local file. Readers never see it half-written under its name.
 

@@ -100,13 +100,13 @@ def load(lake: Lake, *days: str) -> None:
     lake.load("readings", *days)
 
 
-def staged(lake: Lake, day: str, rows: int, value: int) -> Receipt:
+def staged(lake: Lake, day: str, rows: int, value: int, chunk: str = "") -> Receipt:
     """Stage a day without dlt, which is faster when many are published."""
     ids, values = pa.array(range(rows), pa.int64()), pa.array([value] * rows, pa.int64())
-    return staged_as(lake, day, pa.table({"id": ids, "value": values}))
+    return staged_as(lake, day, pa.table({"id": ids, "value": values}), chunk)
 
 
-def staged_as(lake: Lake, day: str, rows: pa.Table) -> Receipt:
+def staged_as(lake: Lake, day: str, rows: pa.Table, chunk: str = "") -> Receipt:
     """Stage a day with these rows, columns and types; the partition column is appended."""
     dataset = get_dataset("readings")
     partition = parse_partition(day, dataset.grain)
@@ -116,7 +116,7 @@ def staged_as(lake: Lake, day: str, rows: pa.Table) -> Receipt:
         file = Path(folder, "rows.parquet")
         pq.write_table(rows, file)
         seen = inspect(dataset, [partition], [str(file)])[0]
-        path = staged_path(dataset, partition, attempt, 0)
+        path = staged_path(dataset, partition, attempt, 0, chunk)
         lake.data.put(file, path)
         size = file.stat().st_size
     return Receipt("readings", day, attempt, (path,), len(rows), size, seen.columns, seen.fingerprint, "", 0.0, 0)

@@ -21,7 +21,7 @@ from ducklake_flows.lake.fence import META, next_token
 from ducklake_flows.lake.lookup import LEDGER, held, ledger_rows
 from ducklake_flows.lake.schema import bootstrap
 from ducklake_flows.project import all_datasets, get_dataset
-from ducklake_flows.staging.layout import new_attempt
+from ducklake_flows.staging.layout import new_attempt, new_chunk
 from ducklake_flows.staging.receipt import Failure
 from tests.faults.conftest import staged
 
@@ -140,18 +140,20 @@ def by_hand(lake: Lake, *statements: str) -> None:
             con.execute(statement)
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("partitioned", [False, True])
-def test_a_look_up_of_partitions_finds_those_with_rows(lake: Lake, partitioned: bool) -> None:
+def test_a_look_up_of_partitions_finds_those_with_rows(lake: Lake, partitioned: bool, together: bool) -> None:
+    chunk = new_chunk() if together else ""
     even, odd = DAYS[::2], DAYS[1::2]
     lake.publish([staged(lake, even[0], 1, 0)])
     if partitioned:
         by_hand(lake, "DELETE FROM raw.readings", "ALTER TABLE raw.readings SET PARTITIONED BY (day)")
-    lake.publish([staged(lake, day, 2, 1) for day in even])
+    lake.publish([staged(lake, day, 2, 1, chunk) for day in even])
     assert looked_up(lake) == set(even)
     run(lake, "partition", "merge")
     assert len(lake.column("FROM ducklake_list_files('lake', 'readings', schema => 'raw')")) == 1
     assert looked_up(lake) == set(even), "a day between those of a merged file is not in it"
-    lake.publish([staged(lake, even[1], 1, 2), staged(lake, odd[0], 0, 2)])
+    lake.publish([staged(lake, even[1], 1, 2, chunk), staged(lake, odd[0], 0, 2, chunk)])
     assert looked_up(lake) == set(even), "one day in a file of its own and deleted in the merged one, one empty"
     by_hand(lake, f"DELETE FROM raw.readings WHERE day = '{even[2]}'")
     assert looked_up(lake) - set(even) == set()
@@ -265,8 +267,8 @@ def test_the_catalog_answers_a_look_up_by_index(lake: Lake) -> None:
     name = "name" if lake.settings.embedded else "indexname"
     find = f"SELECT {name} FROM {of} {name} LIKE 'lake#_%' ESCAPE '#'"
     names = {found for (found,) in in_catalog(lake, find)}
-    assert len(names) == (4 if lake.settings.embedded else 6)
-    for_ducklake = names & {"lake_file_begun", "lake_column_statistics"}
+    assert len(names) == (5 if lake.settings.embedded else 6)
+    for_ducklake = names & {"lake_file_begun"}
     # Without them: in a table of a few rows, PostgreSQL may take any index.
     in_catalog(lake, "SELECT 1", *(f"DROP INDEX {found}" for found in for_ducklake))
     used, seen = names - for_ducklake, plans(lake)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -10,6 +11,8 @@ import pytest
 
 from ducklake_flows.lake.connect import connect
 from ducklake_flows.lake.maintenance import Step, figures, steps
+from ducklake_flows.staging.layout import new_chunk
+from tests.faults.conftest import staged
 
 if TYPE_CHECKING:
     from tests.conftest import Lake
@@ -111,6 +114,21 @@ def test_orphans_are_reclaimed_when_they_are_old_and_never_while_in_flight(lake:
     assert run(lake, now=LATER)["orphans"] == 1
     assert figures(lake.settings)["orphans"] == 0
     assert lake.column("SELECT count(*) FROM raw.readings") == [11]
+    assert lake.errors() == []
+
+
+def test_the_folders_of_chunks_without_files_are_removed_when_they_are_old(lake: Lake) -> None:
+    chunk, orphan = new_chunk(), new_chunk()
+    lake.publish([staged(lake, day, 1, 0, chunk) for day in DAYS])
+    staged(lake, DAYS[0], 1, 0, orphan)
+    assert run(lake, timedelta(0), datetime.now(UTC) + timedelta(minutes=1))["merge"] == len(DAYS)
+    assert lake.data.empty_folders("raw/*/chunk-*") == []
+    done = run(lake, timedelta(0), LATER)
+    assert (done["clean up"], done["orphans"]) == (len(DAYS), 1)
+    assert done.get("folders", 0) == (2 if lake.data.is_local else 0)
+    assert {file.path.rpartition("/")[2][:9] for file in lake.data.list("raw/readings")} == {"ducklake-"}
+    if lake.data.is_local:
+        assert [path.name for path in Path(lake.data.path("raw/readings")).iterdir() if path.is_dir()] == []
     assert lake.errors() == []
 
 

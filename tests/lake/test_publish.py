@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pytest
@@ -11,10 +12,14 @@ import pytest
 from ducklake_flows.errors import CommitConflict
 from ducklake_flows.lake import connect as connections
 from ducklake_flows.lake.connect import connect
+from ducklake_flows.lake.files import full_paths, short_names
 from ducklake_flows.lake.ledger import latest
 from ducklake_flows.staging.layout import new_attempt
 from ducklake_flows.staging.receipt import Failure
 from tests.conftest import Lake, receipts
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CONFLICT = (
     "TransactionContext Error: Failed to commit: Failed to commit DuckLake transaction.\n"
@@ -256,6 +261,38 @@ def test_an_empty_partition_is_published_with_no_rows_and_no_file(lake: Lake) ->
     result = lake.load("entries", DAYS[0])
     assert [r.files for r in result.receipts] == [()], result
     assert lake.column("SELECT rows_published FROM ops.ledger WHERE dataset = 'entries'") == [0]
+    assert lake.errors() == []
+
+
+@pytest.mark.parametrize("dataset", ["readings", "hourly"])
+def test_the_files_of_a_chunk_are_registered_by_one_pattern_unless_there_are_others(
+    lake: Lake, dataset: str, tmp_path: Path
+) -> None:
+    keys = DAYS if dataset == "readings" else ("2024-01-01T05", "2024-01-01T06", "2024-02-01T06")
+    for key in keys:
+        if dataset == "readings":
+            land(lake, key, 2)
+        else:
+            lake.land(f"hourly/{key}/a.csv", "name,count\na,1\nb,2\n")
+    staged = lake.extract(dataset, *keys)
+    paths = [path for receipt in receipts(staged) for path in receipt.files]
+    whole = full_paths(lake.settings, paths)
+    with contextlib.closing(connect(lake.settings)) as con:
+        (pattern,) = short_names(con, lake.settings, paths)
+        assert pattern.endswith("/*/*.parquet")
+        assert sorted(con.execute("SELECT file FROM glob(?)", [pattern]).fetchall()) == sorted((f,) for f in whole)
+        assert short_names(con, lake.settings, paths[1:]) == whole[1:], "the first one is not to be published"
+        tmp_path.joinpath("other.parquet").write_bytes(b"not Parquet")
+        lake.data.put(tmp_path / "other.parquet", paths[0].rpartition("/")[0] + "/other.parquet")
+        assert short_names(con, lake.settings, paths) == whole
+        alone = receipts(lake.extract(dataset, keys[0]))[0].files
+        assert short_names(con, lake.settings, alone) == full_paths(lake.settings, alone)
+    assert len(lake.publish(staged[1:]).receipts) == 2
+    again = lake.extract(dataset, *keys)
+    result = lake.publish(again)
+    assert (len(result.receipts), len(result.unchanged)) == (1, 2)
+    assert lake.column(f"SELECT count(*) FROM raw.{dataset}") == [6]
+    assert len(lake.column(f"FROM ducklake_list_files('lake', '{dataset}', schema => 'raw')")) == 3
     assert lake.errors() == []
 
 

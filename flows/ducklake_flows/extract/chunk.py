@@ -39,6 +39,7 @@ from ducklake_flows.project import get_dataset
 from ducklake_flows.scratch import scratch, sweep
 from ducklake_flows.sources.values import Unfit
 from ducklake_flows.staging.inspect import MARK
+from ducklake_flows.staging.layout import new_chunk
 from ducklake_flows.storage import open_storage
 from ducklake_flows.testing.failpoints import failpoint
 
@@ -109,9 +110,10 @@ def extract(
     run = _Run(dataset, table or {}, go_on, Pace(pace, go_on), time.monotonic() + limit)
     with scratch() as work, contextlib.closing(run):
         begun = run.all(attempts, work)
+        chunk = new_chunk() if len(begun) > 1 else ""
         for attempt in begun:
             go_on()
-            put(dataset, attempt, stage)
+            put(dataset, attempt, chunk, stage)
         sync(begun, stage)
         return [outcome_of(dataset, attempt) for attempt in begun]
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ducklake_flows.storage import Storage
 
 
-def put(dataset: Dataset, attempt: Attempt, stage: Storage) -> None:
-    """Stage an attempt's files, unless it failed."""
+def put(dataset: Dataset, attempt: Attempt, chunk: str, stage: Storage) -> None:
+    """Stage an attempt's files, in the chunk's folder if it has one, unless the attempt failed."""
     try:
         if attempt.error is None and attempt.seen is None:
             raise SourceError("the extraction gave no result")
@@ -26,7 +26,7 @@ def put(dataset: Dataset, attempt: Attempt, stage: Storage) -> None:
         if attempt.error is None:
             with timed([attempt], "stage"):
                 for number, file in enumerate(attempt.files):
-                    relative = staged_path(dataset, attempt.partition, attempt.id, number)
+                    relative = staged_path(dataset, attempt.partition, attempt.id, number, chunk)
                     stage.put(file, relative)
                     attempt.paths.append(relative)
                     failpoint("file written")

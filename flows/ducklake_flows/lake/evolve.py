@@ -15,6 +15,7 @@ from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.datasets.types import declared_types, quoted
 from ducklake_flows.errors import Rejected
 from ducklake_flows.lake import ledger
+from ducklake_flows.lake.files import full_paths
 from ducklake_flows.lake.schema import create_table, is_outdated, qualified
 from ducklake_flows.staging.inspect import fingerprint_sql, fingerprint_text
 from ducklake_flows.staging.lattice import contract_line, exact, is_untyped, join, reads_as
@@ -288,7 +289,7 @@ def fit(
     )
     if as_it_is:
         return Fit(select, "")
-    files = full_paths(settings, receipt)
+    files = full_paths(settings, receipt.files)
     for target, (name, data_type) in source.items():
         condition = exact(quoted(name), data_type, columns[target])
         if condition == "true":
@@ -303,8 +304,3 @@ def fit(
     digest = fingerprint_sql({target: columns[target] for target in source})
     rows, found = con.execute(f"SELECT count(*), {digest} FROM (SELECT {select} FROM {READ})", [files]).fetchall()[0]
     return Fit(select, fingerprint_text(rows, found))
-
-
-def full_paths(settings: Settings, receipt: Receipt) -> list[str]:
-    """The full paths of a receipt's files, in DuckDB's spelling."""
-    return [settings.data_path + path for path in receipt.files]

@@ -6,6 +6,7 @@ those between the bounds of the partition column, which the catalog has for ever
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from ducklake_flows.errors import BadInput
 from ducklake_flows.lake.connect import literal
 from ducklake_flows.lake.fence import META
 from ducklake_flows.settings import LAKE
-from ducklake_flows.staging.layout import partition_folder
+from ducklake_flows.staging.layout import CHUNK, chunk_of, partition_folder
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from ducklake_flows.datasets.dataset import Dataset
     from ducklake_flows.datasets.partitions import Partition
+    from ducklake_flows.settings import Settings
 
 
 def registered(con: DuckDBPyConnection, table: str) -> list[tuple[str, int]]:
@@ -38,12 +40,44 @@ def registered(con: DuckDBPyConnection, table: str) -> list[tuple[str, int]]:
     return [(path, int(size)) for path, size in pairs if path]
 
 
+def full_paths(settings: Settings, paths: Iterable[str]) -> list[str]:
+    """The full paths of files below the data path, in DuckDB's spelling."""
+    return [settings.data_path + path for path in paths]
+
+
+def short_names(con: DuckDBPyConnection, settings: Settings, paths: Iterable[str]) -> list[str]:
+    """Names for DuckLake of staged files: a pattern for those of a chunk if its folder has no others, or full paths.
+
+    DuckLake runs a query for each name: 128 files take 0.2 s in the gate by their paths, and 0.06 s by a pattern.
+
+    Args:
+        con: A connection that can read the files.
+        settings: Where the lake is.
+        paths: Below the data path.
+
+    Raises:
+        duckdb.Error: a chunk's folder cannot be listed.
+    """
+    chunks: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        chunks[chunk_of(path)].append(path)
+    names: list[str] = []
+    for folder, relative in chunks.items():
+        files = full_paths(settings, relative)
+        pattern = f"{settings.data_path}{folder}*/*.parquet"
+        is_all = folder and {file for (file,) in con.execute("FROM glob(?)", [pattern]).fetchall()} == set(files)
+        names += [pattern] if is_all else files
+    return names
+
+
 def start_in(dataset: Dataset, path: str) -> datetime | None:
     """The start of the partition that a file's path names; None if it names none.
 
-    Only the folder below the table's own counts: one above the lake may look like a partition, too.
+    Only the folder below the table's own or the chunk's counts: one above the lake may look like a partition, too.
     """
-    folder = path.rpartition(f"/{dataset.table.replace('.', '/')}/")[2].partition("/")[0]
+    folder, _, rest = path.rpartition(f"/{dataset.table.replace('.', '/')}/")[2].partition("/")
+    if folder.startswith(CHUNK):
+        folder = rest.partition("/")[0]
     column, _, value = folder.partition("=")
     if column != dataset.partition_column:
         return None

@@ -15,6 +15,7 @@ from ducklake_flows.errors import CommitConflict
 from ducklake_flows.lake.connect import literal
 from ducklake_flows.lake.fence import META
 from ducklake_flows.lake.files import start_in
+from ducklake_flows.staging.layout import CHUNK
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -27,15 +28,16 @@ if TYPE_CHECKING:
 
 _BOTH = {
     "lake_file_path": "ducklake_data_file (table_id, path)",
+    # The lower bound's day. A bound may be longer than PostgreSQL takes into an index.
+    "lake_file_day": "ducklake_file_column_stats (table_id, column_id, substr(min_value, 1, 10))",
     "lake_file_statistics": "ducklake_file_column_stats (data_file_id, column_id)",
     "lake_file_deletes": "ducklake_delete_file (data_file_id)",
 }
 _POSTGRES = {
     # Bytewise, so that a range of paths is a range of the index.
     "lake_file_path": 'ducklake_data_file (table_id, path COLLATE "C")',
-    # DuckLake's own queries use these two.
+    # DuckLake's own queries use this one, and `lake_file_day`.
     "lake_file_begun": "ducklake_data_file (table_id, begin_snapshot)",
-    "lake_column_statistics": "ducklake_file_column_stats (table_id, column_id)",
 }
 
 FEW_FILES = 16
@@ -176,11 +178,14 @@ def held(con: DuckDBPyConnection, settings: Settings, dataset: Dataset, partitio
         return Held(partitions)
     path = "f.path" if settings.embedded else 'f.path COLLATE "C"'
     # By day: of the rest of an hour, DuckLake may write some characters in another way.
-    days = sorted({f"{column}={partition.value[:10]}" for partition in partitions})
+    days = sorted({partition.value[:10] for partition in partitions})
     named = " OR ".join(
-        f"({path} >= {literal(day)} AND {path} < {literal(f'{day[:-1]}{chr(ord(day[-1]) + 1)}')})" for day in days
+        f"({path} >= {literal(f'{column}={day}')} AND {path} < {literal(_after(f'{column}={day}'))})" for day in days
     )
-    others = f"({path} < {literal(f'{column}=')} OR {path} >= {literal(f'{column}>')})"
+    # Files of chunks and partitions hold one partition: their path or their bounds name it.
+    other = " OR ".join(
+        f"({path} {condition})" for condition in _outside((CHUNK, _after(CHUNK)), (f"{column}=", _after(f"{column}=")))
+    )
     found = con.execute(
         "FROM "
         + native(
@@ -194,6 +199,12 @@ def held(con: DuckDBPyConnection, settings: Settings, dataset: Dataset, partitio
                        AS name, NULL AS low, NULL AS high, CAST(NULL AS BIGINT) AS rows_in, CAST(NULL AS BIGINT) AS gone
                 FROM ducklake_data_file f
                 WHERE f.table_id = (SELECT table_id FROM raw) AND f.end_snapshot IS NULL AND ({named})
+                UNION
+                SELECT 'file', CASE WHEN f.path_is_relative THEN (SELECT folder FROM raw) ELSE '' END || f.path,
+                       NULL, NULL, NULL, NULL
+                FROM ducklake_file_column_stats b JOIN ducklake_data_file f ON f.data_file_id = b.data_file_id
+                WHERE b.table_id = (SELECT table_id FROM raw) AND b.column_id = (SELECT column_id FROM col)
+                  AND substr(b.min_value, 1, 10) IN ({", ".join(map(literal, days))}) AND f.end_snapshot IS NULL
                 UNION ALL
                 SELECT 'other', CASE WHEN f.path_is_relative THEN (SELECT folder FROM raw) ELSE '' END || f.path,
                        b.min_value, b.max_value, f.record_count, coalesce(d.delete_count, 0)
@@ -201,13 +212,14 @@ def held(con: DuckDBPyConnection, settings: Settings, dataset: Dataset, partitio
                 LEFT JOIN ducklake_file_column_stats b
                      ON b.data_file_id = f.data_file_id AND b.column_id = (SELECT column_id FROM col)
                 LEFT JOIN ducklake_delete_file d ON d.data_file_id = f.data_file_id AND d.end_snapshot IS NULL
-                WHERE f.table_id = (SELECT table_id FROM raw) AND f.end_snapshot IS NULL AND {others}
+                WHERE f.table_id = (SELECT table_id FROM raw) AND f.end_snapshot IS NULL AND ({other})
                 UNION ALL
                 SELECT 'inlined', table_name, NULL, NULL, NULL, NULL FROM ducklake_inlined_data_tables
                 WHERE table_id = (SELECT table_id FROM raw)""",
         )
     ).fetchall()
-    starts = {start_in(dataset, name) for kind, name, *_ in found if kind == "file"}
+    others = {name for kind, name, *_ in found if kind == "other"}
+    starts = {start_in(dataset, name) for kind, name, *_ in found if kind == "file" and name not in others}
     if None in starts or any(kind == "inlined" and _has_rows(con, settings, name) for kind, name, *_ in found):
         return Held(partitions)
     asked = [partition for partition in partitions if partition.start not in starts]
@@ -229,6 +241,21 @@ def held(con: DuckDBPyConnection, settings: Settings, dataset: Dataset, partitio
     starts |= {start for (start,) in rows}
     total, deleted = (sum(counts) for counts in zip(*merged.values(), strict=True)) if rows else (0, 0)
     return Held([partition for partition in partitions if partition.start in starts], total, deleted)
+
+
+def _after(prefix: str) -> str:
+    """The first text, bytewise, that comes after all texts with this prefix."""
+    return f"{prefix[:-1]}{chr(ord(prefix[-1]) + 1)}"
+
+
+def _outside(*ranges: tuple[str, str]) -> list[str]:
+    """The conditions, one of which is true for a text outside of these ranges of texts."""
+    first, second = sorted(ranges)
+    return [
+        f"< {literal(first[0])}",
+        f"BETWEEN {literal(first[1])} AND {literal(second[0])}",
+        f">= {literal(second[1])}",
+    ]
 
 
 def _table(settings: Settings, schema: str, name: str) -> str:

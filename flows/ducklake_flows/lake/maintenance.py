@@ -20,6 +20,7 @@ from ducklake_flows.lake.schema import ORPHAN_AGE, partition
 from ducklake_flows.lake.statistics import NAMED
 from ducklake_flows.project import all_datasets
 from ducklake_flows.settings import LAKE, Settings
+from ducklake_flows.staging.layout import CHUNK, is_older
 from ducklake_flows.storage import open_storage
 from ducklake_flows.testing.failpoints import failpoint
 
@@ -43,10 +44,10 @@ class Step:
     """One step of maintenance.
 
     Args:
-        name: The kind of step: partition, flush, merge, rewrite, expire, clean up, orphans.
+        name: The kind of step: partition, flush, merge, rewrite, expire, clean up, orphans, folders.
         subject: The table, or the lake.
         todo: The amount of work, in `unit`; 0 means that there is nothing to do.
-        unit: Rows, files or snapshots.
+        unit: Rows, files, snapshots or folders.
         run: Does the work and returns the amount done. Call it within the gate. Raises `CommitConflict` if another
             writer was first.
     """
@@ -100,6 +101,7 @@ def steps(settings: Settings, retention: timedelta, now: datetime | None = None)
         with connected(settings) as con:
             todo = _count(con, function, bound)
         yield Step(name, "the lake", todo, unit, lambda f=function, b=bound: _call(settings, f, b))  # type: ignore[misc]
+    yield _folders(settings, now - _age())
 
 
 def _age() -> timedelta:
@@ -280,6 +282,20 @@ def _call(settings: Settings, function: str, bound: str) -> int:
             failpoint("mid cleanup")
         con.execute("COMMIT")
     return len(done)
+
+
+def _folders(settings: Settings, before: datetime) -> Step:
+    """A step that removes the folders of chunks whose files are all deleted."""
+    storage = open_storage(settings.data_path, settings)
+    empty = storage.empty_folders(f"raw/*/{CHUNK}*")
+    old = [folder for folder in empty if is_older(folder.rpartition("/")[2], before)]
+
+    def run() -> int:
+        for folder in old:
+            storage.remove_folder(folder)
+        return len(old)
+
+    return Step("folders", "the lake", len(old), "folders", run)
 
 
 def _count(con: DuckDBPyConnection, function: str, bound: str) -> int:

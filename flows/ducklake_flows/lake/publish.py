@@ -40,9 +40,10 @@ from ducklake_flows.errors import CatalogError, CommitConflict, LakeError, Publi
 from ducklake_flows.lake import ledger, statistics
 from ducklake_flows.lake.connect import commit_message, connect
 from ducklake_flows.lake.damage import lost_files
-from ducklake_flows.lake.evolve import READ, Contents, Fit, contents, evolve, fit, full_paths
+from ducklake_flows.lake.evolve import READ, Contents, Fit, contents, evolve, fit
 from ducklake_flows.lake.faults import Forbidden, explain, text_of
 from ducklake_flows.lake.fence import check_release, next_token
+from ducklake_flows.lake.files import full_paths, short_names
 from ducklake_flows.lake.lookup import held
 from ducklake_flows.lake.maintenance import merge, rewrite
 from ducklake_flows.lake.repair import drop, repair, settle
@@ -489,15 +490,16 @@ class Publisher:
         files: dict[str, list[str]] = defaultdict(list)
         for receipt, way in ready:
             if receipt.files:
-                files[way.select] += full_paths(self._settings, receipt)
+                files[way.select] += receipt.files
         for select, paths in files.items():
             if select:
-                con.execute(f"INSERT INTO {qualified(dataset)} BY NAME SELECT {select} FROM {READ}", [paths])
+                full = full_paths(self._settings, paths)
+                con.execute(f"INSERT INTO {qualified(dataset)} BY NAME SELECT {select} FROM {READ}", [full])
             else:
                 con.execute(
                     f"CALL ducklake_add_data_files('{LAKE}', ?, ?, schema => 'raw', "
                     f"hive_partitioning => {column is not None})",
-                    [dataset.key, paths],
+                    [dataset.key, short_names(con, self._settings, paths)],
                 )
         if files:
             failpoint("after registration")
