@@ -36,7 +36,9 @@ def _year(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
 
 def _groups(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     sizes = [row for row in rows if isinstance(row["group"], int)]
-    axes.plot([r["group"] for r in sizes], [r["times DuckDB"] for r in sizes], "o-", color=OURS)
+    for kind, line in (("replaced", "o-"), ("new", "o--")):
+        of = [row for row in sizes if row["partitions"] == kind]
+        axes.plot([r["group"] for r in of], [r["times DuckDB"] for r in of], line, color=OURS, label=kind)
     axes.axhline(1.3, color=OTHERS, linestyle="--", label="target from 64 on")
     axes.set(xscale="log", yscale="log", xlabel="partitions in a group", ylabel="times one DuckDB transaction")
     axes.legend(frameon=False)

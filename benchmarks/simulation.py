@@ -64,10 +64,8 @@ def measured(results: Path) -> Costs:
     profile = ours["profile"]
     worked = sum(profile[stage] for stage in ("extract", "normalize", "inspect", "stage"))
     # A line through the times of the group sizes: seconds per group = commit + partition * size.
-    points = [
-        (row["group"], row["seconds"] / -(-365 // row["group"])) for row in groups["rows"] if row["group"] in GROUPS
-    ]
-    (few, short), (many, long) = points[0], [(r["group"], r["seconds"]) for r in groups["rows"]][-1]
+    new = {row["group"]: row["seconds"] for row in groups["rows"] if row["partitions"] == "new"}
+    (few, short), (many, long) = ((size, new[size] / -(-365 // size)) for size in (min(new), max(new)))
     partition = (long - short) / (many - few)
     return Costs(
         chunk=profile["prefect"] / ours["chunks"],

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from ducklake_flows.datasets.types import declared_types, quoted
 from ducklake_flows.lake.connect import connected
 from ducklake_flows.staging.inspect import fingerprint_sql, fingerprint_text
-from ducklake_flows.staging.layout import new_attempt
+from ducklake_flows.staging.layout import new_attempt, new_chunk
 from ducklake_flows.staging.receipt import Receipt
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def stage(
     query: str,
     con: DuckDBPyConnection | None = None,
 ) -> list[Receipt]:
-    """Write one Parquet file per partition.
+    """Write one Parquet file per partition, several into a chunk's folder, as a worker does.
 
     Args:
         settings: Where the lake is; its data path is a folder or in S3.
@@ -40,6 +40,7 @@ def stage(
         con: A connection that can write to the data path; a new one if None.
     """
     column, base = quoted(dataset.partition_column or ""), f"{settings.data_path}raw/{dataset.key}"
+    base += f"/{new_chunk()}" if len(partitions) > 1 else ""
     if not settings.data_path.startswith("s3://"):
         Path(base).mkdir(parents=True, exist_ok=True)
     columns: Mapping[str, str] = declared_types(dataset)
