@@ -52,8 +52,7 @@ def stage(
             "FILENAME_PATTERN '{uuid}', APPEND, RETURN_FILES)"
         ).fetchall()[0][1]
         found = using.execute(
-            f"SELECT strftime({column}, '{dataset.grain.key_format}'), count(*), {fingerprint_sql(columns)} "
-            "FROM rows GROUP BY ALL"
+            f"SELECT {dataset.grain.key_sql(column)}, count(*), {fingerprint_sql(columns)} FROM rows GROUP BY ALL"
         ).fetchall()
     files = {path.rpartition(f"/{dataset.partition_column}=")[2].partition("/")[0]: path for path in written}
     digests = {key: (count, fingerprint_text(count, digest)) for key, count, digest in found}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
 """Timeouts of a request to an object store, in seconds; then it is retried."""
+
+PIECE = 1 << 20
+"""Bytes copied at once."""
 
 SYNCS = 16
 """Concurrent fsyncs: a disk syncs many files together nearly as fast as one."""
@@ -68,20 +72,9 @@ class Storage:
     @cached_property
     def fs(self) -> FileSystem:
         """The Arrow filesystem."""
-        from pyarrow.fs import LocalFileSystem, S3FileSystem
+        from pyarrow.fs import LocalFileSystem
 
-        if self.is_local:
-            return LocalFileSystem()
-        settings = self.settings
-        return S3FileSystem(
-            access_key=settings.s3_key_id.get_secret_value() if settings.s3_key_id else None,
-            secret_key=settings.s3_secret.get_secret_value() if settings.s3_secret else None,
-            endpoint_override=settings.s3_endpoint,
-            region=settings.s3_region,
-            scheme="https" if settings.s3_use_ssl else "http",
-            connect_timeout=CONNECT_SECONDS,
-            request_timeout=READ_SECONDS,
-        )
+        return LocalFileSystem() if self.is_local else _arrow_s3(self.settings)
 
     def path(self, relative: str) -> str:
         """A path under the base, in the filesystem's spelling."""
@@ -186,6 +179,27 @@ class Storage:
         for folder, _, _ in os.walk(self.path(relative), topdown=False):
             Path(folder).rmdir()
 
+    def get(self, relative: str, local: Path) -> None:
+        """Copy a stored file of an object store, by one request.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StorageError: the object store does not answer, or refuses the request.
+        """
+        from minio.error import MinioException, S3Error
+        from urllib3.exceptions import HTTPError
+
+        bucket, _, key = self.path(relative).partition("/")
+        try:
+            answer = self._client.get_object(bucket, key)
+            with contextlib.closing(answer), local.open("wb") as file:
+                shutil.copyfileobj(answer, file, PIECE)
+            answer.release_conn()
+        except (MinioException, HTTPError) as error:
+            if isinstance(error, S3Error) and error.code == "NoSuchKey":
+                raise FileNotFoundError(errno.ENOENT, "there is no such file", self.path(relative)) from None
+            raise self._fault(f"{self.url}{relative}", "read", OSError(str(error))) from None
+
     def put(self, local: Path, relative: str) -> None:
         """Store a finished local file. Readers never see it half-written under its name.
 
@@ -282,8 +296,28 @@ def _has_bucket(settings: Settings, bucket: str, create: bool) -> bool:
         ) from None
 
 
+@lru_cache(maxsize=8)
+def _arrow_s3(settings: Settings) -> FileSystem:
+    """Arrow's filesystem of the object store, kept with its connections."""
+    from pyarrow.fs import S3FileSystem
+
+    return S3FileSystem(
+        access_key=settings.s3_key_id.get_secret_value() if settings.s3_key_id else None,
+        secret_key=settings.s3_secret.get_secret_value() if settings.s3_secret else None,
+        endpoint_override=settings.s3_endpoint,
+        region=settings.s3_region,
+        scheme="https" if settings.s3_use_ssl else "http",
+        connect_timeout=CONNECT_SECONDS,
+        request_timeout=READ_SECONDS,
+    )
+
+
+@lru_cache(maxsize=8)
 def _client(settings: Settings, retries: int) -> Minio:
-    """A client of the object store that gives up: at most a minute per answer, and limited retries with backoff."""
+    """A client of the object store that gives up: at most a minute per answer, and limited retries with backoff.
+
+    Kept with its connections: a source asks it some times for each partition.
+    """
     import urllib3
     from minio import Minio
 

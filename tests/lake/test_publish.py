@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pytest
 
+from ducklake_flows.datasets.partitions import Grain, partition_at
 from ducklake_flows.errors import CommitConflict
 from ducklake_flows.lake import connect as connections
 from ducklake_flows.lake.connect import connect
 from ducklake_flows.lake.files import full_paths, short_names
 from ducklake_flows.lake.ledger import latest
+from ducklake_flows.lake.maintenance import steps
 from ducklake_flows.staging.layout import new_attempt
 from ducklake_flows.staging.receipt import Failure
+from tests.cases import case
 from tests.conftest import Lake, receipts
 
 if TYPE_CHECKING:
@@ -381,3 +386,25 @@ def test_a_publishers_cached_entries_match_the_ledger(lake: Lake) -> None:
     assert lake.errors() == []
     one.close()
     two.close()
+
+
+@pytest.mark.parametrize("grain", [grain for grain in Grain if grain is not Grain.full])
+def test_a_partition_of_every_grain_is_replaced_alone_and_after_a_merge(lake: Lake, grain: Grain) -> None:
+    first = partition_at(datetime(2024, 12, 27), grain)
+    keys = [p.key for p in itertools.accumulate(range(4), lambda p, _: partition_at(p.end, grain), initial=first)]
+    things = case(lake, grain=grain)
+    for number, key in enumerate(keys):
+        things.given[key] = [{"v": number}]
+    assert len(things.load(*keys).receipts) == len(keys)
+    things.given[keys[1]] = [{"v": 10}, {"v": 11}]
+    assert things.load(keys[1]).receipts
+    for step in steps(lake.settings, timedelta(30)):
+        if step.name == "merge" and step.todo:
+            step.run()
+    things.given[keys[2]] = [{"v": 20}]
+    assert things.load(*keys).unchanged
+    found = lake.sql(
+        f"SELECT {grain.key_sql('day')} AS key, list(v ORDER BY v) AS v FROM raw.things GROUP BY 1 ORDER BY 1"
+    )
+    assert [(row["key"], row["v"]) for row in found] == list(zip(keys, [[0], [10, 11], [20], [3], [4]], strict=True))
+    assert things.errors() == []

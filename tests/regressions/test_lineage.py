@@ -71,7 +71,7 @@ def test_a_gold_column_leads_to_its_columns_partitions_source_files_and_runs(
         ("gold.nope", None, "There is no model 'gold.nope'"),
         ("gold.daily.nope", None, "gold.daily has no column 'nope'"),
         ("gold", None, "'gold' is no table or column"),
-        ("gold.daily", "2024", "'2024' is no hour, day or month"),
+        ("gold.daily", "2024-1", "'2024-1' is no partition of any grain"),
     ):
         with pytest.raises(BadInput, match=says) as caught:
             lineage(settings, target, partition)

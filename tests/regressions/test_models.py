@@ -118,11 +118,12 @@ def test_monthly_models_of_daily_data_and_the_reverse_are_built_from_whole_parti
 UNITS: dict[str, Callable[[datetime], datetime]] = {
     "hour": lambda start: start + timedelta(hours=1),
     "day": lambda start: start + timedelta(days=1),
+    "week": lambda start: start + timedelta(days=7),
     "month": lambda start: (start + timedelta(days=32)).replace(day=1),
 }
 
 
-@pytest.mark.parametrize("grain", [Grain.hour, Grain.day, Grain.month, Grain.full])
+@pytest.mark.parametrize("grain", Grain)
 def test_an_interval_is_ready_when_every_possible_partition_that_overlaps_it_is_published(
     lake: Lake, grain: Grain, monkeypatch: pytest.MonkeyPatch
 ) -> None:

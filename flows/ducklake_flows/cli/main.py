@@ -53,7 +53,7 @@ PlanMode = Annotated[str, typer.Option(metavar="MODE[,MODE...]", help=f"Which pa
 Environment = Annotated[str, typer.Option(help="The environment of models: prod, or one of `lake environments`.")]
 EnvironmentName = Annotated[str, typer.Argument(metavar="NAME", help="The environment.")]
 
-UNITS = ("hour", "day", "week", "month", "year")
+UNITS = ("hour", "day", "week", "month", "quarter", "year")
 
 SOURCES = ("files", "rest_api", "sql_database")
 
@@ -431,7 +431,7 @@ def metrics(
 def lineage(
     target: Annotated[str, typer.Argument(metavar="TABLE[.COLUMN]", help="Such as gold.carrier_daily.flights.")],
     partition: Annotated[
-        str | None, typer.Option(help="Also the raw partitions of this hour, day or month, with attempts and files.")
+        str | None, typer.Option(help="Also the raw partitions that overlap this one, such as 2013-01-05 or 2013-W01.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -82,7 +82,7 @@ def status(
 
     Args:
         planned: The partitions.
-        unit: What a mark stands for (hour, day, week, month, year); None: the finest unit that fits.
+        unit: What a mark stands for (hour, day, week, month, quarter, year); None: the finest unit that fits.
         refused: The intervals of models that were refused.
         late: The datasets that are overdue.
     """

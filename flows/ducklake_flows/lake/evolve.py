@@ -176,7 +176,7 @@ def contents(
     if only is not None and column:
         values = ", ".join(f"'{parse_partition(key, dataset.grain).value}'" for key in sorted(only))
         where = f"WHERE {quoted(column)} IN ({values})"
-    key = f"strftime({quoted(column)}, '{dataset.grain.key_format}')" if column else "'full'"
+    key = dataset.grain.key_sql(quoted(column)) if column else "'full'"
     found = con.execute(
         f"SELECT {key}, count(*), {fingerprint_sql(columns)} FROM {qualified(dataset)} {where} GROUP BY ALL"
     ).fetchall()

@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING
 
-from ducklake_flows.datasets.partitions import Grain, partition_at
+from ducklake_flows.datasets.partitions import partition_at, position
 from ducklake_flows.lake.ledger import latest
 from ducklake_flows.project import get_dataset
 
@@ -40,7 +40,7 @@ def ready(
     def complete(first: datetime, last: datetime) -> bool:
         low = bisect_left(published, partition_at(first, dataset.grain).key)
         high = bisect_right(published, partition_at(last, dataset.grain).key)
-        return high - low == _position(last, dataset.grain) - _position(first, dataset.grain) + 1
+        return high - low == position(last, dataset.grain) - position(first, dataset.grain) + 1
 
     return [interval for interval, pair in zip(batch, wanted, strict=True) if complete(*pair)]
 
@@ -55,12 +55,3 @@ def _overlapping(dataset: Dataset, start: datetime, end: datetime) -> tuple[date
 
 def _midnight(day: date) -> datetime:
     return datetime.combine(day, time(), UTC)
-
-
-def _position(moment: datetime, grain: Grain) -> int:
-    """The index of the partition that contains a moment, counted from the start of the calendar."""
-    if grain is Grain.full:
-        return 0
-    if grain is Grain.month:
-        return moment.year * 12 + moment.month
-    return moment.toordinal() if grain is Grain.day else moment.toordinal() * 24 + moment.hour

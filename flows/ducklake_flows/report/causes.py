@@ -25,6 +25,7 @@ _VARYING = re.compile(
     \w+://[^\s,;'")]+                                                      # a URL
     | [^\s:,;'"()]*\.(?:csv|tsv|txt|jsonl?|ndjson|parquet|xlsx?|gz|zip|zst|bz2)\b(?:\.\w+)*   # a file's name
     | (?<![\w.])/[^\s:,;'"()]+                                             # an absolute path
+    | \d{4}-(?:W\d\d|Q[1-4])\b                                             # a week or quarter
     | \d{4}-\d\d(?:-\d\d(?:[T\ ]\d\d(?::\d\d(?::\d\d(?:\.\d+)?)?)?(?:Z|[+-]\d\d:?\d\d)?)?)?   # a month, day or time
     | \b(?=[0-9a-f-]*\d)[0-9a-f]{8}[0-9a-f-]*\b                            # an id
     # A number, but not the digits of a name, a type or an HTTP status.

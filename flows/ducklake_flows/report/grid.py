@@ -1,4 +1,4 @@
-"""The partition grid: one mark per partition, or per day, week, month or year of a long range."""
+"""The partition grid: one mark per partition, or per day, week, month, quarter or year of a long range."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
+from ducklake_flows.datasets.partitions import Grain, first_day, grain_of
 from ducklake_flows.states import State
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 PARTLY = "published in part"
 """State of a mark for several partitions: some are published, and the source has no data for the others."""
 
-UNITS = ("hour", "day", "week", "month", "year")
+UNITS = ("hour", "day", "week", "month", "quarter", "year")
 """What a mark may stand for, from fine to coarse."""
 
 TERMINAL_LINES = dict.fromkeys(UNITS, 60)
@@ -26,13 +27,10 @@ TERMINAL_LINES = dict.fromkeys(UNITS, 60)
 PICTURE_LINES = {**TERMINAL_LINES, "hour": 31, "day": 72}
 """Maximum lines of a grid in a picture, by unit: a month of hours, six years of days."""
 
-_LENGTHS = {len("2013-01-05T07"): "hour", len("2013-01-05"): "day", len("2013-01"): "month"}
-"""The unit of a dataset's partitions, by the length of their keys."""
+_PREFIXES = {"hour": 13, "day": 10, "week": 10, "month": 7, "quarter": 7, "year": 4}
+"""The part of a partition's start that determines the mark: its first characters."""
 
-_PREFIXES = {"hour": 13, "day": 10, "week": 10, "month": 7, "year": 4}
-"""The part of a key that determines the mark: its first characters."""
-
-_WIDTHS = {"hour": 24, "day": 31, "week": 53, "month": 12, "year": 1}
+_WIDTHS = {"hour": 24, "day": 31, "week": 53, "month": 12, "quarter": 4, "year": 1}
 """Marks in a line: a line is a day, a month, or a year."""
 
 _NEEDS_A_LOOK: tuple[str, ...] = (
@@ -98,12 +96,14 @@ def make_grid(
         max_lines: Maximum lines by unit, if no unit is given. A line is a day (of hours), a month (of days) or a year.
         max_width: Maximum marks in a line, if no unit is given.
     """
-    finest = _LENGTHS.get(len(partitions[0][0])) if partitions else None
-    if finest is None:
+    grain = grain_of(partitions[0][0]) if partitions else Grain.full
+    if grain is Grain.full:
         return Grid("full", tuple(Mark(key, 0, key, state, ((state, 1),)) for key, state in partitions))
-    units = UNITS[UNITS.index(finest) :]
+    if grain in (Grain.week, Grain.quarter):
+        partitions = [(first_day(key), state) for key, state in partitions]
+    units = UNITS[UNITS.index(grain) :]
     if unit is not None:
-        return _grid(partitions, unit if unit in units else finest)
+        return _grid(partitions, unit if unit in units else grain)
     starts = {key[: _PREFIXES["day"]] for key, _ in partitions}
     lines = {u: len({_line(start, u) for start in starts}) for u in units}
     fitting = (u for u in units if lines[u] <= max_lines[u] and _WIDTHS[u] <= max_width)
@@ -131,7 +131,7 @@ def together(states: set[str]) -> str:
 
 
 def _place(key: str, unit: str) -> tuple[str, int, str]:
-    """Line, position and label of the mark that a partition belongs to, given the part of its key that determines it.
+    """Line, position and label of the mark that a partition belongs to, given the part of its start that determines it.
 
     A week's is a day; the year of a week may differ from the day's.
     """
@@ -144,6 +144,9 @@ def _place(key: str, unit: str) -> tuple[str, int, str]:
         return str(year), week - 1, f"{year}-W{week:02}"
     if unit == "month":
         return key[:4], int(key[5:7]) - 1, key
+    if unit == "quarter":
+        quarter = (int(key[5:7]) + 2) // 3
+        return key[:4], quarter - 1, f"{key[:4]}-Q{quarter}"
     return key, 0, key
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from ducklake_flows.datasets.partitions import Grain, Partition, parse_partition
+from ducklake_flows.datasets.partitions import EXAMPLES, Partition, grain_of, parse_partition, partition_at
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake import history
 from ducklake_flows.lake.connect import connected
@@ -26,7 +27,7 @@ def lineage(settings: Settings, target: str, partition: str | None = None) -> di
     Args:
         settings: Where the lake and its models are.
         target: ``schema.table`` or ``schema.table.column``.
-        partition: Also the raw partitions that overlap this hour, day or month, and those of grain ``full``.
+        partition: Also the raw partitions that overlap this one, of any grain.
 
     Returns:
         ``table``, ``column``, ``steps`` (each with ``table``, ``columns`` and ``rows_from``), and with a partition
@@ -39,8 +40,7 @@ def lineage(settings: Settings, target: str, partition: str | None = None) -> di
     names = target.split(".")
     if len(names) not in (2, 3) or not all(names):
         raise BadInput(f"{target!r} is no table or column.", "write it like this: gold.TABLE or gold.TABLE.COLUMN")
-    if partition is not None:
-        _check(partition)
+    asked = _parsed(partition) if partition is not None else None
     from ducklake_flows.models.lineage import trace
 
     steps = trace(settings, ".".join(names[:2]), names[2] if len(names) == 3 else None)
@@ -56,22 +56,24 @@ def lineage(settings: Settings, target: str, partition: str | None = None) -> di
             for step in steps
         ],
     }
-    if partition is not None:
+    if asked is not None:
         datasets = all_datasets()
         raw = [step.table.removeprefix("raw.") for step in steps if step.table.startswith("raw.")]
         with connected(settings, read_only=True) as con:
             found["partitions"] = [
-                one for key in raw if key in datasets for one in _partitions(con, datasets[key], partition)
+                one for key in raw if key in datasets for one in _partitions(con, datasets[key], asked)
             ]
     return found
 
 
-def _partitions(con: DuckDBPyConnection, dataset: Dataset, partition: str) -> list[dict[str, Any]]:
-    """The partitions of a dataset that overlap a key, each with its attempts, current files and latest builds."""
-    attempts = history.attempts(con, dataset.key, partition)
+def _partitions(con: DuckDBPyConnection, dataset: Dataset, asked: Partition) -> list[dict[str, Any]]:
+    """The partitions of a dataset that overlap another, each with its attempts, current files and latest builds."""
+    moments = (asked.start, asked.end - timedelta(microseconds=1))
+    first, last = (partition_at(moment, dataset.grain).key for moment in moments)
+    attempts = history.attempts(con, dataset.key, first, last)
     if not attempts:
         return []
-    builds = history.builds(con, dataset.key, partition)
+    builds = history.builds(con, dataset.key, first, last)
     files = bounded(con, dataset, registered(con, dataset.table))
     return [
         {
@@ -91,19 +93,16 @@ def _of(key: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _check(partition: str) -> None:
-    """Check that a key is a partition of some grain.
+def _parsed(key: str) -> Partition:
+    """The partition with this key, of the grain that the key has the form of.
 
     Raises:
-        BadInput: it is not.
+        BadInput: there is none.
     """
-    for grain in Grain:
-        try:
-            parse_partition(partition, grain)
-        except BadInput:
-            continue
-        return
-    raise BadInput(
-        f"--partition {partition!r} is no hour, day or month.",
-        "write it like this: 2013-01-05, 2013-01 or 2013-01-05T07",
-    )
+    try:
+        return parse_partition(key, grain_of(key))
+    except BadInput:
+        raise BadInput(
+            f"--partition {key!r} is no partition of any grain.",
+            f"write it like one of these: {', '.join(EXAMPLES.values())}",
+        ) from None

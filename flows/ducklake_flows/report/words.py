@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
+
+from ducklake_flows.datasets.partitions import Grain, Partition, grain_of, partition_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from datetime import timedelta
 
-_HOUR, _DAY, _MONTH = (len(key) for key in ("2013-01-05T07", "2013-01-05", "2013-01"))
+_SHARED = tuple(len(start) for start in ("2013-01-05", "2013-01-", "2013-"))
 
 _UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 
@@ -41,20 +43,15 @@ def spans(keys: Iterable[str]) -> list[tuple[str, str]]:
 
 def following(key: str) -> str:
     """The key of the next partition of the same grain; "" for ``full``."""
-    if len(key) == _MONTH:
-        year, month = int(key[:4]), int(key[5:])
-        return f"{year + month // 12}-{month % 12 + 1:02}"
-    if len(key) not in (_DAY, _HOUR):
-        return ""
-    step = timedelta(days=1) if len(key) == _DAY else timedelta(hours=1)
-    return (datetime.fromisoformat(key) + step).isoformat()[: len(key)]
+    grain = grain_of(key)
+    return "" if grain is Grain.full else partition_at(Partition(key, grain).end, grain).key
 
 
 def span_text(first: str, last: str) -> str:
     """A range of keys; the end omits the part that it shares with the start: ``2013-03-01..04-07``."""
     if first == last:
         return first
-    shared = next((n for n in (_DAY, len("2013-01-"), len("2013-")) if n < len(first) and first[:n] == last[:n]), 0)
+    shared = next((n for n in _SHARED if n < len(first) and first[:n] == last[:n]), 0)
     return f"{first}..{last[shared:]}"
 
 

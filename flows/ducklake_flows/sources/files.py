@@ -8,15 +8,16 @@ import hashlib
 import re
 from collections import defaultdict
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ducklake_flows.datasets.partitions import Grain, Partition, parse_partition
+from ducklake_flows.datasets.partitions import FORMS, Grain, Partition, parse_partition, partition_at
 from ducklake_flows.errors import BadInput, NoSource, SourceError, SourceUnavailable
 from ducklake_flows.scratch import scratch
 from ducklake_flows.settings import load_settings
-from ducklake_flows.storage import File, Storage, open_storage
+from ducklake_flows.storage import PIECE, File, Storage, open_storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from ducklake_flows.sources.csv_files import Dialect, Facts
 
 Format = Literal["csv", "json", "jsonl", "parquet"]
-
-PIECE = 1 << 20
-"""Bytes copied at once."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,9 @@ class Files:
         comment: CSV: lines that start with this character are skipped; "" for none.
         skip: CSV: the number of lines before the header.
         empty: Whether a file of 0 bytes is a partition without rows. A CSV file with only a header always is.
+        ready: Path below ``LAKE_LANDING`` of a file that is written when a partition is complete, such as
+            ``events/{partition}/_SUCCESS``; never data. A partition is not there before it. With it and without any
+            other file, the partition has no rows.
 
     A file whose name ends with ``.gz`` or ``.zst`` is decompressed.
     """
@@ -68,19 +69,15 @@ class Files:
     comment: str = ""
     skip: int = 0
     empty: bool = False
+    ready: str = ""
 
     def __post_init__(self) -> None:
-        if self.pattern.startswith("/") or ".." in self.pattern.split("/"):
-            raise BadInput(f"{self.pattern!r} leaves the landing zone.", "give a path below LAKE_LANDING")
+        for pattern in (self.pattern, self.ready):
+            _check_pattern(pattern)
+        if "*" in self.ready:
+            raise BadInput(f"{self.ready!r}: one file says that a partition is complete.", "leave out *")
         if self.format not in get_args(Format):
             raise BadInput(f"{self.format!r} is not a file format.", f"choose from {', '.join(get_args(Format))}")
-        if "**" in self.pattern or (found := re.search(r"[?\[\]]", self.pattern)):
-            sign = "**" if "**" in self.pattern else found[0]  # type: ignore[index]
-            raise BadInput(f"{self.pattern!r}: {sign!r} is not supported in a pattern.", _PATTERN)
-        if found := re.search(r"%(?![YmdH])", self.pattern):
-            raise BadInput(f"{self.pattern!r}: % must be followed by Y, m, d or H.", _PATTERN)
-        if found := re.search(r"\{(?!partition\})[^}]*\}?", self.pattern):
-            raise BadInput(f"{self.pattern!r}: {found[0]!r} is not a known placeholder.", _PATTERN)
         try:
             codecs.lookup(self.encoding)
         except LookupError:
@@ -106,28 +103,29 @@ class Files:
         Raises:
             BadInput: it does not.
         """
-        if grain is Grain.full:
-            if "{partition}" in self.pattern or "%" in self.pattern:
+        for pattern in filter(None, (self.pattern, self.ready)):
+            if grain is Grain.full:
+                if "{partition}" in pattern or "%" in pattern:
+                    raise BadInput(
+                        f"{key}: {pattern!r} contains a partition, but a dataset of grain full has only one.",
+                        "use a pattern without {partition} and %",
+                    )
+                continue
+            parts = set(re.findall("%([YmdH])", pattern))
+            if "{partition}" not in pattern and not set(_PARTS[grain]) <= parts:
+                needed = "".join(f"%{part}" for part in _PARTS[grain])
                 raise BadInput(
-                    f"{key}: {self.pattern!r} contains a partition, but a dataset of grain full has only one.",
-                    "use a pattern without {partition} and %",
+                    f"{key}: {pattern!r} does not say which {grain} a file belongs to.",
+                    f"use {{partition}}, or {needed}",
                 )
-            return
-        parts = set(re.findall("%([YmdH])", self.pattern))
-        if "{partition}" not in self.pattern and not set(_PARTS[grain]) <= parts:
-            needed = "".join(f"%{part}" for part in _PARTS[grain])
-            raise BadInput(
-                f"{key}: {self.pattern!r} does not say which {grain} a file belongs to.",
-                f"use {{partition}}, or {needed}",
-            )
 
     def versions(self, partitions: Sequence[Partition]) -> Mapping[str, str]:
-        """The version of every partition that has files: a digest of their names, sizes and modification times."""
+        """The version of every partition that is there: a digest of its files' names, sizes and modification times."""
         return {key: _version(infos) for key, infos in self._found(partitions, self._landing()).items()}
 
     def origin(self, partition: Partition) -> str:
         """The partition's file below the landing zone; the pattern of several files, if it has a ``*``."""
-        return self._spelt(partition)
+        return _spelt(self.pattern, partition)
 
     def unmatched(self, partitions: Sequence[Partition]) -> list[str]:
         """Files in the pattern's folder that belong to no partition, by their paths below the landing zone.
@@ -138,9 +136,10 @@ class Files:
             return []
         landing = self._landing()
         grain, first = partitions[0].grain, min(p.key for p in partitions)
-        match = _matcher(self.pattern, grain)
+        match = matcher(self.pattern, grain)
+        marks = matcher(self.ready, grain)
         names = [landing.relative(info.path) for info in landing.list(_fixed_folder(self.pattern))]
-        keys = {name: match(name) for name in names if not _is_hidden(name, self.pattern)}
+        keys = {name: match(name) for name in names if not _is_hidden(name, self.pattern) and marks(name) is None}
         return sorted(name for name, key in keys.items() if key is None or key < first or not _is_key(key, grain))
 
     def read(self, partition: Partition, contract: Contract) -> Iterator[pa.Table]:
@@ -157,11 +156,14 @@ class Files:
             SourceUnavailable: a file changed while it was read.
         """
         landing = self._landing()
-        files = self._found([partition], landing).get(partition.key, [])
-        if not files:
-            raise NoSource(f"no file matches {self._spelt(partition)}")
-        # Ask for each file again: an object store may round modification times differently in a listing.
-        before = {name: landing.find(name) for name in (landing.relative(info.path) for info in files)}
+        found = self._found([partition], landing).get(partition.key, [])
+        if not found:
+            mark = self.ready and landing.find(_spelt(self.ready, partition)) is None
+            raise NoSource(
+                f"no file {'is' if mark else 'matches'} {_spelt(self.ready if mark else self.pattern, partition)}"
+            )
+        before = {landing.relative(info.path): info for info in found}
+        files = [info for name, info in before.items() if name != _spelt(self.ready, partition)]
         with contextlib.ExitStack() as opened:
             read = {"csv": self._csv, "parquet": self._parquet}.get(self.format, self._json)
             try:
@@ -306,16 +308,21 @@ class Files:
 
         A copy has no byte order mark: DuckDB 1.5.5 reads a quote or a comment sign after the mark as text.
         """
+        import pyarrow as pa
+
+        source = Path(info.path)
+        if not landing.is_local:
+            source = opened.enter_context(scratch()) / "stored"
+            landing.get(landing.relative(info.path), source)
         kind = {"gz": "gzip", "zst": "zstd"}.get(info.path.rpartition(".")[2])
         is_utf8 = codecs.lookup(self.encoding).name == "utf-8"
-        start = _check_kind(landing, info, kind, is_utf8)
-        plain = is_utf8 and kind is None and not start.startswith(codecs.BOM_UTF8)
-        if landing.is_local and plain and not set("*?[]") & set(info.path):
-            return Path(info.path)
+        start = _check_kind(source, kind, is_utf8)
+        if is_utf8 and kind is None and not start.startswith(codecs.BOM_UTF8) and not set("*?[]") & set(str(source)):
+            return source
         copy = opened.enter_context(scratch()) / "plain"
-        with landing.fs.open_input_stream(info.path, compression=kind) as source, copy.open("wb") as target:
+        with pa.input_stream(str(source), compression=kind) as stream, copy.open("wb") as target:
             decode = codecs.getincrementaldecoder(self.encoding)() if not is_utf8 else None
-            while piece := source.read(PIECE):
+            while piece := stream.read(PIECE):
                 text = decode.decode(piece).encode() if decode else piece
                 target.write(text if target.tell() else text.removeprefix(codecs.BOM_UTF8))
             if decode:
@@ -327,53 +334,82 @@ class Files:
         return open_storage(settings.landing, settings)
 
     def _found(self, partitions: Sequence[Partition], landing: Storage) -> dict[str, list[File]]:
-        """The files of each of these partitions, sorted by name."""
+        """The files of each of these partitions, sorted by name; with the file that says that it is complete."""
+        found = self._matching(self.pattern, partitions, landing)
+        if not self.ready:
+            return found
+        marks = self._matching(self.ready, partitions, landing)
+        return {key: [*(f for f in found.get(key, []) if f.path != mark.path), mark] for key, (mark,) in marks.items()}
+
+    @staticmethod
+    def _matching(pattern: str, partitions: Sequence[Partition], landing: Storage) -> dict[str, list[File]]:
+        """The files of each of these partitions that match a pattern, sorted by name, by one listing."""
         if not partitions:
             return {}
-        if "*" not in self.pattern and len(partitions) == 1:
-            file = landing.find(self._spelt(partitions[0]))
+        if "*" not in pattern and len(partitions) == 1:
+            file = landing.find(_spelt(pattern, partitions[0]))
             return {partitions[0].key: [file]} if file else {}
-        match = _matcher(self.pattern, partitions[0].grain)
+        match = matcher(pattern, partitions[0].grain)
         wanted = {p.key for p in partitions}
         found: dict[str, list[File]] = defaultdict(list)
-        folder = _fixed_folder(self.pattern if len(partitions) > 1 else self._spelt(partitions[0]))
+        folder = _fixed_folder(pattern if len(partitions) > 1 else _spelt(pattern, partitions[0]))
         for info in sorted(landing.list(folder), key=lambda i: i.path):
             name = landing.relative(info.path)
-            if (key := match(name)) in wanted and not _is_hidden(name, self.pattern):
+            if (key := match(name)) in wanted and not _is_hidden(name, pattern):
                 found[key].append(info)
         return dict(found)
 
-    def _spelt(self, partition: Partition) -> str:
-        """The pattern with a partition's key and date filled in."""
-        spelt = self.pattern.replace("{partition}", partition.key)
-        if partition.grain is not Grain.full:
-            for part in "YmdH":
-                spelt = spelt.replace(f"%{part}", partition.start.strftime(f"%{part}").rjust(_WIDTHS[part], "0"))
-        return spelt
+
+def _spelt(pattern: str, partition: Partition) -> str:
+    """A pattern with a partition's key and date filled in."""
+    spelt = pattern.replace("{partition}", partition.key)
+    if partition.grain is not Grain.full:
+        for part in "YmdH":
+            spelt = spelt.replace(f"%{part}", _part(partition, part))
+    return spelt
+
+
+def _check_pattern(pattern: str) -> None:
+    if pattern.startswith("/") or ".." in pattern.split("/"):
+        raise BadInput(f"{pattern!r} leaves the landing zone.", "give a path below LAKE_LANDING")
+    if "**" in pattern or (found := re.search(r"[?\[\]]", pattern)):
+        sign = "**" if "**" in pattern else found[0]  # type: ignore[index]
+        raise BadInput(f"{pattern!r}: {sign!r} is not supported in a pattern.", _PATTERN)
+    if found := re.search(r"%(?![YmdH])", pattern):
+        raise BadInput(f"{pattern!r}: % must be followed by Y, m, d or H.", _PATTERN)
+    if found := re.search(r"\{(?!partition\})[^}]*\}?", pattern):
+        raise BadInput(f"{pattern!r}: {found[0]!r} is not a known placeholder.", _PATTERN)
 
 
 _PATTERN = "use {partition}, %Y, %m, %d, %H, and * for a run of characters within a name"
 _WIDTHS = {"Y": 4, "m": 2, "d": 2, "H": 2}
-_PARTS = {Grain.hour: "YmdH", Grain.day: "Ymd", Grain.month: "Ym"}
-_KEYS = {Grain.hour: "{Y}-{m}-{d}T{H}", Grain.day: "{Y}-{m}-{d}", Grain.month: "{Y}-{m}"}
+_PARTS = {
+    Grain.hour: "YmdH",
+    Grain.day: "Ymd",
+    Grain.week: "Ymd",
+    Grain.month: "Ym",
+    Grain.quarter: "Ym",
+    Grain.year: "Y",
+}
+"""The parts of a partition's start that determine it."""
 
 
 @lru_cache(maxsize=256)
-def _matcher(pattern: str, grain: Grain) -> Any:
+def matcher(pattern: str, grain: Grain) -> Any:
     """A function that returns the key of the partition that a path belongs to, or None if it belongs to none."""
+    forms = {"key": FORMS[grain], **{part: rf"\d{{{width}}}" for part, width in _WIDTHS.items()}}
     written: set[str] = set()
 
-    def group(part: str) -> str:
-        if part in written:
-            return f"(?P={part})"
-        written.add(part)
-        return rf"(?P<{part}>\d{{{_WIDTHS[part]}}})"
+    def group(name: str) -> str:
+        if name in written:
+            return f"(?P={name})"
+        written.add(name)
+        return f"(?P<{name}>{forms[name]})"
 
-    key = _KEYS.get(grain, "full")
     regex = ""
     for token in re.findall(r"\{partition\}|%[YmdH]|\*|[^{%*]+", pattern):
         if token == "{partition}":  # noqa: S105 - not a password
-            regex += re.sub(r"\{(\w)\}", lambda found: group(found[1]), key)
+            regex += group("key")
         elif token.startswith("%"):
             regex += group(token[1])
         else:
@@ -382,9 +418,33 @@ def _matcher(pattern: str, grain: Grain) -> Any:
 
     def match(path: str) -> str | None:
         hit = compiled.fullmatch(path)
-        return key.format(**hit.groupdict()) if hit else None
+        if hit is None:
+            return None
+        if not (parts := {name: value for name, value in hit.groupdict().items() if name != "key"}):
+            return hit["key"] if written else "full"
+        try:
+            found = parse_partition(hit["key"], grain) if "key" in written else _partition_of(parts, grain)
+        except (BadInput, ValueError):
+            return None
+        # Of a week or quarter, the parts are those of its first day.
+        return found.key if all(value == _part(found, name) for name, value in parts.items()) else None
 
     return match
+
+
+def _partition_of(parts: Mapping[str, str], grain: Grain) -> Partition:
+    """The partition with these parts of its start.
+
+    Raises:
+        ValueError: there is no such time.
+    """
+    year, month, day, hour = (int(parts.get(name, least)) for name, least in (("Y", 1), ("m", 1), ("d", 1), ("H", 0)))
+    return partition_at(datetime(year, month, day, hour), grain)
+
+
+def _part(partition: Partition, name: str) -> str:
+    """A part of a partition's start, as in a pattern."""
+    return partition.start.strftime(f"%{name}").rjust(_WIDTHS[name], "0")
 
 
 def _is_key(key: str, grain: Grain) -> bool:
@@ -462,14 +522,14 @@ def _in_file(name: str, kind: str) -> Iterator[_Place]:
         ) from None
 
 
-def _check_kind(landing: Storage, info: File, compression: str | None, is_utf8: bool) -> bytes:
+def _check_kind(path: Path, compression: str | None, is_utf8: bool) -> bytes:
     """Refuse a file whose first bytes are of another kind than its name and the dataset say. Returns the bytes."""
-    with landing.fs.open_input_file(info.path) as file:
+    with path.open("rb") as file:
         start = file.read(4)
     for magic, name in _MAGIC.items():
         if start.startswith(magic) and name != compression and not (name == "UTF-16" and not is_utf8):
             raise SourceError(f"is {name}, not text", _MAGIC_FIX.get(name, "export the file as text"))
-    return bytes(start)
+    return start
 
 
 _MAGIC = {
@@ -488,7 +548,7 @@ _MAGIC_FIX = {
 }
 
 
-def _check_unchanged(landing: Storage, before: Mapping[str, File | None]) -> None:
+def _check_unchanged(landing: Storage, before: Mapping[str, File]) -> None:
     """Compare files, by name, with their state before they were read."""
     for name, info in before.items():
         if landing.find(name) != info:
