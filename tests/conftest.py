@@ -70,7 +70,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", action="store_true", help="write the screenshots into docs/images")
 
 
-FOLDERS = ("stack", "flows", "faults", "regressions", "values", "lake", "compat", "unit")
+FOLDERS = ("stack", "flows", "faults", "regressions", "values", "sources", "lake", "compat", "unit")
 """The test folders in order of their files' duration, longest first, since several processes share the files."""
 
 
@@ -296,7 +296,7 @@ def services() -> Iterator[Services]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "lake" in metafunc.fixturenames:
         folder = Path(metafunc.definition.path).parent.name
-        long = {"lake": STORAGES, "faults": STORAGES[::2], "values": STORAGES[::2], "regressions": STORAGES[::2]}
+        long = {"lake": STORAGES, **dict.fromkeys(("faults", "values", "regressions", "sources"), STORAGES[::2])}
         chosen = long.get(folder, STORAGES[:1])
         if not metafunc.config.getoption("--soak"):
             default = STORAGES[:1] if folder in ("values", "regressions") else chosen

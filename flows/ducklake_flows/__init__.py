@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from ducklake_flows.errors import LakeError, NoSource, SourceError, SourceUnavailable
     from ducklake_flows.lake.query import open_lake
     from ducklake_flows.orchestration.sqlmesh_gate import sqlmesh_config
-    from ducklake_flows.settings import Settings, load_settings
+    from ducklake_flows.settings import Secret, Settings, load_settings
     from ducklake_flows.sources.files import Files
+    from ducklake_flows.sources.rest_api import RestApi
+    from ducklake_flows.sources.sql_database import SqlDatabase
 
 _PLACES = {
     "Audit": "datasets.audits",
@@ -29,10 +31,13 @@ _PLACES = {
     "LakeError": "errors",
     "NoSource": "errors",
     "Partition": "datasets.partitions",
+    "RestApi": "sources.rest_api",
+    "Secret": "settings",
     "Settings": "settings",
     "Source": "datasets.dataset",
     "SourceError": "errors",
     "SourceUnavailable": "errors",
+    "SqlDatabase": "sources.sql_database",
     "at_least": "datasets.audits",
     "expect": "datasets.audits",
     "load_settings": "settings",
@@ -50,10 +55,13 @@ __all__ = [
     "LakeError",
     "NoSource",
     "Partition",
+    "RestApi",
+    "Secret",
     "Settings",
     "Source",
     "SourceError",
     "SourceUnavailable",
+    "SqlDatabase",
     "at_least",
     "expect",
     "load_settings",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
+from dotenv import dotenv_values
 from pydantic import SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
@@ -250,6 +252,40 @@ class Settings(BaseSettings):
     def worker_environment(self) -> dict[str, str]:
         """The environment of an extraction worker: no database passwords and no notification URL."""
         return {**self.environment(), "LAKE_CATALOG_PASSWORD": "", "LAKE_STATE_PASSWORD": "", "LAKE_NOTIFY_URL": ""}
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A secret of a source by its name; the text is read where the source is, and is never stored or shown.
+
+    Args:
+        name: The name of an environment variable of the run or worker, of a line of the project's ``.env``, or, in
+            lower case, of a file in ``LAKE_SECRETS_DIR``. The first that exists counts.
+    """
+
+    name: str
+
+    def reveal(self) -> str:
+        """The secret's text.
+
+        Raises:
+            BadInput: it is not set.
+        """
+        found = os.environ.get(self.name) or _dotenv(load_settings().project).get(self.name)
+        folder = os.environ.get("LAKE_SECRETS_DIR")
+        if not found and folder and (file := Path(folder, self.name.lower())).is_file():
+            found = file.read_text(encoding="utf-8").strip()
+        if not found:
+            raise BadInput(
+                f"The secret {self.name} is not set.",
+                f"set {self.name} in the environment of the run and its workers, or in .env",
+            )
+        return found
+
+
+def _dotenv(project: Path | None) -> dict[str, str | None]:
+    """The lines of a project's ``.env``; without a project, of the working directory's."""
+    return dotenv_values((project or Path.cwd()) / ".env", interpolate=False)
 
 
 def find_project(folder: Path) -> Path | None:

@@ -25,8 +25,8 @@ from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.errors import NoSource, Rejected, SourceError, SourceTimeout, SourceUnavailable, StorageError
 from ducklake_flows.extract import chunk
 from ducklake_flows.extract.chunk import Stopped, extract
-from ducklake_flows.extract.transient import is_transient
 from ducklake_flows.orchestration.server import until
+from ducklake_flows.sources.transient import is_transient
 from ducklake_flows.sources.values import Unfit
 from ducklake_flows.staging.receipt import Failure, Outcome, Receipt
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -15,6 +16,7 @@ from ducklake_flows.errors import BadInput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from ducklake_flows.datasets.audits import Audit
 
@@ -56,6 +58,15 @@ class Checked(Protocol):
         Raises:
             BadInput: they do not distinguish partitions of this grain.
         """
+        ...
+
+
+@runtime_checkable
+class Chunked(Protocol):
+    """A source that reads the partitions of a chunk together, such as over one connection."""
+
+    def chunk(self) -> AbstractContextManager[Callable[[Partition, Contract], Rows]]:
+        """Prepare to read some partitions. Yields a function that reads one, like `Source.read`."""
         ...
 
 
@@ -105,7 +116,7 @@ class Dataset:
             and an alert is sent. Without a `start` it counts from the first published partition. None: never overdue. A
             partition of grain ``full`` has no end, so that grain takes none.
         retries: How often a partition is read again after an error that may pass, such as a lost connection or HTTP
-            503; see ``ducklake_flows.extract.transient``.
+            503; see ``ducklake_flows.sources.transient``.
         retry_delay: Seconds before the first retry, at most 60. Each further delay is twice as long, up to 60 s, plus
             a random part. The worker reads the other partitions of its chunk first.
         timeout: Maximum seconds that the source may take for its next item; then the partition fails. None: unlimited.
@@ -260,13 +271,29 @@ class Dataset:
         named = self.source if callable(self.source) and hasattr(self.source, "__qualname__") else type(self.source)
         return f"{named.__module__.rpartition('.')[2]}.py: {named.__qualname__}"
 
-    def read(self, partition: Partition, known: Mapping[str, str] | None = None) -> Rows:
-        """Read one partition from the source; raises what the source raises."""
-        if isinstance(self.source, Source):
-            own = {self.partition_column: "TIMESTAMP" if self.grain is Grain.hour else "DATE"}
-            found = {name: data_type for name, data_type in own.items() if name} | dict(known or {})
-            return self.source.read(partition, replace(self.contract, known=found))
-        return self.source(partition)
+    def chunk(self) -> AbstractContextManager[Callable[[Partition, Contract], Rows] | None]:
+        """Prepare to read some partitions together; yields what `read` takes."""
+        return self.source.chunk() if isinstance(self.source, Chunked) else nullcontext()
+
+    def read(
+        self,
+        partition: Partition,
+        known: Mapping[str, str] | None = None,
+        using: Callable[[Partition, Contract], Rows] | None = None,
+    ) -> Rows:
+        """Read one partition from the source; raises what the source raises.
+
+        Args:
+            partition: The partition.
+            known: The raw table's columns and DuckDB types.
+            using: From `chunk`.
+        """
+        if using is None and not isinstance(self.source, Source):
+            return self.source(partition)
+        own = {self.partition_column: "TIMESTAMP" if self.grain is Grain.hour else "DATE"}
+        found = {name: data_type for name, data_type in own.items() if name} | dict(known or {})
+        contract = replace(self.contract, known=found)
+        return using(partition, contract) if using else self.source.read(partition, contract)  # type: ignore[union-attr]
 
 
 _UNITS = ("minute", "hour", "day", "week")

@@ -34,9 +34,9 @@ from ducklake_flows.extract.pace import Pace
 from ducklake_flows.extract.reader import Reader
 from ducklake_flows.extract.split import split
 from ducklake_flows.extract.stage import put, sync
-from ducklake_flows.extract.transient import is_transient
 from ducklake_flows.project import get_dataset
 from ducklake_flows.scratch import scratch, sweep
+from ducklake_flows.sources.transient import is_transient
 from ducklake_flows.sources.values import Unfit
 from ducklake_flows.staging.inspect import MARK
 from ducklake_flows.staging.layout import new_chunk
@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 
     from tenacity import AttemptManager
 
+    from ducklake_flows.datasets.contract import Contract
+    from ducklake_flows.datasets.dataset import Rows
+    from ducklake_flows.datasets.partitions import Partition
     from ducklake_flows.settings import Settings
     from ducklake_flows.staging.receipt import Outcome
 
@@ -108,7 +111,7 @@ def extract(
             raise Stopped
 
     run = _Run(dataset, table or {}, go_on, Pace(pace, go_on), time.monotonic() + limit)
-    with scratch() as work, contextlib.closing(run):
+    with scratch() as work, dataset.chunk() as run.using, contextlib.closing(run):
         begun = run.all(attempts, work)
         chunk = new_chunk() if len(begun) > 1 else ""
         for attempt in begun:
@@ -133,6 +136,8 @@ class _Run:
         self, dataset: Dataset, table: Mapping[str, str], go_on: Callable[[], None], pace: Pace, until: float
     ) -> None:
         self._dataset, self._table, self._go_on, self._pace, self._until = dataset, table, go_on, pace, until
+        self.using: Callable[[Partition, Contract], Rows] | None = None
+        """How a source reads that reads a chunk's partitions together."""
         self._reader: Reader[pa.Table] = Reader(dataset.timeout and dataset.timeout + pace.seconds, go_on)
 
     def close(self) -> None:
@@ -250,7 +255,7 @@ class _Run:
     def _items(self, attempt: Attempt) -> Iterator[Any]:
         """The source's items, no faster than the rate limit."""
         self._pace.wait()
-        for item in items_of(self._dataset.read(attempt.partition, self._table)):
+        for item in items_of(self._dataset.read(attempt.partition, self._table, self.using)):
             self._pace.asked()
             self._go_on()
             yield item

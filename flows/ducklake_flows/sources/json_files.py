@@ -47,7 +47,7 @@ def read(path: Path) -> Iterator[tuple[int, list[dict[str, Any]]]]:
                 continue
             if not rows:
                 first = number
-            rows.append(_quickly(line) or _object(_parsed(line, f"line {number}"), f"line {number}"))
+            rows.append(_quickly(line) or _object(parsed(line, f"line {number}"), f"line {number}"))
             if len(rows) == BATCH:
                 yield first, rows
                 rows = []
@@ -71,12 +71,21 @@ _LONG = re.compile(rb"[0-9.]{17}|[0-9.][eE]|NaN|Infinity")
 
 
 def _array(text: bytes) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    rows = [_object(row, f"element {number}") for number, row in enumerate(_parsed(text, "the array"), 1)]
+    rows = [_object(row, f"element {number}") for number, row in enumerate(parsed(text, "the array"), 1)]
     for start in range(0, len(rows), BATCH):
         yield start + 1, rows[start : start + BATCH]
 
 
-def _parsed(text: bytes, where: str) -> Any:
+def parsed(text: bytes, where: str) -> Any:
+    """Parse one JSON text. A number is an int, a float if that holds all of its digits, or a Decimal.
+
+    Args:
+        text: UTF-8.
+        where: What the text is, for errors.
+
+    Raises:
+        SourceError: it is not JSON, or an object has a key twice.
+    """
     try:
         return _DECODER.decode(text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

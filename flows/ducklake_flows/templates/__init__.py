@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ducklake_flows.datasets.dataset import KEY, Dataset
+from ducklake_flows.datasets.partitions import Grain
 from ducklake_flows.errors import BadInput, NotInitialised
 from ducklake_flows.lake.connect import connected
 from ducklake_flows.lake.schema import table_columns
@@ -44,6 +45,15 @@ _SHARED = (
 
 _NAMES = {"_pyproject.toml": "pyproject.toml", "_gitignore": ".gitignore", "_dockerignore": ".dockerignore"}
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_CRONS = {
+    Grain.hour: "@hourly",
+    Grain.week: "0 0 * * 1",
+    Grain.month: "@monthly",
+    Grain.quarter: "0 0 1 */3 *",
+    Grain.year: "@yearly",
+}
+"""The intervals of a model of partitions that are no days, as SQLMesh's cron: a week begins on Monday."""
+
 _LAYERS = {"bronze": "raw", "silver": "bronze", "gold": "silver"}
 """The layer that a layer's models read from."""
 
@@ -178,6 +188,8 @@ def write_model(settings: Settings, name: str, dataset: Dataset) -> Path:
     if day:
         kind = f"time_column {day},\n    batch_size 366,\n    partition_by_time_column FALSE"
         lines.append(f"kind INCREMENTAL_BY_TIME_RANGE (\n    {kind}\n  )")
+        if cron := _CRONS.get(dataset.grain):
+            lines.append(f"cron '{cron}'")
     else:
         lines.append("kind FULL")
     if dataset.primary_key:
@@ -188,7 +200,8 @@ def write_model(settings: Settings, name: str, dataset: Dataset) -> Path:
         lines.append(f"audits (\n    not_null(columns := ({', '.join(keys)}))\n  )")
     properties = ",\n  ".join(lines)
     selected = ",\n  ".join([*([day] if day else []), *_columns(settings, dataset)])
-    where = f"\nWHERE\n  {day} BETWEEN @start_date AND @end_date" if day else ""
+    bounds = "@start_dt AND @end_dt" if dataset.grain is Grain.hour else "@start_date AND @end_date"
+    where = f"\nWHERE\n  {day} BETWEEN {bounds}" if day else ""
     text = f"MODEL (\n  {properties}\n);\n\nSELECT\n  {selected}\nFROM {below}{where}\n"
     return settings.models / _write(settings.models, {Path("models", layer, f"{table}.sql"): text})[0]
 

@@ -1,31 +1,15 @@
-"""Orders by day, from an API: ``GET {ORDERS_URL}/orders/2024-01-01.json`` returns a list of objects."""
+"""Orders by day, from an API: ``GET {ORDERS_URL}/orders/2024-01-01.json`` answers with a list of objects."""
 
 import os
-from collections.abc import Iterator
 from datetime import date
-from typing import Any
 
-from ducklake_flows import Contract, Dataset, NoSource, Partition, at_least, expect
+from ducklake_flows import Contract, Dataset, RestApi, at_least, expect
 
-
-def orders(partition: Partition) -> Iterator[Any]:
-    """The orders of one day, by dlt's REST client, which retries and follows pages."""
-    from dlt.sources.helpers.requests import HTTPError
-    from dlt.sources.helpers.rest_client.client import RESTClient
-    from dlt.sources.helpers.rest_client.paginators import SinglePagePaginator
-
-    client = RESTClient(os.environ.get("ORDERS_URL", "http://127.0.0.1:8000"), paginator=SinglePagePaginator())
-    try:
-        yield from client.paginate(f"orders/{partition}.json")
-    except HTTPError as error:
-        if error.response is not None and error.response.status_code == 404:
-            raise NoSource(f"the API has no orders of {partition}") from None
-        raise
-
+URL = os.environ.get("ORDERS_URL", "http://127.0.0.1:8000")
 
 DATASET = Dataset(
     key="orders",
-    source=orders,
+    source=RestApi(f"{URL}/orders/{{partition}}.json", paginator="single_page"),
     partition_column="order_date",
     primary_key=("order_id",),
     contract=Contract(

@@ -1,0 +1,107 @@
+"""Requests with placeholders for a partition: ``{partition}``, ``{start}``, ``{end}`` and ``{last}``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from ducklake_flows.datasets.partitions import Grain, Partition, partition_at
+from ducklake_flows.errors import BadInput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NAMES = ("partition", "start", "end", "last")
+
+_PLACE = re.compile(r"\{(partition|start|end|last)(?::([^{}]*))?\}")
+_ANY = re.compile(r"\{[^{}\s]*\}")
+_UNIX = {"unix": 1, "unix_ms": 1000}
+
+
+def filled(value: Any, partition: Partition) -> Any:
+    """A value with the placeholders of all its texts replaced, in mappings and lists, too.
+
+    ``{partition}`` is the partition's key; ``{start}`` its start and ``{end}`` its end (exclusive), in UTC, as
+    ``2024-01-31T00:00:00Z``; ``{last}`` its last day. A format may follow: ``{start:%Y/%m/%d}``, ``{start:unix}`` or
+    ``{start:unix_ms}``, seconds or milliseconds since 1970. A text that is just one of the last two becomes a number.
+
+    Raises:
+        BadInput: a format is not valid.
+    """
+    if isinstance(value, str):
+        if (whole := _PLACE.fullmatch(value)) and whole[2] in _UNIX:
+            return int(_text(whole, partition))
+        return _PLACE.sub(lambda found: _text(found, partition), value)
+    if isinstance(value, Mapping):
+        return {key: filled(inner, partition) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [filled(inner, partition) for inner in value]
+    return value
+
+
+def moment(partition: Partition, name: str) -> datetime:
+    """A bound of a partition with time zone: ``start``, ``end`` (exclusive) or ``last``, its last microsecond."""
+    end = partition.start if name == "start" else partition.end
+    return end.replace(tzinfo=UTC) - timedelta(microseconds=name == "last")
+
+
+def _text(found: re.Match[str], partition: Partition) -> str:
+    name, form = found[1], found[2] or ""
+    if name == "partition":
+        if form:
+            raise BadInput(f"{found[0]!r}: a partition's key has no format.", "use {start:%Y-%m-%d}")
+        return partition.key
+    bound = moment(partition, name)
+    if name == "last" and not form:
+        return bound.date().isoformat()
+    if form in _UNIX:
+        return str(int(bound.timestamp()) * _UNIX[form])
+    if "%s" in form:
+        raise BadInput(f"{found[0]!r}: %s depends on the machine.", "use {start:unix}")
+    return bound.strftime(form or "%Y-%m-%dT%H:%M:%SZ")
+
+
+def check(what: Any, key: str, grain: Grain, *, strict: Any = ()) -> None:
+    """Check that a request distinguishes partitions of a grain.
+
+    Args:
+        what: All parts of the request that may have placeholders.
+        key: The dataset's key.
+        grain: Its grain.
+        strict: The parts in which braces mean nothing else, so that an unknown placeholder is an error.
+
+    Raises:
+        BadInput: two partitions have the same request, a placeholder is not known, or a dataset of grain ``full`` has
+            any.
+    """
+    for text in _texts(strict):
+        if unknown := [found for found in _ANY.findall(text) if not _PLACE.fullmatch(found)]:
+            known = ", ".join(f"{{{name}}}" for name in NAMES)
+            raise BadInput(f"{key}: {unknown[0]!r} in {text!r} is not a placeholder.", f"choose from {known}")
+    if grain is Grain.full:
+        if found := next((text for text in _texts(what) if _PLACE.search(text)), None):
+            raise BadInput(
+                f"{key}: {found!r} contains a partition, but a dataset of grain full has only one.",
+                "leave the placeholder out",
+            )
+        return
+    first = partition_at(datetime(2024, 1, 30), grain)
+    if filled(what, first) == filled(what, partition_at(first.end, grain)):
+        raise BadInput(
+            f"{key}: the request does not say which {grain} it asks for.",
+            'put it into the URL or the parameters, for example params={"from": "{start}", "to": "{end}"}',
+        )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value, except the keys of mappings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)

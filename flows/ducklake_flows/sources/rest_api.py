@@ -1,0 +1,180 @@
+"""The shared ``rest_api`` source: one window of an HTTP API per partition, page by page, by dlt's REST client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, get_args
+from urllib.parse import urlencode, urlsplit
+
+from ducklake_flows.errors import BadInput
+from ducklake_flows.settings import Secret
+from ducklake_flows.sources import placeholders
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dlt.sources.helpers.rest_client.paginators import BasePaginator
+    from requests.auth import AuthBase
+
+    from ducklake_flows.datasets.contract import Contract
+    from ducklake_flows.datasets.partitions import Grain, Partition
+
+PAGINATORS = ("auto", "single_page", "header_link", "header_cursor", "json_link", "cursor", "offset", "page_number")
+"""dlt's paginators."""
+
+AUTHS = ("bearer", "api_key", "http_basic", "oauth2_client_credentials")
+"""dlt's ways to authenticate."""
+
+_SECRET = {"token", "api_key", "password", "client_secret", "access_token"}
+
+Method = Literal["GET", "POST"]
+
+
+@dataclass(frozen=True)
+class RestApi:
+    """An HTTP API that answers with JSON, page by page.
+
+    Texts of the URL, the parameters, the headers and the body may contain ``{partition}`` (the partition's key),
+    ``{start}``, ``{end}`` (exclusive; both in UTC, as ``2024-01-31T00:00:00Z``) and ``{last}`` (the last day). A format
+    may follow: ``{start:%Y/%m/%d}``, or ``{start:unix}`` and ``{start:unix_ms}`` for seconds and milliseconds.
+
+    Args:
+        url: The URL of the first page.
+        rows: Where an answer has its rows: a JSONPath such as ``data.items``; "": the answer is a list of objects. An
+            answer that has nothing there is an error, so that a changed API never looks like an empty partition.
+        params: Parameters of the query.
+        paginator: How to ask for the next page: the name of one of dlt's paginators, or its configuration, for example
+            ``{"type": "offset", "limit": 100, "total_path": "total"}``. ``auto`` finds links and cursors in the first
+            answer. Each partition gets a fresh one.
+        max_pages: More pages fail the partition; they never shorten it.
+        auth: One of dlt's ways to authenticate, with secrets by name: ``{"type": "bearer", "token":
+            Secret("ORDERS_TOKEN")}``; also ``api_key``, ``http_basic`` and ``oauth2_client_credentials``.
+        headers: Headers of each request.
+        method: GET or POST.
+        json: The body of a POST.
+        missing: Statuses of the first page that mean that there is no such partition (yet).
+        tries: How often a request is sent if the API does not answer, or answers 429 or 5xx. It waits for the time that
+            a ``Retry-After`` names, up to an hour, or for 1, 2, 4, ... seconds.
+        timeout: Seconds to wait for an answer.
+    """
+
+    url: str
+    rows: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    paginator: str | Mapping[str, Any] = "auto"
+    max_pages: int = 10_000
+    auth: Mapping[str, Any] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    method: Method = "GET"
+    json: Mapping[str, Any] | None = None
+    missing: tuple[int, ...] = (404,)
+    tries: int = 5
+    timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise BadInput(f"{self.url!r} is not a URL.", "begin it with https://")
+        if parts.username or parts.password:
+            raise BadInput(
+                f"The URL of {parts.hostname} contains a user or password.",
+                'use auth={"type": "http_basic", "username": ..., "password": Secret("NAME")}',
+            )
+        if self.method not in get_args(Method) or (self.json is not None and self.method == "GET"):
+            raise BadInput(f"method is {self.method!r}; only a POST has a body.", 'use method="POST"')
+        self._check_paginator()
+        self._check_auth()
+        for name, value in (("max_pages", self.max_pages), ("tries", self.tries), ("timeout", self.timeout)):
+            if value <= 0:
+                raise BadInput(f"{name} must be above 0, not {value}.")
+
+    def _check_paginator(self) -> None:
+        given = self.paginator
+        kind = given if isinstance(given, str) else given.get("type")
+        if kind not in PAGINATORS:
+            raise BadInput(f"{kind!r} is not a paginator.", f"choose from {', '.join(PAGINATORS)}")
+        if isinstance(given, Mapping) and (cut := {"maximum_page", "maximum_offset"} & given.keys()):
+            raise BadInput(
+                f"{min(cut)} would drop the pages after it.", "use max_pages, which is an error when reached"
+            )
+
+    def _check_auth(self) -> None:
+        if self.auth is None:
+            return
+        if self.auth.get("type") not in AUTHS:
+            raise BadInput(f"{self.auth.get('type')!r} is no way to authenticate.", f"choose from {', '.join(AUTHS)}")
+        if plain := [name for name in self.auth if name in _SECRET and not isinstance(self.auth[name], Secret)]:
+            raise BadInput(f"auth contains {plain[0]} as text.", f'name it instead: "{plain[0]}": Secret("NAME")')
+
+    def check(self, key: str, grain: Grain) -> None:
+        """Check that the request distinguishes partitions of this grain.
+
+        Raises:
+            BadInput: it does not.
+        """
+        parts = (self.url, self.params, self.headers)
+        placeholders.check([*parts, self.json], key, grain, strict=parts)
+
+    def versions(self, partitions: Sequence[Partition]) -> Mapping[str, str]:
+        """An API cannot tell before it is read."""
+        return {partition.key: "" for partition in partitions}
+
+    def origin(self, partition: Partition) -> str:
+        """The method and the URL, with those parameters that name the partition."""
+        named = {
+            name: value
+            for name, value in placeholders.filled(self.params, partition).items()
+            if value != self.params[name]
+        }
+        url = placeholders.filled(self.url, partition)
+        return f"{self.method} {url}{'?' if named else ''}{urlencode(named)}"
+
+    def read(self, partition: Partition, contract: Contract) -> Iterator[list[dict[str, Any]]]:  # noqa: ARG002
+        """Read one partition's rows, a list for each page. Numbers keep all digits.
+
+        Raises:
+            NoSource: the first page has one of the statuses of `missing`.
+            SourceError: an answer is not as described, or the API refuses the request.
+            SourceUnavailable: the API does not answer.
+        """
+        from ducklake_flows.sources.rest_pages import pages
+
+        yield from pages(self, partition)
+
+    def secrets(self) -> list[str]:
+        """The texts of the secrets, to remove them from messages.
+
+        Raises:
+            BadInput: one is not set.
+        """
+        return [value.reveal() for value in (self.auth or {}).values() if isinstance(value, Secret)]
+
+    def fresh_paginator(self) -> BasePaginator | None:
+        """A paginator for one partition; None if it is found in the first answer.
+
+        Raises:
+            ValueError, TypeError: dlt does not take its configuration.
+        """
+        from dlt.sources.rest_api.config_setup import create_paginator
+
+        return create_paginator(self.paginator if isinstance(self.paginator, str) else dict(self.paginator))  # type: ignore[arg-type]
+
+    @cached_property
+    def authenticator(self) -> AuthBase | None:
+        """Adds the credentials to a request; kept, so that an OAuth2 token serves many partitions.
+
+        Raises:
+            BadInput: a secret is not set.
+        """
+        if self.auth is None:
+            return None
+        from dlt.sources.rest_api.config_setup import create_auth
+
+        given = {name: value.reveal() if isinstance(value, Secret) else value for name, value in self.auth.items()}
+        return create_auth(given)  # type: ignore[arg-type]
+
+    def forget_token(self) -> bool:
+        """Forget an OAuth2 token that the API no longer takes. Returns whether there was one."""
+        return "oauth2" in str((self.auth or {}).get("type")) and self.__dict__.pop("authenticator", None) is not None

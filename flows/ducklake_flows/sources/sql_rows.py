@@ -1,0 +1,196 @@
+"""The rows of a database's partition as Arrow tables, read by SQLAlchemy with the values of the database's driver."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+
+from ducklake_flows.datasets.names import columns_of
+from ducklake_flows.errors import BadInput, SourceError, SourceUnavailable, redacted
+from ducklake_flows.sources.rows import column_of
+from ducklake_flows.sources.transient import is_transient
+from ducklake_flows.sources.values import JSON, Unfit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.sql.base import Executable
+
+    from ducklake_flows.datasets.contract import Contract
+    from ducklake_flows.datasets.partitions import Partition
+    from ducklake_flows.sources.sql_database import SqlDatabase
+
+SNAPSHOTS = ("postgresql", "mysql", "mariadb")
+"""Databases whose transactions read one snapshot at the level REPEATABLE READ. A transaction of SQLite's would keep
+writers waiting."""
+
+_JSON_OIDS = {114, 3802}
+"""PostgreSQL's json and jsonb."""
+
+
+@lru_cache(maxsize=32)
+def engine(url: str, password: str | None) -> Engine:
+    """Connections to a database, kept for all partitions of a process.
+
+    Raises:
+        BadInput: SQLAlchemy does not know the database, or its driver is not installed.
+    """
+    try:
+        full = sa.make_url(url)
+        full = full.set(password=password) if password is not None else full
+        # JSON stays text, so that its numbers keep their digits and its null differs from no value.
+        options = {"json_deserializer": _text} if full.get_backend_name() == "postgresql" else {}
+        return sa.create_engine(full, pool_pre_ping=True, **options)
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        raise BadInput(
+            f"The driver of {url.partition(':')[0]} cannot be used: {redacted(str(error))}",
+            "install it in the environment of the project and its workers, for example: pip install 'psycopg[binary]'",
+        ) from None
+
+
+class Opened:
+    """A source with a connection that reads partitions in one snapshot; see `SqlDatabase.chunk`."""
+
+    def __init__(self, source: SqlDatabase) -> None:
+        self._source = source
+        self._connection: Connection | None = None
+
+    def close(self) -> None:
+        """Close the connection; the next read opens another one, in a snapshot of its own."""
+        if self._connection is not None:
+            # An error here, on a lost connection, says nothing that the read has not said.
+            with contextlib.suppress(SQLAlchemyError):
+                self._connection.close()
+            self._connection = None
+
+    def read(self, partition: Partition, contract: Contract) -> Iterator[pa.Table]:
+        """Stream one partition's rows; see `SqlDatabase.read`."""
+        source = self._source
+        try:
+            yield from self._tables(partition, contract)
+        except SQLAlchemyError as error:
+            self.close()
+            raise _fault(source, partition, error) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _tables(self, partition: Partition, contract: Contract) -> Iterator[pa.Table]:
+        source = self._source
+        if self._connection is None:
+            self._connection = _connect(source)
+        streamed = self._connection.execution_options(stream_results=True, yield_per=source.batch)
+        done = 0
+        with contextlib.closing(streamed.execute(statement(source), source.values(partition))) as result:
+            names = list(result.keys())
+            codes = [column[1] for column in result.cursor.description] if result.cursor is not None else []
+            is_json = [source.dialect == "postgresql" and code in _JSON_OIDS for code in codes]
+            for rows in result.partitions(source.batch):
+                try:
+                    yield _table(names, is_json, rows, contract)
+                except Unfit as error:
+                    raise Unfit(error.column, error.why, None if error.row is None else error.row + done) from None
+                done += len(rows)
+        if source.dialect not in SNAPSHOTS:
+            self._connection.rollback()
+
+
+def statement(source: SqlDatabase, column: str | None = None) -> Executable:
+    """The query of a source, with quoted names and bound values.
+
+    Args:
+        source: The source.
+        column: Only this column.
+    """
+    if source.query:
+        if column is None:
+            return sa.text(source.query)
+        name = source.engine.dialect.identifier_preparer.quote(column)
+        return sa.text(f"SELECT {name} FROM ({source.query}) AS q")  # noqa: S608 - the dataset's query
+    return _of_table(source, column)
+
+
+def _of_table(source: SqlDatabase, column: str | None = None) -> sa.Select[Any]:
+    schema, _, name = source.table.rpartition(".")
+    names = (column,) if column else source.columns
+    # Without types: SQLAlchemy's would convert numbers to other ones.
+    table = sa.table(name, *map(sa.column, {*names, source.window} - {""}), schema=schema or None)
+    chosen = [table.c[name] for name in names] or [sa.literal_column("*")]
+    query = sa.select(*chosen).select_from(table)
+    if source.window:
+        window = table.c[source.window]
+        query = query.where(window >= sa.bindparam("start"), window < sa.bindparam("end"))
+    return query
+
+
+def _without_rows(source: SqlDatabase) -> Executable:
+    if source.query:
+        return sa.text(f"SELECT * FROM ({source.query}) AS q WHERE 1 = 0")  # noqa: S608 - the dataset's query
+    return _of_table(source).where(sa.false())
+
+
+def _connect(source: SqlDatabase) -> Connection:
+    connection = source.engine.connect()
+    if source.dialect in SNAPSHOTS:
+        connection = connection.execution_options(isolation_level="REPEATABLE READ")
+    if source.dialect == "postgresql":
+        connection.execute(sa.text("SET TRANSACTION READ ONLY"))
+        connection.execute(sa.text("SET LOCAL TIME ZONE 'UTC'"))
+    return connection
+
+
+def _table(names: Sequence[str], is_json: Sequence[bool], rows: Sequence[Any], contract: Contract) -> pa.Table:
+    """Convert rows to a table with the source's names.
+
+    Raises:
+        Unfit: a value cannot be stored exactly. The row is counted from the first of these.
+    """
+    try:
+        columns = columns_of(names, contract.rename)
+    except ValueError as error:
+        raise Unfit("", str(error)) from None
+    made = []
+    for name, of_json, values in zip(names, is_json, zip(*rows, strict=True), strict=True):
+        if of_json:
+            made.append(pa.ExtensionArray.from_storage(JSON, pa.array(values, pa.string())))
+        else:
+            made.append(column_of(values, columns[name], contract))
+    return pa.Table.from_arrays(made, names=list(names))
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else bytes(value).decode()
+
+
+def _fault(source: SqlDatabase, partition: Partition, error: SQLAlchemyError) -> SourceError:
+    """The error of a query, without the query, and with the column if a value has no Python form."""
+    cause = getattr(error, "orig", None) or error
+    text = redacted(" ".join(str(cause).split())[:300])
+    if is_transient(error):
+        return SourceUnavailable(f"{type(cause).__name__}: {text}")
+    if isinstance(error, DBAPIError) and type(cause).__name__ == "DataError":
+        column = _unreadable(source, partition)
+        if column:
+            return SourceError(f"column {column}: {text}", f"leave it out, or read it as text: CAST({column} AS text)")
+    return SourceError(f"{type(cause).__name__}: {text}", "correct the table, the columns or the query")
+
+
+def _unreadable(source: SqlDatabase, partition: Partition) -> str:
+    """The first column with a value that the driver cannot give; "" if there is none."""
+    values = source.values(partition)
+    with contextlib.closing(_connect(source)) as connection:
+        names = list(connection.execute(_without_rows(source), values).keys())
+    for name in names:
+        try:
+            with contextlib.closing(_connect(source)) as connection:
+                for _ in connection.execution_options(yield_per=source.batch).execute(statement(source, name), values):
+                    pass
+        except DBAPIError:
+            return str(name)
+    return ""

@@ -1,0 +1,355 @@
+"""`SqlDatabase` against PostgreSQL and SQLite: the rows of a window exactly, or refused with their column."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections import Counter
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from ducklake_flows import Dataset, Secret, SqlDatabase
+from ducklake_flows.datasets.partitions import Grain, parse_partition
+from ducklake_flows.errors import BadInput
+from ducklake_flows.extract.chunk import extract
+from ducklake_flows.staging.receipt import Failure, Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from ducklake_flows.staging.receipt import Outcome
+    from tests.conftest import Lake, Services
+
+DAYS = [f"2024-01-{day:02}" for day in range(1, 5)]
+
+
+@pytest.fixture
+def shop(services: Services, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, psycopg.Connection[Any]]]:
+    """A PostgreSQL database: the URL of a source, and a connection of its owner, which commits each statement."""
+    number = len(list(services.folder.glob("shop*"))) + 1
+    (services.folder / f"shop{number}").touch()
+    name = f"shop{number}"
+    services.postgres.database(name, services.password)
+    monkeypatch.setenv("SHOP_PASSWORD", services.password)
+    place = f"host=127.0.0.1 port={services.postgres.port} dbname={name} user={name}"
+    with psycopg.connect(place, password=services.password, autocommit=True) as con:
+        yield f"postgresql+psycopg://{name}@127.0.0.1:{services.postgres.port}/{name}", con
+
+
+def of(url: str, **options: Any) -> SqlDatabase:
+    return SqlDatabase(url, password=Secret("SHOP_PASSWORD"), **options)
+
+
+def dataset(source: SqlDatabase, **options: Any) -> Dataset:
+    given = {"partition_column": "day", "start": date(2024, 1, 1), "retries": 0, **options}
+    return Dataset("readings", source, **given)
+
+
+def read(lake: Lake, source: SqlDatabase, *keys: str, **options: Any) -> list[Outcome]:
+    return extract(dataset(source, **options), dict.fromkeys(keys or DAYS, ""), lake.settings)
+
+
+def stored(lake: Lake, outcomes: list[Outcome], query: str) -> list[dict[str, Any]]:
+    assert all(isinstance(outcome, Receipt) for outcome in outcomes), outcomes
+    lake.publish(outcomes)
+    assert lake.errors() == []
+    return lake.sql(query)
+
+
+def error(outcomes: list[Outcome]) -> str:
+    (outcome,) = outcomes
+    assert isinstance(outcome, Failure), outcome
+    return outcome.error
+
+
+VALUES: list[tuple[str, str, Any]] = [
+    ("small", "smallint '-7'", -7),
+    ("big", "bigint '9223372036854775807'", 9223372036854775807),
+    ("free", "numeric '12345678901234567890.123456789'", Decimal("12345678901234567890.123456789")),
+    ("scaled", "numeric(12, 2) '12.50'", Decimal("12.50")),
+    ("real", "double precision '0.1'", 0.1),
+    ("single", "real '0.1'", 0.1),
+    ("flag", "true", True),
+    ("text", "text 'größer ''x'''", "größer 'x'"),
+    ("padded", "char(4) 'ab'", "ab  "),
+    ("bytes", "bytea '\\x00ff'", b"\x00\xff"),
+    ("early", "date '0001-01-01'", date(1, 1, 1)),
+    ("late", "date '9999-12-31'", date(9999, 12, 31)),
+    ("local", "timestamp '1600-02-29 23:59:59.999999'", datetime(1600, 2, 29, 23, 59, 59, 999999)),
+    ("zoned", "timestamptz '2024-01-01 02:00:00+05'", datetime(2023, 12, 31, 21, tzinfo=UTC)),
+    ("clock", "time '12:34:56.789'", time(12, 34, 56, 789000)),
+    ("id", "uuid '6f1d6a3e-0000-4000-8000-000000000001'", "6f1d6a3e-0000-4000-8000-000000000001"),
+    ("mood", "mood 'happy'", "happy"),
+    ("list", "ARRAY[1, NULL, 3]", "[1,null,3]"),
+    ("exact_list", "ARRAY[0.12345678901234567890]", "[0.12345678901234567890]"),
+    ("json", "json '{\"a\":  0.12345678901234567890}'", '{"a":  0.12345678901234567890}'),
+    ("jsonb", "jsonb '{\"a\": 12345678901234567890.5}'", '{"a": 12345678901234567890.5}'),
+    ("json_null", "jsonb 'null'", "null"),
+    ("nothing", "NULL::bigint", None),
+]
+
+
+def test_every_type_of_postgresql_is_stored_exactly(lake: Lake, shop: tuple[str, psycopg.Connection[Any]]) -> None:
+    url, con = shop
+    con.execute("CREATE TYPE mood AS ENUM ('happy', 'sad')")
+    con.execute(f"CREATE TABLE things AS SELECT {', '.join(f'{sql} AS {name}' for name, sql, _ in VALUES)}")
+    con.execute("ALTER TABLE things ADD COLUMN at timestamptz DEFAULT '2024-01-01 12:00+00'")
+    outcomes = read(lake, of(url, table="things", window="at"), DAYS[0])
+    (row,) = stored(lake, outcomes, "FROM raw.readings")
+    for name, _, value in VALUES:
+        if name != "nothing":  # a column without values is not in the table yet
+            found = row[name]
+            assert found == pytest.approx(value) if name == "single" else found == value, (name, found)
+
+
+@pytest.mark.parametrize(
+    ("sql", "text"),
+    [
+        ("interval '1 month'", "column bad: datetime.timedelta(days=30) is a duration"),
+        ("numeric 'NaN'", "column bad: Decimal('NaN') cannot be stored: a decimal must be finite"),
+        ("numeric '1e40'", "41 digits are needed"),
+        ("timestamptz 'infinity'", "column bad: timestamp too large"),
+        ("date '4000-01-01 BC'", "column bad: date too small"),
+        ("timetz '12:00+02'", "a time of day must not have a zone"),
+        ("int4range(1, 5)", "which has no column type"),
+        ("inet '10.0.0.1'", "which has no column type"),
+    ],
+)
+@pytest.mark.short("sqlite+folder")
+def test_a_value_without_an_exact_form_is_refused_with_its_column(
+    lake: Lake, shop: tuple[str, psycopg.Connection[Any]], sql: str, text: str
+) -> None:
+    url, con = shop
+    con.execute(f"CREATE TABLE things AS SELECT 1 AS good, {sql} AS bad, date '2024-01-01' AS at")
+    found = error(read(lake, of(url, table="things", window="at"), DAYS[0]))
+    assert text in found, found
+    assert "bad" in found
+
+
+def test_a_row_belongs_to_the_window_that_its_column_is_in(
+    lake: Lake, shop: tuple[str, psycopg.Connection[Any]]
+) -> None:
+    """Whatever the type of the column and the zone of the server."""
+    url, con = shop
+    con.execute(f"ALTER DATABASE {url.rpartition('/')[2]} SET timezone = 'Pacific/Auckland'")
+    moments = [
+        datetime(2024, 1, day, hour, minute, second, tzinfo=UTC)
+        for day in range(1, 5)
+        for hour, minute, second in ((0, 0, 0), (11, 30, 0), (23, 59, 59))
+    ]
+    con.execute('CREATE TABLE "My Shop" (id int, zoned timestamptz, "local time" timestamp, plain date)')
+    for number, moment in enumerate(moments):
+        con.execute(
+            'INSERT INTO "My Shop" VALUES (%s, %s, %s, %s)',
+            [number, moment, moment.replace(tzinfo=None), moment.date()],
+        )
+    con.execute('INSERT INTO "My Shop" VALUES (99, NULL, NULL, NULL)')
+    expected = Counter(moment.date().isoformat() for moment in moments)
+    for window in ("zoned", "local time", "plain"):
+        source = of(url, query=f'SELECT id, plain FROM "My Shop" WHERE "{window}" >= :start AND "{window}" < :end')
+        found = {o.partition: o.rows for o in read(lake, source) if isinstance(o, Receipt)}
+        assert found == expected, window
+    con.execute('ALTER TABLE "My Shop" RENAME TO shop')
+    outcomes = read(lake, of(url, table="shop", window="local time", columns=("id", "plain")))
+    rows = stored(lake, outcomes, "SELECT id, plain, day FROM raw.readings ORDER BY id")
+    assert [row["id"] for row in rows] == list(range(len(moments)))
+    assert all(row["plain"] == row["day"] for row in rows)
+
+
+@pytest.mark.short("sqlite+folder")
+@pytest.mark.parametrize("grain", [Grain.hour, Grain.week, Grain.month])
+def test_a_query_binds_the_bounds_of_every_grain(
+    lake: Lake, shop: tuple[str, psycopg.Connection[Any]], grain: Grain
+) -> None:
+    url, con = shop
+    con.execute(
+        "CREATE TABLE ticks AS SELECT n, timestamptz '2024-01-01 00:00+00' + n * interval '1 hour' AS at "
+        "FROM generate_series(0, 24 * 40) n"
+    )
+    key = {Grain.hour: "2024-01-03T07", Grain.week: "2024-W02", Grain.month: "2024-01"}[grain]
+    partition = parse_partition(key, grain)
+    source = of(url, query="SELECT n, :partition AS part FROM ticks WHERE at BETWEEN :start AND :last AND :end > at")
+    (outcome,) = read(lake, source, key, grain=grain)
+    assert isinstance(outcome, Receipt)
+    assert outcome.rows == (partition.end - partition.start) / timedelta(hours=1)
+
+
+def test_the_partitions_of_a_chunk_are_read_in_one_snapshot(
+    lake: Lake, shop: tuple[str, psycopg.Connection[Any]]
+) -> None:
+    url, con = shop
+    con.execute("CREATE TABLE moved (id int, at date)")
+    con.execute("INSERT INTO moved SELECT n, date '2024-01-01' FROM generate_series(1, 10) n")
+
+    class Moving(SqlDatabase):
+        """After the first day was read, its rows move to the second."""
+
+        @contextlib.contextmanager
+        def chunk(self) -> Iterator[Any]:
+            with super().chunk() as read:
+
+                def then_move(partition: Any, contract: Any) -> Iterator[Any]:
+                    yield from read(partition, contract)
+                    con.execute("UPDATE moved SET at = date '2024-01-02'")
+
+                yield then_move
+
+    source = Moving(url, table="moved", window="at", password=Secret("SHOP_PASSWORD"))
+    outcomes = read(lake, source, *DAYS[:2])
+    assert {o.partition: o.rows for o in outcomes if isinstance(o, Receipt)} == {DAYS[0]: 10, DAYS[1]: 0}
+    # A chunk that begins later sees the new state.
+    outcomes = read(lake, source, *DAYS[:2])
+    assert {o.partition: o.rows for o in outcomes if isinstance(o, Receipt)} == {DAYS[0]: 0, DAYS[1]: 10}
+
+
+@pytest.mark.short("sqlite+folder")
+def test_a_lost_connection_is_opened_again_for_the_retry(lake: Lake, shop: tuple[str, psycopg.Connection[Any]]) -> None:
+    url, con = shop
+    con.execute("CREATE TABLE things AS SELECT n AS id, date '2024-01-01' + n % 4 AS at FROM generate_series(1, 40) n")
+    killed = list[int]()
+
+    class Cut(SqlDatabase):
+        """The server ends the connection in the middle of the second day."""
+
+        @contextlib.contextmanager
+        def chunk(self) -> Iterator[Any]:
+            with super().chunk() as read:
+
+                def cut(partition: Any, contract: Any) -> Iterator[Any]:
+                    for table in read(partition, contract):
+                        yield table
+                        if partition.key == DAYS[1] and not killed:
+                            killed.append(1)
+                            con.execute(
+                                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                            )
+
+                yield cut
+
+    source = Cut(url, table="things", window="at", password=Secret("SHOP_PASSWORD"), batch=3)
+    outcomes = read(lake, source, retries=1, retry_delay=0)
+    rows = stored(lake, outcomes, "SELECT id FROM raw.readings ORDER BY id")
+    assert [row["id"] for row in rows] == list(range(1, 41))
+    assert killed
+
+
+@pytest.mark.short("sqlite+folder")
+def test_a_refused_query_names_its_cause_and_no_secret(
+    lake: Lake, shop: tuple[str, psycopg.Connection[Any]], services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, _ = shop
+    found = read(lake, of(url, table="nope", window="at"), DAYS[0])
+    assert error(found) == 'UndefinedTable: relation "nope" does not exist LINE 2: FROM nope ^'
+    monkeypatch.setenv("SHOP_PASSWORD", "wrong-and-secret")
+    refused = read(lake, of(url.replace("127.0.0.1", "localhost"), table="nope", window="at"), DAYS[0])
+    assert "password authentication failed" in error(refused)
+    gone = read(lake, of("postgresql+psycopg://x@127.0.0.1:9/x", table="nope", window="at"), DAYS[0])
+    assert "Connection refused" in error(gone) or "connection failed" in error(gone)
+    assert not any(secret in repr([found, refused, gone]) for secret in (services.password, "wrong-and-secret"))
+    (missing,) = read(lake, of("oracle+nothing://x@db/x", table="nope", window="at"), DAYS[0])
+    assert isinstance(missing, Failure)
+    assert missing.error.startswith("The driver of oracle+nothing cannot be used")
+
+
+def sqlite_shop(tmp_path: Path) -> str:
+    """A SQLite database with times in each of the forms that one finds."""
+    path = tmp_path / "my shop.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as con:
+        con.execute(
+            "CREATE TABLE orders "
+            "(id INTEGER, amount REAL, big INTEGER, note, day DATE, at DATETIME, iso TEXT, s INTEGER)"
+        )
+        for number in range(24 * 4):
+            moment = datetime(2024, 1, 1, tzinfo=UTC) + timedelta(hours=number)
+            con.execute(
+                "INSERT INTO orders VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    number,
+                    0.1,
+                    2**62,
+                    "ü",
+                    f"{moment:%Y-%m-%d}",
+                    f"{moment:%Y-%m-%d %H:%M:%S}",
+                    f"{moment:%Y-%m-%dT%H:%M:%SZ}",
+                    int(moment.timestamp()),
+                ),
+            )
+        con.commit()
+    return f"sqlite:///{path}"
+
+
+def test_a_table_of_sqlite_is_read_by_day_and_by_hour(lake: Lake, tmp_path: Path) -> None:
+    url = sqlite_shop(tmp_path)
+    for window, form in (("day", ""), ("at", ""), ("iso", ""), ("s", "unix")):
+        source = SqlDatabase(url, table="orders", window=window, format=form)
+        found = {o.partition: o.rows for o in read(lake, source) if isinstance(o, Receipt)}
+        assert found == dict.fromkeys(DAYS, 24), window
+    for window, form in (("at", "%Y-%m-%d %H:%M:%S"), ("iso", "%Y-%m-%dT%H:%M:%SZ"), ("s", "unix")):
+        source = SqlDatabase(url, table="orders", window=window, format=form, columns=("id",))
+        (outcome,) = read(lake, source, "2024-01-03T07", grain=Grain.hour)
+        assert isinstance(outcome, Receipt)
+        assert outcome.rows == 1, window
+    rows = stored(
+        lake,
+        read(lake, SqlDatabase(url, table="orders", window="at")),
+        "SELECT count(*) AS n, min(big) AS big, min(amount) AS amount, min(note) AS note FROM raw.readings",
+    )
+    assert rows == [{"n": 96, "big": 2**62, "amount": 0.1, "note": "ü"}]
+
+
+@pytest.mark.short("sqlite+folder")
+def test_a_column_of_sqlite_with_values_of_two_kinds_is_refused(lake: Lake, tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "x.sqlite")) as con:
+        con.execute("CREATE TABLE things (day, v)")
+        con.execute("INSERT INTO things VALUES ('2024-01-01', 1), ('2024-01-01', 'a')")
+        con.commit()
+    source = SqlDatabase(f"sqlite:///{tmp_path / 'x.sqlite'}", table="things", window="day")
+    assert "row 2: column v: 'a' is text, but the earlier value 1 is an integer" in error(read(lake, source, DAYS[0]))
+
+
+@pytest.mark.short("sqlite+folder")
+def test_a_whole_table_is_one_partition(lake: Lake, tmp_path: Path) -> None:
+    source = SqlDatabase(sqlite_shop(tmp_path), table="orders", columns=("id",))
+    (outcome,) = read(lake, source, "full", grain=Grain.full, partition_column=None)
+    assert isinstance(outcome, Receipt)
+    assert (outcome.rows, list(outcome.columns)) == (96, ["id"])
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"url": "shop"}, "is not a database URL"),
+        ({"url": "postgresql://me:pw@host/x"}, "contains a password"),
+        ({}, "reads a table or a query"),
+        ({"table": "a", "query": "SELECT 1"}, "reads a table or a query"),
+        ({"query": "SELECT 1 WHERE :start < :end", "window": "x"}, "belong to a table"),
+        ({"table": "a; DROP TABLE b", "window": "x"}, "is not the name of a table"),
+        ({"table": "a"}, "which day does a row of a belong to"),
+        ({"query": "SELECT a::date FROM b"}, "does not say which day"),
+        ({"table": "a", "window": "x", "columns": "id"}, "columns is 'id'"),
+        ({"table": "a", "window": "x", "batch": 0}, "batch must be at least 1"),
+    ],
+)
+def test_a_wrong_description_is_refused_when_the_dataset_is_defined(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(BadInput, match=text) as refused:
+        dataset(SqlDatabase(**{"url": "postgresql+psycopg://me@host/x", **options}))
+    assert "pw" not in str(refused.value)
+
+
+def test_sqlite_must_say_how_hours_are_written_and_a_whole_table_has_no_window() -> None:
+    with pytest.raises(BadInput, match="SQLite has no type for times"):
+        dataset(SqlDatabase("sqlite:///x", table="a", window="x"), grain=Grain.hour)
+    dataset(SqlDatabase("sqlite:///x", table="a", window="x", format="unix"), grain=Grain.hour)
+    for source in (SqlDatabase("sqlite:///x", "a", window="x"), SqlDatabase("sqlite:///x", query="SELECT :start")):
+        with pytest.raises(BadInput, match="has only one partition"):
+            dataset(source, grain=Grain.full, partition_column=None)
+    origin = SqlDatabase("postgresql+psycopg://me@db.example.com/shop", table="a.b", window="x").origin(
+        parse_partition("2024-01-31", Grain.day)
+    )
+    assert origin == "postgresql://db.example.com/shop: a.b, x from 2024-01-31 00:00:00 to 2024-02-01 00:00:00"
