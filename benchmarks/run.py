@@ -18,7 +18,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import plots, simulation
+from benchmarks import plots, simulation, sources
 from benchmarks.measure import LANDED, ROOT, Bench, Target, about, contend
 from deployments.services import ObjectStore, Postgres, new_secret
 from ducklake_flows.cli.demo import land
@@ -149,6 +149,29 @@ class Bencher:
             targets.append(Target(f"{shape}: rows/s, times dlt's", rates["ours"] / rates["dlt"], 1, at_least=True))
         return Bench("Shapes", rows, targets)
 
+    def sources(self) -> Bench:
+        """Run a million rows of an API and five million of a database."""
+        rows, targets = [], []
+        password = new_secret()
+        with sources.api() as url, Postgres(self.folder / "postgres", self.folder) as postgres:
+            postgres.database("orders", password)
+            of = {"api": url, "database": sources.fill(postgres.port, "orders", password)}
+            for kind, what in (("api", "API, 1 M rows in pages of 1,000"), ("database", "PostgreSQL, 5 M rows")):
+                settings = self.local | {sources.URL: of[kind], sources.PASSWORD: password}
+                rates = {}
+                for who in ("ours", "dlt"):
+                    run = contend("sources", self.folder / f"{kind}-{who}", settings, who, kind)
+                    rates[who] = run["rows"] / run["wall"]
+                    by = {"ours": "this project, one worker", "dlt": "dlt"}[who]
+                    peak = run["peak_rss"]["process"]
+                    rows.append(
+                        {"source": what, "by": by, "rows": run["rows"], "rows/s": rates[who], "peak RSS, MiB": peak}
+                    )
+                    if who == "ours":
+                        targets.append(Target(f"{what}: peak RSS, MiB", peak, 1024))
+                targets.append(Target(f"{what}: rows/s, times dlt's", rates["ours"] / rates["dlt"], 1, at_least=True))
+        return Bench("Sources into Parquet", rows, targets)
+
 
 BENCHES: dict[str, Callable[[Bencher], Bench]] = {
     "year": Bencher.year,
@@ -157,6 +180,7 @@ BENCHES: dict[str, Callable[[Bencher], Bench]] = {
     "startup": lambda b: b.one("startup"),
     "workers": lambda b: b.one("workers"),
     "shapes": Bencher.shapes,
+    "sources": Bencher.sources,
     "growth": lambda b: b.one("growth"),
     "growth-postgres": Bencher.growth_postgres,
     "simulation": lambda b: simulation.run(RESULTS),
