@@ -14,7 +14,7 @@ import pytest
 
 from ducklake_flows import Dataset, Secret, SqlDatabase
 from ducklake_flows.datasets.partitions import Grain, parse_partition
-from ducklake_flows.errors import BadInput
+from ducklake_flows.errors import BadInput, SourceError
 from ducklake_flows.extract.chunk import extract
 from ducklake_flows.staging.receipt import Failure, Receipt
 
@@ -239,6 +239,35 @@ def test_a_lost_connection_is_opened_again_for_the_retry(lake: Lake, shop: tuple
     assert killed
 
 
+def test_a_changed_added_or_deleted_row_makes_its_partition_stale_and_no_other(
+    lake: Lake, shop: tuple[str, psycopg.Connection[Any]]
+) -> None:
+    url, con = shop
+    con.execute(
+        "CREATE TABLE things AS SELECT n AS id, date '2024-01-01' + n % 200 AS at, now() AS changed "
+        "FROM generate_series(1, 1000) n"
+    )
+    things = dataset(of(url, table="things", window="at", version="changed"), end=date(2024, 7, 30))
+    partitions = things.partitions()
+    assert len(partitions) > 200
+
+    def changed(sql: str) -> list[str]:
+        before = things.versions(partitions)
+        con.execute(sql)
+        after = things.versions(partitions)
+        assert list(after) == [partition.key for partition in partitions], "an empty one is there, too"
+        return [key for key in after if after[key] != before[key]]
+
+    assert changed("SELECT 1") == []
+    assert changed("UPDATE things SET changed = clock_timestamp() WHERE id = 7") == ["2024-01-08"]
+    assert changed("INSERT INTO things VALUES (0, '2024-07-30', now())") == ["2024-07-30"]
+    assert changed("DELETE FROM things WHERE id = 8") == ["2024-01-09"]
+    assert changed("UPDATE things SET at = '2024-01-02' WHERE id = 2") == ["2024-01-02", "2024-01-03"]
+    broken = dataset(of(url, table="nope", window="at", version="changed"))
+    with pytest.raises(SourceError, match='relation "nope" does not exist'):
+        broken.versions(partitions)
+
+
 @pytest.mark.short("sqlite+folder")
 def test_a_refused_query_names_its_cause_and_no_secret(
     lake: Lake, shop: tuple[str, psycopg.Connection[Any]], services: Services, monkeypatch: pytest.MonkeyPatch
@@ -295,6 +324,10 @@ def test_a_table_of_sqlite_is_read_by_day_and_by_hour(lake: Lake, tmp_path: Path
         (outcome,) = read(lake, source, "2024-01-03T07", grain=Grain.hour)
         assert isinstance(outcome, Receipt)
         assert outcome.rows == 1, window
+    counted = SqlDatabase(url, table="orders", window="at", version="s").versions(
+        dataset(source).partitions(end=date(2024, 1, 2))
+    )
+    assert counted == {DAYS[0]: "24:1704150000", DAYS[1]: "24:1704236400"}
     rows = stored(
         lake,
         read(lake, SqlDatabase(url, table="orders", window="at")),
@@ -334,6 +367,7 @@ def test_a_whole_table_is_one_partition(lake: Lake, tmp_path: Path) -> None:
         ({"query": "SELECT a::date FROM b"}, "does not say which day"),
         ({"table": "a", "window": "x", "columns": "id"}, "columns is 'id'"),
         ({"table": "a", "window": "x", "batch": 0}, "batch must be at least 1"),
+        ({"query": "SELECT :start", "version": "x"}, "belong to a table"),
     ],
 )
 def test_a_wrong_description_is_refused_when_the_dataset_is_defined(options: dict[str, Any], text: str) -> None:

@@ -47,6 +47,9 @@ class SqlDatabase:
         format: How times are written if they are not a type of the database: a `strftime` format such as
             ``%Y-%m-%d %H:%M:%S``, ``unix`` or ``unix_ms``. SQLite needs it for hours; its default is ``%Y-%m-%d``.
         batch: Rows that are read and converted at once.
+        version: A column of the table that grows with each change of a row, such as ``updated_at``. A partition's
+            version is then its number of rows and the greatest value: if they change, the partition is stale, and
+            `recheck` of the dataset loads it again. Without it, a change at the source is not seen.
     """
 
     url: str
@@ -57,6 +60,7 @@ class SqlDatabase:
     password: Secret | None = None
     format: str = ""
     batch: int = 10_000
+    version: str = ""
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -68,8 +72,8 @@ class SqlDatabase:
             raise BadInput(f"The URL of {parts.hostname} contains a password.", 'use password=Secret("NAME")')
         if bool(self.table) == bool(self.query):
             raise BadInput("A database source reads a table or a query.", 'table="shop.orders", or query="SELECT ..."')
-        if self.query and (self.window or self.columns):
-            raise BadInput("window and columns belong to a table.", "put them into the query")
+        if self.query and (self.window or self.columns or self.version):
+            raise BadInput("window, columns and version belong to a table.", "put the first two into the query")
         if self.table and not re.fullmatch(rf"({_IDENTIFIER}\.)?{_IDENTIFIER}", self.table):
             raise BadInput(f"{self.table!r} is not the name of a table.", 'table="shop.orders"')
         if isinstance(self.columns, str):
@@ -109,8 +113,17 @@ class SqlDatabase:
         return urlsplit(self.url).scheme.partition("+")[0]
 
     def versions(self, partitions: Sequence[Partition]) -> Mapping[str, str]:
-        """A database cannot tell before it is read."""
-        return {partition.key: "" for partition in partitions}
+        """The number of rows and the greatest value of `version`; "" without it.
+
+        Raises:
+            SourceError: the database refuses the query.
+            SourceUnavailable: the database does not answer.
+        """
+        if not self.version:
+            return {partition.key: "" for partition in partitions}
+        from ducklake_flows.sources.sql_rows import versions
+
+        return versions(self, partitions)
 
     def origin(self, partition: Partition) -> str:
         """The database, the table or query, and the window."""

@@ -30,6 +30,9 @@ SNAPSHOTS = ("postgresql", "mysql", "mariadb")
 """Databases whose transactions read one snapshot at the level REPEATABLE READ. A transaction of SQLite's would keep
 writers waiting."""
 
+TOGETHER = 100
+"""Partitions whose versions are asked for by one query. SQLite takes 500 parts of a query, and 999 values."""
+
 _JSON_OIDS = {114, 3802}
 """PostgreSQL's json and jsonb."""
 
@@ -76,7 +79,7 @@ class Opened:
             yield from self._tables(partition, contract)
         except SQLAlchemyError as error:
             self.close()
-            raise _fault(source, partition, error) from None
+            raise _fault(source, error, partition) from None
         except BaseException:
             self.close()
             raise
@@ -116,17 +119,49 @@ def statement(source: SqlDatabase, column: str | None = None) -> Executable:
     return _of_table(source, column)
 
 
+def versions(source: SqlDatabase, partitions: Sequence[Partition]) -> dict[str, str]:
+    """The number of rows and the greatest version of each partition, by key; see `SqlDatabase.versions`."""
+    found: dict[str, str] = {}
+    try:
+        with contextlib.closing(_connect(source)) as connection:
+            for first in range(0, len(partitions), TOGETHER):
+                some = partitions[first : first + TOGETHER]
+                for place, rows, newest in connection.execute(_counted(source, some)):
+                    found[some[place].key] = f"{rows}:{'' if newest is None else newest}"
+    except SQLAlchemyError as error:
+        raise _fault(source, error) from None
+    return {partition.key: found[partition.key] for partition in partitions}
+
+
+def _counted(source: SqlDatabase, partitions: Sequence[Partition]) -> sa.CompoundSelect[Any]:
+    """A row for each partition: its place, the number of its rows, and their greatest version."""
+    table = _table_of(source, [source.version])
+    newest = sa.func.max(table.c[source.version])
+    parts = []
+    for place, partition in enumerate(partitions):
+        part: sa.Select[Any] = sa.select(sa.literal_column(str(place)), sa.func.count(), newest).select_from(table)
+        if source.window:
+            values, window = source.values(partition), table.c[source.window]
+            part = part.where(window >= values["start"], window < values["end"])
+        parts.append(part)
+    return sa.union_all(*parts)
+
+
 def _of_table(source: SqlDatabase, column: str | None = None) -> sa.Select[Any]:
-    schema, _, name = source.table.rpartition(".")
     names = (column,) if column else source.columns
-    # Without types: SQLAlchemy's would convert numbers to other ones.
-    table = sa.table(name, *map(sa.column, {*names, source.window} - {""}), schema=schema or None)
+    table = _table_of(source, names)
     chosen = [table.c[name] for name in names] or [sa.literal_column("*")]
     query = sa.select(*chosen).select_from(table)
     if source.window:
         window = table.c[source.window]
         query = query.where(window >= sa.bindparam("start"), window < sa.bindparam("end"))
     return query
+
+
+def _table_of(source: SqlDatabase, columns: Sequence[str]) -> sa.TableClause:
+    """The table with these columns and that of the window; without types, since SQLAlchemy's would convert numbers."""
+    schema, _, name = source.table.rpartition(".")
+    return sa.table(name, *map(sa.column, {*columns, source.window} - {""}), schema=schema or None)
 
 
 def _without_rows(source: SqlDatabase) -> Executable:
@@ -168,13 +203,13 @@ def _text(value: str | bytes) -> str:
     return value if isinstance(value, str) else bytes(value).decode()
 
 
-def _fault(source: SqlDatabase, partition: Partition, error: SQLAlchemyError) -> SourceError:
+def _fault(source: SqlDatabase, error: SQLAlchemyError, partition: Partition | None = None) -> SourceError:
     """The error of a query, without the query, and with the column if a value has no Python form."""
     cause = getattr(error, "orig", None) or error
     text = redacted(" ".join(str(cause).split())[:300])
     if is_transient(error):
         return SourceUnavailable(f"{type(cause).__name__}: {text}")
-    if isinstance(error, DBAPIError) and type(cause).__name__ == "DataError":
+    if partition is not None and isinstance(error, DBAPIError) and type(cause).__name__ == "DataError":
         column = _unreadable(source, partition)
         if column:
             return SourceError(f"column {column}: {text}", f"leave it out, or read it as text: CAST({column} AS text)")
