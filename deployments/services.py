@@ -257,15 +257,27 @@ class ObjectStore:
         key_id: The access key id that it accepts.
         secret: The secret of the access key.
         port: Its port; a free one if None.
+        tls: PEM files of its certificate and key: then it speaks only TLS.
     """
 
-    def __init__(self, data: Path, logs: Path, key_id: str, secret: str, port: int | None = None) -> None:
+    def __init__(
+        self,
+        data: Path,
+        logs: Path,
+        key_id: str,
+        secret: str,
+        port: int | None = None,
+        tls: tuple[Path, Path] | None = None,
+    ) -> None:
         data.mkdir(parents=True, exist_ok=True)
         self.port = port or free_port()
         self.endpoint = f"{HOST}:{self.port}"
         self.service = Service(
             "object-store",
-            [str(BIN / "rclone"), "serve", "s3", "--addr", self.endpoint, str(data)],
+            [
+                *(str(BIN / "rclone"), "serve", "s3", "--addr", self.endpoint, str(data)),
+                *(("--cert", str(tls[0]), "--key", str(tls[1])) if tls else ()),
+            ],
             logs,
             # In the environment, so that process lists do not show the keys.
             {"RCLONE_AUTH_KEY": f'"{key_id},{secret}"', "RCLONE_CONFIG": os.devnull},

@@ -68,6 +68,7 @@ class Settings(BaseSettings):
     s3_secret: SecretStr | None = None
     s3_region: str = "us-east-1"
     s3_use_ssl: bool = True
+    s3_ca_file: Path | None = None
     notify_url: SecretStr | None = None
     openlineage_url: str | None = None
     retention_days: int = 30
@@ -105,7 +106,7 @@ class Settings(BaseSettings):
     def _names(cls, value: Any) -> Any:
         return [name for name in value.split(",") if name] if isinstance(value, str) else value
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "s3_ca_file", mode="before")
     @classmethod
     def _no_path_is_none(cls, value: Any) -> Any:
         return value or None
@@ -169,6 +170,10 @@ class Settings(BaseSettings):
             return Path(os.path.normpath(base / Path(path).expanduser()))
 
         found: dict[str, Any] = {"home": absolute(self.home), "datasets": tuple(map(absolute, self.datasets))}
+        if self.s3_ca_file is not None:
+            found["s3_ca_file"] = absolute(self.s3_ca_file)
+            if not found["s3_ca_file"].is_file():
+                raise ValueError(f"LAKE_S3_CA_FILE is no file: {found['s3_ca_file']}")
         if self.project is not None:
             found["project"] = base
             table = _table(base) or {}

@@ -292,7 +292,7 @@ def _has_bucket(settings: Settings, bucket: str, create: bool) -> bool:
         cause = " ".join(settings.redact(str(error)).split()).rpartition("Caused by ")[2][:200]
         raise StorageError(
             f"S3 at {_endpoint(settings)} does not answer like an S3 server: {cause}",
-            "start the server, or check LAKE_S3_ENDPOINT and LAKE_S3_USE_SSL",
+            "start the server, or check LAKE_S3_ENDPOINT, LAKE_S3_USE_SSL and LAKE_S3_CA_FILE",
         ) from None
 
 
@@ -309,6 +309,7 @@ def _arrow_s3(settings: Settings) -> FileSystem:
         scheme="https" if settings.s3_use_ssl else "http",
         connect_timeout=CONNECT_SECONDS,
         request_timeout=READ_SECONDS,
+        **({"tls_ca_file_path": str(settings.s3_ca_file)} if settings.s3_ca_file else {}),
     )
 
 
@@ -332,6 +333,7 @@ def _client(settings: Settings, retries: int) -> Minio:
         http_client=urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
             retries=urllib3.Retry(retries, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
+            ca_certs=str(settings.s3_ca_file) if settings.s3_ca_file else None,
         ),
     )
 

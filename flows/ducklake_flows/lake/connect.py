@@ -159,6 +159,8 @@ def prepare(con: DuckDBPyConnection, settings: Settings) -> None:
         }
         given = ", ".join(f"{key} {literal(value)}" for key, value in options.items())
         con.execute(f"CREATE OR REPLACE SECRET lake_s3 (TYPE s3, {given}, USE_SSL {settings.s3_use_ssl})")
+        if settings.s3_ca_file is not None:
+            con.execute(f"SET GLOBAL ca_cert_file = {literal(str(settings.s3_ca_file))}")
 
 
 def attach_sql(settings: Settings, *, read_only: bool = False, create: bool = False) -> str:
