@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, NoSuchModuleError, SQLAlchemyError
 
 from ducklake_flows.datasets.names import columns_of
 from ducklake_flows.errors import BadInput, SourceError, SourceUnavailable, redacted
@@ -74,15 +74,13 @@ class Opened:
 
     def read(self, partition: Partition, contract: Contract) -> Iterator[pa.Table]:
         """Stream one partition's rows; see `SqlDatabase.read`."""
-        source = self._source
-        try:
-            yield from self._tables(partition, contract)
-        except SQLAlchemyError as error:
-            self.close()
-            raise _fault(source, error, partition) from None
-        except BaseException:
-            self.close()
-            raise
+        with contextlib.ExitStack() as unless_done:
+            unless_done.callback(self.close)
+            try:
+                yield from self._tables(partition, contract)
+            except SQLAlchemyError as error:
+                raise _fault(self._source, error, partition) from None
+            unless_done.pop_all()
 
     def _tables(self, partition: Partition, contract: Contract) -> Iterator[pa.Table]:
         source = self._source
@@ -209,10 +207,8 @@ def _fault(source: SqlDatabase, error: SQLAlchemyError, partition: Partition | N
     text = redacted(" ".join(str(cause).split())[:300])
     if is_transient(error):
         return SourceUnavailable(f"{type(cause).__name__}: {text}")
-    if partition is not None and isinstance(error, DBAPIError) and type(cause).__name__ == "DataError":
-        column = _unreadable(source, partition)
-        if column:
-            return SourceError(f"column {column}: {text}", f"leave it out, or read it as text: CAST({column} AS text)")
+    if partition is not None and isinstance(error, DataError) and (column := _unreadable(source, partition)):
+        return SourceError(f"column {column}: {text}", f"leave it out, or read it as text: CAST({column} AS text)")
     return SourceError(f"{type(cause).__name__}: {text}", "correct the table, the columns or the query")
 
 
@@ -226,6 +222,6 @@ def _unreadable(source: SqlDatabase, partition: Partition) -> str:
             with contextlib.closing(_connect(source)) as connection:
                 for _ in connection.execution_options(yield_per=source.batch).execute(statement(source, name), values):
                     pass
-        except DBAPIError:
+        except DataError:
             return str(name)
     return ""
