@@ -14,7 +14,7 @@ from ducklake_flows.datasets.names import columns_of
 from ducklake_flows.errors import BadInput, SourceError, SourceUnavailable, redacted
 from ducklake_flows.sources.rows import column_of
 from ducklake_flows.sources.transient import is_transient
-from ducklake_flows.sources.values import JSON, Unfit
+from ducklake_flows.sources.values import JSON, NAIVE_US, UTC_US, Unfit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,8 +33,19 @@ writers waiting."""
 TOGETHER = 100
 """Partitions whose versions are asked for by one query. SQLite takes 500 parts of a query, and 999 values."""
 
-_JSON_OIDS = {114, 3802}
-"""PostgreSQL's json and jsonb."""
+_NUMERIC = 1700
+_KINDS = {
+    **dict.fromkeys((21, 23, 20), pa.int64()),
+    701: pa.float64(),
+    16: pa.bool_(),
+    **dict.fromkeys((25, 1043), pa.string()),
+    1082: pa.date32(),
+    1114: NAIVE_US,
+    1184: UTC_US,
+    **dict.fromkeys((114, 3802), JSON),
+}
+"""Types of PostgreSQL's columns by their numbers: smallint, integer, bigint; double precision; boolean; text, varchar;
+date, timestamp, timestamptz; json, jsonb. A column of such a type is converted as a whole."""
 
 
 @lru_cache(maxsize=32)
@@ -90,11 +101,11 @@ class Opened:
         done = 0
         with contextlib.closing(streamed.execute(statement(source), source.values(partition))) as result:
             names = list(result.keys())
-            codes = [column[1] for column in result.cursor.description] if result.cursor is not None else []
-            is_json = [source.dialect == "postgresql" and code in _JSON_OIDS for code in codes]
+            described = result.cursor.description if result.cursor is not None else [None] * len(names)
+            kinds = [_kind(column) if source.dialect == "postgresql" else None for column in described]
             for rows in result.partitions(source.batch):
                 try:
-                    yield _table(names, is_json, rows, contract)
+                    yield _table(names, kinds, rows, contract)
                 except Unfit as error:
                     raise Unfit(error.column, error.why, None if error.row is None else error.row + done) from None
                 done += len(rows)
@@ -178,8 +189,25 @@ def _connect(source: SqlDatabase) -> Connection:
     return connection
 
 
-def _table(names: Sequence[str], is_json: Sequence[bool], rows: Sequence[Any], contract: Contract) -> pa.Table:
+def _kind(column: Any) -> pa.DataType | None:
+    """The type of a column of PostgreSQL, by DB-API's description, if it holds all values of the column exactly."""
+    code, precision, scale = column[1], column[4], column[5]
+    if code == _NUMERIC:
+        exact = precision is not None and scale is not None and 0 <= scale <= precision <= 38
+        return pa.decimal128(18 if precision <= 18 else 38, scale) if exact else None
+    return _KINDS.get(code)
+
+
+def _table(
+    names: Sequence[str], kinds: Sequence[pa.DataType | None], rows: Sequence[Any], contract: Contract
+) -> pa.Table:
     """Convert rows to a table with the source's names.
+
+    Args:
+        names: Names of the columns.
+        kinds: Types of the columns; None: that of the values.
+        rows: The rows.
+        contract: Column names and declared types.
 
     Raises:
         Unfit: a value cannot be stored exactly. The row is counted from the first of these.
@@ -189,11 +217,15 @@ def _table(names: Sequence[str], is_json: Sequence[bool], rows: Sequence[Any], c
     except ValueError as error:
         raise Unfit("", str(error)) from None
     made = []
-    for name, of_json, values in zip(names, is_json, zip(*rows, strict=True), strict=True):
-        if of_json:
-            made.append(pa.ExtensionArray.from_storage(JSON, pa.array(values, pa.string())))
-        else:
-            made.append(column_of(values, columns[name], contract))
+    for name, kind, values in zip(names, kinds, zip(*rows, strict=True), strict=True):
+        column = None
+        if kind == JSON:
+            column = pa.ExtensionArray.from_storage(JSON, pa.array(values, pa.string()))
+        elif kind is not None and columns[name] not in contract.columns:
+            # A value that does not fit, such as NaN, is named below.
+            with contextlib.suppress(pa.ArrowException, ValueError, TypeError, OverflowError):
+                column = pa.array(values, kind, from_pandas=False)
+        made.append(column_of(values, columns[name], contract) if column is None else column)
     return pa.Table.from_arrays(made, names=list(names))
 
 
