@@ -125,7 +125,7 @@ def test_a_concurrent_writer_does_not_bring_the_old_statistics_back(
     con.close()
 
 
-@pytest.mark.parametrize("point", ["before COMMIT", "after COMMIT"])
+@pytest.mark.parametrize("point", ["before COMMIT", "repair committed"])
 def test_a_killed_repair_is_applied_entirely_or_not_at_all(wrong: Lake, tmp_path: Path, point: Point) -> None:
     switch = tmp_path / "kill-at"
     switch.write_text(point)
@@ -136,7 +136,7 @@ def test_a_killed_repair_is_applied_entirely_or_not_at_all(wrong: Lake, tmp_path
     )
     killed = subprocess.run([sys.executable, "-c", work, str(switch)], check=False)
     assert killed.returncode == -signal.SIGKILL
-    done = point == "after COMMIT"
+    done = point == "repair committed"
     assert looked_up(wrong) == ([*VALUES] if done else [VALUES[-1]])
     assert len(repair(wrong.settings)) == (0 if done else 1)
     assert looked_up(wrong) == [*VALUES]

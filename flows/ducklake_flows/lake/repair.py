@@ -242,7 +242,7 @@ def _once(settings: Settings, mark: str, plan: Callable[[DuckDBPyConnection], _P
                 con.execute(statement, values)
             failpoint("before COMMIT")
             con.execute("COMMIT")
-            failpoint("after COMMIT")
+            failpoint("repair committed")
     except duckdb.Error as error:
         text = settings.redact(" ".join(str(error).split())[:400])
         if snapshot is not None:

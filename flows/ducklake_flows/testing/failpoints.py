@@ -38,6 +38,8 @@ Point = Literal[
     "before the build is recorded",
     "mid compaction",
     "mid cleanup",
+    # A repair, also one that a publish needs before its own commit.
+    "repair committed",
 ]
 
 POINTS: tuple[Point, ...] = get_args(Point)
