@@ -52,10 +52,12 @@ def stage(
             "FILENAME_PATTERN '{uuid}', APPEND, RETURN_FILES)"
         ).fetchall()[0][1]
         found = using.execute(
-            f"SELECT {dataset.grain.key_sql(column)}, count(*), {fingerprint_sql(columns)} FROM rows GROUP BY ALL"
+            f"SELECT {column}, count(*), {fingerprint_sql(columns)} FROM rows GROUP BY ALL"
         ).fetchall()
     files = {path.rpartition(f"/{dataset.partition_column}=")[2].partition("/")[0]: path for path in written}
-    digests = {key: (count, fingerprint_text(count, digest)) for key, count, digest in found}
+    digests = {
+        dataset.scheme.holding(value).key: (count, fingerprint_text(count, digest)) for value, count, digest in found
+    }
     receipts = []
     for partition in partitions:
         path = files[quote(partition.value, safe="-")].removeprefix(settings.data_path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.datasets.contract import Contract
 from ducklake_flows.datasets.dataset import Dataset
-from ducklake_flows.datasets.partitions import Grain, parse_partition
+from ducklake_flows.datasets.partitions import Grain
 from ducklake_flows.extract.chunk import extract
 from ducklake_flows.lake import ledger
 from ducklake_flows.lake.connect import connected
@@ -34,7 +34,7 @@ class Case:
 
     def extract(self, *keys: str) -> list[Outcome]:
         """Extract partitions together, in one chunk."""
-        partitions = [parse_partition(key, self.dataset.grain) for key in keys]
+        partitions = [self.dataset.partition(key) for key in keys]
         versions = self.dataset.versions(partitions)
         return extract(self.dataset, {key: versions.get(key, "") for key in keys}, self.lake.settings, self.columns)
 
@@ -102,6 +102,7 @@ def case(
     source: Any = None,
     contract: Mapping[str, str] | None = None,
     grain: Grain = Grain.day,
+    divided: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Case:
     """A daily dataset whose source returns what the test sets, or uses the given source.
@@ -112,6 +113,7 @@ def case(
         source: A source. By default a function that returns `Case.given[partition]`, or the result of calling it.
         contract: The columns of the contract.
         grain: The grain of the dataset.
+        divided: Its segments or its zone: other arguments of the dataset.
         more: The other arguments of the contract.
     """
     given: dict[str, Any] = {}
@@ -126,6 +128,7 @@ def case(
         grain,
         partition_column=None if grain is Grain.full else "day",
         contract=Contract(contract or {}, **more),
+        **(divided or {}),
     )
     return Case(lake, dataset, given)
 

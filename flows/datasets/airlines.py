@@ -8,5 +8,5 @@ DATASET = Dataset(
     grain=Grain.full,
     primary_key=("carrier",),
     contract=Contract(columns={"carrier": "text", "name": "text"}, new_columns="freeze"),
-    schedule_hour=5,
+    schedule="0 5 * * *",
 )

@@ -21,5 +21,5 @@ DATASET = Dataset(
         },
         new_columns="freeze",
     ),
-    schedule_hour=5,
+    schedule="0 5 * * *",
 )

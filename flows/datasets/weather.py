@@ -35,5 +35,5 @@ DATASET = Dataset(
     ),
     start=date(2013, 1, 1),
     end=date(2013, 12, 31),
-    schedule_hour=6,
+    schedule="0 6 * * *",
 )

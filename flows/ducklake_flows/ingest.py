@@ -54,7 +54,8 @@ def ingest(
     """Extract and publish partitions of datasets.
 
     Args:
-        datasets: Keys of the datasets; default: all. ``@due``: those whose schedule hour (UTC) is the run's.
+        datasets: Keys of the datasets; default: all. ``@due 0 6 * * * UTC``: those with this
+            schedule and zone.
         start: First day; default: each dataset's start.
         end: Last day, included; default: each dataset's end.
         mode: Which partitions: missing, failed, missing_failed, stale or all; or several of them.
@@ -72,8 +73,11 @@ def ingest(
         RunFailed: some partitions failed, or some datasets could not be planned; all others are published.
     """
     settings, logger, began = load_settings(), get_run_logger(), time.monotonic()
-    named = [] if datasets == [DUE] else datasets or []
-    asked = due_datasets(flow_run.scheduled_start_time.hour) if datasets == [DUE] else get_datasets(named)
+    named = datasets or []
+    if named and named[0].startswith(DUE):
+        asked, named = due_datasets(named[0].removeprefix(DUE)), []
+    else:
+        asked = get_datasets(named)
     mode = Mode.all if force else mode
     summary = Summary([d.key for d in asked], flow_run.name or "")
     check(settings)

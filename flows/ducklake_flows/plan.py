@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ducklake_flows import storage
 from ducklake_flows.datasets.dataset import Dataset, Strays
-from ducklake_flows.datasets.partitions import Grain, Partition, parse_partition
+from ducklake_flows.datasets.partitions import Grain, Partition
 from ducklake_flows.errors import BadInput, LakeError, SourceError, StorageError, redacted
 from ducklake_flows.lake.connect import connected
 from ducklake_flows.lake.ledger import Entry, latest, published_by
@@ -121,7 +122,7 @@ def plan_each(
         start: First day; None means the dataset's own.
         end: Last day, inclusive; None means the dataset's own.
         mode: Which partitions would run.
-        only: Plan these partition keys instead of a range.
+        only: Plan these partitions instead of a range: keys, or patterns of keys with ``*`` that select from the range.
         named: Whether the user named the datasets.
         recorded: For a dataset without a start, plan the partitions that are in the ledger.
         known: The plan of a run that has just ended. The source is not asked again for the versions in it, except for
@@ -144,24 +145,32 @@ def plan_each(
     for dataset in datasets:
         try:
             if only:
-                wanted[dataset.key] = [parse_partition(key, dataset.grain) for key in only]
+                wanted[dataset.key] = _selected(dataset, only, start, end)
             elif not (recorded and start is None and dataset.needs_start):
                 wanted[dataset.key] = dataset.partitions(start, end)
         except BadInput as error:
             if named or only or not dataset.needs_start:
                 raise
             left_out.append(LeftOut(dataset.key, error, is_fault=False))
+        except Exception as error:  # noqa: BLE001 - the source cannot list its segments: it leaves out its dataset only
+            if isinstance(error, StorageError):
+                storage.check(settings)
+            left_out.append(LeftOut(dataset.key, _source_error(dataset, error), is_fault=True))
     asked = [d for d in datasets if d.key not in {left.dataset for left in left_out}]
     with connected(settings, read_only=True) if con is None else contextlib.nullcontext(con) as there:
         entries: dict[tuple[str, str], Entry] = {}
         for dataset in asked:
-            entries |= latest(there, dataset.key, [p.key for p in wanted.get(dataset.key, [])])
+            keys = [p.key for p in wanted.get(dataset.key, [])]
+            # By segment first, these keys do not sort by time, and some segments may be in the ledger only.
+            entries |= latest(there, dataset.key, [] if dataset.segment_column and not only else keys)
+            if dataset.segment_column and dataset.key in wanted and not only:
+                wanted[dataset.key] += _unlisted(dataset, wanted[dataset.key], entries, start, end)
     before = {(p.dataset, p.partition): p for p in known}
     planned: list[Planned] = []
     for dataset in asked:
         if dataset.key not in wanted:
             keys = sorted(partition for key, partition in entries if key == dataset.key)
-            wanted[dataset.key] = [parse_partition(key, dataset.grain) for key in keys]
+            wanted[dataset.key] = [dataset.partition(key) for key in keys]
         try:
             versions = _versions(dataset, wanted[dataset.key], entries, before)
         except Exception as error:  # noqa: BLE001 - any error of a source leaves out its dataset only
@@ -182,6 +191,40 @@ def plan_each(
     if not planned and len(faults) == 1:
         raise next(iter(faults.values()))
     return planned, left_out
+
+
+def _unlisted(
+    dataset: Dataset,
+    listed: Sequence[Partition],
+    entries: Iterable[tuple[str, str]],
+    start: date | None,
+    end: date | None,
+) -> list[Partition]:
+    """The partitions in a range of segments that are in the ledger, but that the source does not list any more."""
+    segments = {partition.segment for partition in listed}
+    periods = {partition.period for partition in dataset.periods(start, end)}
+    recorded = (dataset.partition(partition) for key, partition in sorted(entries) if key == dataset.key)
+    return [p for p in recorded if p.segment not in segments and p.period in periods]
+
+
+def _selected(dataset: Dataset, only: Sequence[str], start: date | None, end: date | None) -> list[Partition]:
+    """The partitions with these keys, and those of a range whose keys match one of these patterns.
+
+    Raises:
+        BadInput: a key is not a partition, a pattern matches none, or the range has no start.
+    """
+    exact = [dataset.partition(key) for key in only if "*" not in key]
+    patterns = [key for key in only if "*" in key]
+    there = dataset.partitions(start, end) if patterns else []
+    for pattern in patterns:
+        matching = re.compile(".*".join(map(re.escape, pattern.split("*"))))
+        found = [partition for partition in there if matching.fullmatch(partition.key)]
+        if not found:
+            raise BadInput(
+                f"{dataset.key}: no partition matches {pattern!r}.", f"a key looks like this: {dataset.scheme.example}"
+            )
+        exact += found
+    return list(dict.fromkeys(exact))
 
 
 def _versions(
@@ -230,8 +273,8 @@ def stale_left(planned: Sequence[Planned]) -> list[str]:
         span = min(partitions) if len(partitions) == 1 else f"{min(partitions)}..{max(partitions)}"
         count = "1 partition is" if len(partitions) == 1 else f"{len(partitions)} partitions are"
         where = " outside the recheck window" if dataset.recheck else ""
-        bounds = (parse_partition(found(partitions), dataset.grain).start.date() for found in (min, max))
-        span_given = " --start {} --end {}".format(*bounds) if dataset.needs_start else ""
+        days = sorted(dataset.partition(key).local.date() for key in partitions)
+        span_given = f" --start {days[0]} --end {days[-1]}" if dataset.needs_start else ""
         lines.append(f"{key}: {count} stale{where} ({span}): lake backfill {key}{span_given} --mode stale")
     return lines
 
@@ -252,9 +295,9 @@ def chosen(
         limit: At most so many, the first in this order.
         done: Left out, and part of the limit: what the run has published before it was resumed or retried.
     """
-    grains = {dataset.key: dataset.grain for dataset in datasets}
+    known = {dataset.key: dataset for dataset in datasets}
     found = [p for p in planned if p.runs and (p.dataset, p.partition) not in done]
-    found.sort(key=lambda p: parse_partition(p.partition, grains[p.dataset]).start, reverse=order is Order.newest)
+    found.sort(key=lambda p: known[p.dataset].partition(p.partition).start, reverse=order is Order.newest)
     return found if limit is None else found[: max(limit - len(done), 0)]
 
 
@@ -279,8 +322,10 @@ def at_most_one(
     if len(datasets) != 1:
         return False
     if only is not None:
-        return len(only) == 1
+        return len(only) == 1 and "*" not in only[0]
     (dataset,) = datasets
+    if dataset.segment_column:
+        return False
     if dataset.grain is Grain.full:
         return True
     return start is not None and end is not None and len(dataset.partitions(start, end)) <= 1

@@ -79,9 +79,16 @@ def get_datasets(keys: Sequence[str]) -> list[Dataset]:
     return [found.datasets[k] for k in dict.fromkeys(keys)] if keys else list(found.datasets.values())
 
 
-def due_datasets(hour: int) -> list[Dataset]:
-    """The datasets whose schedule hour (UTC) is this one."""
-    return [d for d in all_datasets().values() if d.schedule_hour == hour]
+def due_datasets(schedule: str) -> list[Dataset]:
+    """The datasets with this schedule: cron and zone, ``0 6 * * * Europe/Brussels``.
+
+    Raises:
+        BadInput: there is none.
+    """
+    found = [d for d in all_datasets().values() if d.schedule and f"{d.schedule} {d.timezone}" == schedule]
+    if not found:
+        raise BadInput(f"No dataset has the schedule {schedule!r} any more.", "lake deploy")
+    return found
 
 
 def get_dataset(key: str) -> Dataset:

@@ -7,7 +7,6 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
-from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.errors import LakeError, RunFailed
 from ducklake_flows.lake.publish import Publisher
 from ducklake_flows.lake.restore import stage_previous
@@ -42,7 +41,7 @@ def rollback(dataset: str, partition: str) -> dict[str, Any]:
     """
     settings = load_settings()
     definition = get_dataset(dataset)
-    key = parse_partition(partition, definition.grain)
+    key = definition.partition(partition)
     check(settings)
     receipt = stage_previous(settings, definition, key)
     publisher = Publisher(settings, [definition], str(flow_run.id))

@@ -146,7 +146,12 @@ def test_an_upgrade_keeps_what_an_operator_set(project: Project) -> None:
     project.change(
         concurrency_limit={"limit": 4, "collision_strategy": "ENQUEUE"},
         schedules=[
-            {"slug": "daily", "cron": "5 2 * * *", "timezone": "UTC", "parameters": {"datasets": ["@due"]}},
+            {
+                "slug": "daily",
+                "cron": "5 2 * * *",
+                "timezone": "UTC",
+                "parameters": {"datasets": ["@due 5 2 * * * UTC"]},
+            },
             {"slug": "more", "interval": 3600},
         ],
         triggers=[],

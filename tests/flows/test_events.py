@@ -66,7 +66,7 @@ def test_waiting_runs_are_named_as_they_will_be_when_they_start(
 ) -> None:
     soon, late = (datetime.now(UTC) + timedelta(seconds=seconds) for seconds in (15, 3 * 3600))
     given: list[tuple[Any, dict[str, Any], datetime, str]] = [
-        (ingest, {"datasets": ["@due"]}, soon, "ingest due first..last"),
+        (ingest, {"datasets": ["@due 0 6 * * * UTC"]}, soon, "ingest due 0 6 * * * UTC first..last"),
         (ingest, {"datasets": ["flights"], "partitions": ["2013-01-01"]}, soon, "ingest flights 2013-01-01"),
         (ingest, {"start": "2013-01-01", "limit": 5}, soon, "ingest all 2013-01-01..last, at most 5"),
         (pipeline, {"datasets": ["flights"]}, soon, "pipeline flights first..last"),

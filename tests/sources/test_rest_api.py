@@ -403,7 +403,7 @@ def test_hours_months_and_a_whole_table_are_told_apart() -> None:
     assert month.origin(parse_partition("2024-02", Grain.month)) == (
         "GET https://example.com/?from=2024-02-01&to=2024-02-29"
     )
-    with pytest.raises(BadInput, match="contains a partition"):
+    with pytest.raises(BadInput, match="stands for a time"):
         dataset(RestApi(url), grain=Grain.full, partition_column=None)
     dataset(RestApi("https://example.com/"), grain=Grain.full, partition_column=None)
 

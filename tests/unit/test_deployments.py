@@ -10,6 +10,7 @@ import pytest
 import yaml
 from prefect.exceptions import ParameterTypeError
 
+from ducklake_flows.errors import BadInput
 from ducklake_flows.ingest import ingest
 from ducklake_flows.maintain import maintain
 from ducklake_flows.orchestration import automations, events
@@ -17,7 +18,7 @@ from ducklake_flows.orchestration.deployments import checks, due
 from ducklake_flows.orchestration.names import DUE
 from ducklake_flows.orchestration.root_run import BACKFILL
 from ducklake_flows.pipeline import pipeline
-from ducklake_flows.project import all_datasets
+from ducklake_flows.project import due_datasets
 
 FILE = Path(__file__).parents[2] / "deployments" / "prefect.yaml"
 
@@ -32,7 +33,7 @@ def test_the_deployments_have_exactly_these_schedules_limits_and_triggers(
 ) -> None:
     found = {
         name: (
-            {s["slug"]: s["cron"] for s in d["schedules"]},
+            d["schedules"] if isinstance(d["schedules"], str) else {s["slug"]: s["cron"] for s in d["schedules"]},
             (d["concurrency_limit"]["limit"], d["concurrency_limit"]["collision_strategy"]),
             [t["expect"][0] for t in d.get("triggers", [])],
             d["work_pool"].get("work_queue_name"),
@@ -40,7 +41,7 @@ def test_the_deployments_have_exactly_these_schedules_limits_and_triggers(
         for name, d in deployments.items()
     }
     assert found == {
-        "ingest": ({"daily": "0 {{ due.hours }} * * *"}, (2, "ENQUEUE"), [], "ingest"),
+        "ingest": ("{{ due.schedules }}", (2, "ENQUEUE"), [], "ingest"),
         "arrived": ({}, (2, "ENQUEUE"), [events.ARRIVED], "arrived"),
         "transform": ({"daily": "45 7 * * *"}, (1, "ENQUEUE"), [events.PUBLISHED], None),
         "maintain": ({"nightly": "15 3 * * *"}, (1, "CANCEL_NEW"), [], None),
@@ -52,7 +53,6 @@ def test_the_deployments_have_exactly_these_schedules_limits_and_triggers(
     # The order in which the queues are created is the order of their priority.
     names = ["ingest", "arrived", "transform", "maintain", "verify", "freshness", "backfill", "pipeline"]
     assert list(found) == names
-    assert deployments["ingest"]["schedules"][0]["parameters"] == {"datasets": [DUE]}
     assert deployments["transform"]["triggers"][0]["match"][events.TRANSFORM] == "wanted"
     assert [name for name, d in deployments.items() if BACKFILL in d["tags"]] == ["backfill", "pipeline"]
 
@@ -62,7 +62,8 @@ def test_every_entrypoint_is_a_flow_that_accepts_the_given_parameters(deployment
         module, _, function = deployment["entrypoint"].rpartition(".")
         flow = getattr(import_module(module), function)
         assert flow.name == ("ingest" if name in ("arrived", "backfill") else name)
-        given = [s.get("parameters", {}) for s in deployment["schedules"]]
+        schedules = due()["schedules"] if name == "ingest" else deployment["schedules"]
+        given = [s.get("parameters", {}) for s in schedules]
         given += [t.get("parameters", {}) for t in deployment.get("triggers", [])]
         for parameters in given:
             assert parameters.keys() <= flow.parameters.properties.keys()
@@ -100,9 +101,22 @@ def test_a_transform_starts_only_after_its_event_window_has_ended(deployments: d
     assert int(trigger["schedule_after"].removeprefix("PT").removesuffix("S")) > trigger["within"] > 0
 
 
-def test_the_ingest_hours_are_the_schedule_hours_of_the_datasets() -> None:
-    hours = {d.schedule_hour for d in all_datasets().values() if d.schedule_hour is not None}
-    assert due() == {"hours": ",".join(str(h) for h in sorted(hours))} == {"hours": "5,6"}
+def test_each_schedule_of_the_datasets_is_one_of_the_ingest_deployment() -> None:
+    early, late = due()["schedules"]
+    assert early == {
+        "slug": "0-5-x-x-x-utc",
+        "cron": "0 5 * * *",
+        "timezone": "UTC",
+        "parameters": {"datasets": ["@due 0 5 * * * UTC"]},
+    }
+    assert late["cron"] == "0 6 * * *"
+    asked = [due_datasets(s["parameters"]["datasets"][0].removeprefix(DUE)) for s in (early, late)]
+    assert [sorted(d.key for d in found) for found in asked] == [
+        ["airlines", "airports", "planes"],
+        ["flights", "weather"],
+    ]
+    with pytest.raises(BadInput, match="No dataset has the schedule '0 4"):
+        due_datasets("0 4 * * * UTC")
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,8 @@ def backfill(
     end: End = None,
     mode: PlanMode = Mode.missing_failed.option,
     partition: Annotated[
-        list[str] | None, typer.Option(help="Only this partition, by key, instead of a range; may be repeated.")
+        list[str] | None,
+        typer.Option(help='Only this partition, by key, or those of the range that match: "eu/*". May be repeated.'),
     ] = None,
     order: Annotated[Order, typer.Option(help="Which partitions come first.")] = Order.newest,
     limit: Annotated[
@@ -242,10 +243,12 @@ def backfill(
     """Extract and publish partitions. Runs started by a schedule or an event go first on a shared cluster."""
     first, last = _range(start, end)
     modes = _modes(mode)
-    if partition and (not names or start or end):
+    if partition and not names:
+        raise BadInput("--partition needs the name of a dataset.", f"lake backfill DATASET --partition {partition[0]}")
+    if partition and (start or end) and not any("*" in key for key in partition):
         raise BadInput(
-            "--partition needs the name of a dataset, and no --start or --end.",
-            f"lake backfill DATASET --partition {partition[0]}",
+            "--start and --end belong to a pattern of partitions, not to a single one.",
+            f'lake backfill {(names or [""])[0]} --partition "{partition[0]}"',
         )
     from ducklake_flows.plan import at_most_one
     from ducklake_flows.project import get_datasets

@@ -120,9 +120,10 @@ def grid(planned: Sequence[Planned], unit: str | None = None) -> None:
         coarse = len(found.marks) < len(partitions)
         by = f", one mark per {found.unit}" if coarse else ""
         console.print(Text.assemble((dataset, "bold"), f"  {summary}, {count(rows, 'row')}", (by, "dim")))
+        margin = max(10, *map(len, found.lines))
         for label, states in found.lines.items():
             seen.update(state for state in states if state)
-            console.print(Text.assemble(f"  {label:10} ", *(_MARKS[state] if state else " " for state in states)))
+            console.print(Text.assemble(f"  {label:{margin}} ", *(_MARKS[state] if state else " " for state in states)))
     legend = [
         part for state, shown in _MARKS.items() if state in seen for part in (shown, f" {state.replace('_', ' ')}  ")
     ]

@@ -24,6 +24,9 @@ TYPES = (
 )
 """dlt's names of column types, and ``timestamp_ntz`` for a timestamp without zone. A ``timestamp`` is stored in UTC."""
 
+Zone = tuple[str, Literal["raise", "earliest", "latest"]]
+"""The zone of times without one, and which of two moments such a time is that comes twice."""
+
 NewColumns = Literal["evolve", "freeze", "discard_value"]
 
 
@@ -38,7 +41,9 @@ class Contract:
         rename: Column by source name, for names that must not become what `ducklake_flows.datasets.names.column_name`
             returns.
         timezone: The zone of timestamps without one, such as ``Europe/Berlin``, for columns declared as ``timestamp``.
-            None: such values are refused.
+            None: that of the dataset; in UTC, the default, such values are refused.
+        ambiguous: Which of two moments a time without zone is that comes twice when clocks go back. ``raise``: such a
+            value is refused. The pipeline fills it in for the partition of one of the two hours.
         known: The DuckDB type of each column in the raw table, for sources with less precise types. The pipeline fills
             it in.
     """
@@ -47,7 +52,13 @@ class Contract:
     new_columns: NewColumns = "evolve"
     rename: Mapping[str, str] = field(default_factory=dict)
     timezone: str | None = None
+    ambiguous: Literal["raise", "earliest", "latest"] = field(default="raise", compare=False, repr=False)
     known: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def zone(self) -> Zone | None:
+        """The zone of timestamps without one; None if they are refused."""
+        return (self.timezone, self.ambiguous) if self.timezone is not None else None
 
     def __post_init__(self) -> None:
         for name, data_type in self.columns.items():

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import re
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from zoneinfo import available_timezones
 
 from ducklake_flows.datasets.contract import Contract, like
 from ducklake_flows.datasets.names import column_name
-from ducklake_flows.datasets.partitions import Grain, Partition, partitions_between
+from ducklake_flows.datasets.partitions import Grain, Partition, in_utc, in_zone
+from ducklake_flows.datasets.scheme import Scheme, checked_segment
 from ducklake_flows.errors import BadInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from ducklake_flows.datasets.audits import Audit
@@ -52,11 +54,28 @@ class Source(Protocol):
 class Checked(Protocol):
     """A source that can check its arguments against the dataset."""
 
-    def check(self, key: str, grain: Grain) -> None:
+    def check(self, key: str, scheme: Scheme) -> None:
         """Check the source's arguments.
 
+        Args:
+            key: The dataset's key.
+            scheme: How it is divided into partitions.
+
         Raises:
-            BadInput: they do not distinguish partitions of this grain.
+            BadInput: they do not distinguish its partitions.
+        """
+        ...
+
+
+@runtime_checkable
+class Segmented(Protocol):
+    """A source that can list the segments that it has."""
+
+    def segments(self, scheme: Scheme) -> Iterable[str]:
+        """The segments, in any order.
+
+        Args:
+            scheme: How the dataset is divided into partitions.
         """
         ...
 
@@ -97,8 +116,15 @@ class Dataset:
         source: Reads one partition: a ``Source``, or a function of the partition that returns a dlt resource or
             yields rows.
         grain: The dataset's unit of work.
-        partition_column: Partition column of the raw table: a DATE, or a TIMESTAMP for hours. The pipeline adds it if
-            the source lacks it, and rejects rows with another value. None for ``full``.
+        partition_column: Partition column of the raw table: a DATE, or a TIMESTAMP in UTC for hours. The pipeline adds
+            it if the source lacks it, and rejects rows with another value. None for ``full``.
+        segment_column: A column by which the dataset is divided, too, such as ``region``. Each segment and period is a
+            partition, ``eu/2024-01-31``; with grain ``full``, each segment is: ``eu``. The pipeline adds and checks the
+            column as it does `partition_column`. None: no segments.
+        segments: The segments, ``("eu", "us")``, or a function that lists them at each plan. None: the source lists
+            them.
+        timezone: The zone in which the days, or hours, of the dataset begin and end: ``Europe/Brussels``. Also the
+            contract's zone, if that has none.
         primary_key: Columns that identify a row; audited to be unique and not null.
         contract: Columns and types.
         audits: Further conditions.
@@ -107,7 +133,8 @@ class Dataset:
         complete: Whether a partition without a source is a failure.
         rate: Maximum items per second for one run, all its workers together. An item is what the source yields, such as
             a page. None: unlimited.
-        schedule_hour: The hour of the day (UTC, 0 to 23) at which the ingest deployment runs the dataset; None: never.
+        schedule: When the ingest deployment loads the dataset, as cron in the dataset's zone: ``0 6 * * *``; None:
+            never.
         recheck: How long after its end a published partition is loaded again if its source changes, without being asked
             for: ``"7 days"``, a timedelta, or a number of days. Older ones are counted as stale and run with the mode
             ``stale``. A partition of grain ``full`` never ends, so any value loads it again. None: never.
@@ -128,6 +155,9 @@ class Dataset:
     source: Source | Callable[[Partition], Rows]
     grain: Grain = Grain.day
     partition_column: str | None = None
+    segment_column: str | None = None
+    segments: Sequence[str] | Callable[[], Iterable[str]] | None = None
+    timezone: str = "UTC"
     primary_key: tuple[str, ...] = ()
     contract: Contract = Contract()  # noqa: RUF009 - frozen
     audits: tuple[Audit, ...] = ()
@@ -135,13 +165,14 @@ class Dataset:
     end: date | None = None
     complete: bool = False
     rate: float | None = None
-    schedule_hour: int | None = None
+    schedule: str | None = None
     recheck: timedelta | str | int | None = None
     freshness: timedelta | str | int | None = None
     retries: int = 2
     retry_delay: float = 5.0
     timeout: float | None = 3600.0
     partitioned: bool = False
+    scheme: Scheme = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not KEY.fullmatch(self.key):
@@ -150,6 +181,7 @@ class Dataset:
             object.__setattr__(self, "grain", Grain(self.grain))
         except ValueError:
             raise BadInput(f"{self.key}: {self.grain!r} is not a grain.", f"choose from {', '.join(Grain)}") from None
+        self._divide()
         for name, day in (("start", self.start), ("end", self.end)):
             if day is not None and (not isinstance(day, date) or isinstance(day, datetime)):
                 raise BadInput(f"{self.key}: {name} is {day!r}, not a day.", f"{name}=date(2024, 1, 31)")
@@ -157,12 +189,12 @@ class Dataset:
             raise BadInput(
                 f"{self.key}: every grain except 'full' needs a partition_column, and 'full' must have none."
             )
-        if self.partitioned and self.partition_column is None:
+        if self.partitioned and not self.partition_columns:
             raise BadInput(f"{self.key}: a dataset of grain 'full' is one partition.", "leave partitioned out")
         if self.rate is not None and self.rate <= 0:
             raise BadInput(f"{self.key}: rate must be above 0 items per second, not {self.rate}.")
-        if self.schedule_hour is not None and not 0 <= self.schedule_hour <= 23:
-            raise BadInput(f"{self.key}: schedule_hour must be from 0 to 23, not {self.schedule_hour}.")
+        if self.schedule is not None and not _is_cron(self.schedule):
+            raise BadInput(f"{self.key}: schedule is {self.schedule!r}.", 'write it as cron: schedule="0 6 * * *"')
         for name, given in (("recheck", self.recheck), ("freshness", self.freshness)):
             object.__setattr__(self, name, _window(self.key, name, given))
         if self.freshness is not None and self.grain is Grain.full:
@@ -181,33 +213,77 @@ class Dataset:
             if value is not None and not low <= value <= high:
                 allowed = f"from {low} to {high}" if high < math.inf else f"of at least {low}"
                 raise BadInput(f"{self.key}: {name} is {value!r}.", f"give a number {allowed}")
-        if self.partition_column and column_name(self.partition_column) != self.partition_column:
-            raise BadInput(f"{self.key}: {self.partition_column!r} is not a column name.", like(self.partition_column))
-        if self.partition_column is not None and self.partition_column in self.contract.columns:
-            found = self.contract.columns[self.partition_column]
-            wanted = "timestamp_ntz" if self.grain is Grain.hour else "date"
-            if found != wanted:
+        for column, kind in self.partition_columns.items():
+            if column_name(column) != column:
+                raise BadInput(f"{self.key}: {column!r} is not a column name.", like(column))
+            wanted = {"VARCHAR": "text", "DATE": "date"}.get(kind, "timestamp_ntz")
+            if self.contract.columns.get(column, wanted) != wanted:
                 raise BadInput(
-                    f"{self.key}: the partition column {self.partition_column} is declared as {found}.",
+                    f"{self.key}: the partition column {column} is declared as {self.contract.columns[column]}.",
                     f"declare it as {wanted}, or leave it out: the pipeline adds it",
                 )
         if isinstance(self.primary_key, str) or not all(isinstance(name, str) for name in self.primary_key):
             raise BadInput(f"{self.key}: primary_key is {self.primary_key!r}.", 'primary_key=("order_id",)')
         if wrong := [name for name in self.primary_key if column_name(name) != name]:
             raise BadInput(f"{self.key}: the primary key's {wrong[0]!r} is not a column name.", like(wrong[0]))
-        declared = {*self.contract.columns, self.partition_column}
+        declared = {*self.contract.columns, *self.partition_columns}
         if unknown := [name for name in self.primary_key if self.contract.columns and name not in declared]:
             raise BadInput(
                 f"{self.key}: the contract lacks columns of the primary key: {', '.join(unknown)}.",
                 "declare them in the contract",
             )
         if isinstance(self.source, Checked):
-            self.source.check(self.key, self.grain)
+            self.source.check(self.key, self.scheme)
+
+    def _divide(self) -> None:
+        """Check and set how the dataset is divided into partitions."""
+        if self.timezone not in available_timezones():
+            raise BadInput(
+                f"{self.key}: {self.timezone!r} is not a time zone.", "use a name such as Europe/Berlin or UTC"
+            )
+        if self.grain is Grain.hour and self.timezone == "Australia/Lord_Howe":
+            raise BadInput(f"{self.key}: the clocks of {self.timezone} are set by half an hour.", "use days, or UTC")
+        if self.timezone != "UTC" and self.contract.timezone is None:
+            object.__setattr__(self, "contract", replace(self.contract, timezone=self.timezone))
+        if (self.segments is not None) > (self.segment_column is not None):
+            raise BadInput(f"{self.key}: in which column are the segments?", 'segment_column="region"')
+        if self.segment_column is not None and self.segment_column == self.partition_column:
+            raise BadInput(f"{self.key}: the segments need a column of their own, not {self.segment_column}.")
+        if isinstance(self.segments, str):
+            raise BadInput(f"{self.key}: segments is {self.segments!r}.", 'segments=("eu", "us")')
+        if self.segments is not None and not callable(self.segments):
+            object.__setattr__(self, "segments", tuple(map(checked_segment, self.segments)))
+        if self.segment_column and self.segments is None and not isinstance(self.source, Segmented):
+            raise BadInput(f"{self.key}: the source cannot list its segments.", 'segments=("eu", "us")')
+        scheme = Scheme(self.grain, self.timezone, self.segment_column is not None)
+        object.__setattr__(self, "scheme", scheme)
 
     @property
     def table(self) -> str:
         """Schema and name of the raw table."""
         return f"raw.{self.key}"
+
+    @property
+    def partition_columns(self) -> dict[str, str]:
+        """The columns that say to which partition a row belongs, each with its DuckDB type: segment, then time."""
+        found = {
+            self.segment_column: "VARCHAR",
+            self.partition_column: "TIMESTAMP" if self.grain is Grain.hour else "DATE",
+        }
+        return {name: data_type for name, data_type in found.items() if name is not None}
+
+    def partition_values(self, partition: Partition) -> dict[str, str]:
+        """The value of each partition column in a partition's rows, as SQL text."""
+        found = {self.segment_column: partition.segment, self.partition_column: partition.value}
+        return {name: value for name, value in found.items() if name is not None}
+
+    def partition(self, key: str) -> Partition:
+        """The partition with this key.
+
+        Raises:
+            BadInput: there is none.
+        """
+        return self.scheme.parse(key)
 
     @property
     def needs_start(self) -> bool:
@@ -217,24 +293,58 @@ class Dataset:
     def partitions(self, start: date | None = None, end: date | None = None) -> list[Partition]:
         """The partitions of a range. The dataset's start and end are the defaults.
 
-        A partition that has not ended yet (this month, this hour) is left out unless ``end`` includes it.
+        A partition that has not ended yet (this month, this hour) is left out unless ``end`` includes it. The segments
+        may be asked of the source.
+
+        Raises:
+            BadInput: the range is reversed, or neither the range nor the dataset has a start, or a segment is none.
+        """
+        periods = self.periods(start, end)
+        return self.scheme.of_segments(periods, self.listed()) if self.segment_column else periods
+
+    def periods(self, start: date | None = None, end: date | None = None) -> list[Partition]:
+        """The partitions of a range, see `partitions`, without segments.
 
         Raises:
             BadInput: the range is reversed, or neither the range nor the dataset has a start.
         """
         if self.grain is Grain.full:
-            return partitions_between(self.grain, date.min, date.max)
+            return self.scheme.between(date.min, date.max)
         first = start or self.start
         if first is None:
             raise BadInput(f"{self.key} has no start date.", "add --start YYYY-MM-DD to the command")
         if end is not None:
-            return partitions_between(self.grain, first, end)
+            return self.scheme.between(first, end)
         now = datetime.now(UTC).replace(tzinfo=None)
-        last = min(self.end or now.date(), now.date())
-        found = partitions_between(self.grain, first, last) if first <= last else []
+        today = in_zone(now, self.timezone).date()
+        last = min(self.end or today, today)
+        found = self.scheme.between(first, last) if first <= last else []
         while found and found[-1].end > now:
             found.pop()
         return found
+
+    @property
+    def declared(self) -> tuple[str, ...]:
+        """The segments, if the dataset names them; otherwise they are listed at each plan."""
+        return () if self.segments is None or callable(self.segments) else tuple(self.segments)
+
+    def listed(self) -> list[str]:
+        """The dataset's segments, sorted; none if it has no segment column.
+
+        Raises:
+            BadInput: a text that the source or the function lists is not a segment.
+        """
+        if self.segment_column is None:
+            return []
+        found: Iterable[str] = ()
+        if self.segments is not None:
+            found = self.segments() if callable(self.segments) else self.segments
+        elif isinstance(self.source, Segmented):
+            found = self.source.segments(self.scheme)
+        try:
+            return sorted(set(map(checked_segment, found)))
+        except BadInput as error:
+            raise BadInput(f"{self.key}: {error.message}", error.fix) from None
 
     def is_rechecked(self, partition: Partition, now: datetime) -> bool:
         """Whether a partition is within the window in which a changed source is loaded again.
@@ -246,17 +356,17 @@ class Dataset:
         return isinstance(self.recheck, timedelta) and now - partition.end <= self.recheck
 
     def late(self, last: Partition | None, now: datetime) -> list[Partition]:
-        """The partitions after the last published one that should be published by now, oldest first; see `freshness`.
+        """The periods after the last published one that should be published by now, oldest first; see `freshness`.
 
         Args:
-            last: The newest published partition; None if there is none.
+            last: The newest published partition of a segment, or of the dataset if it has none; None if there is none.
             now: The present, in UTC, without zone.
         """
-        start = last.start.date() if last else self.start
+        start = last.local.date() if last else self.start
         if start is None or not isinstance(self.freshness, timedelta):
             return []
         limit = self.freshness
-        return [p for p in self.partitions(start) if (last is None or p > last) and p.end + limit <= now]
+        return [p for p in self.periods(start) if (last is None or p.start > last.start) and p.end + limit <= now]
 
     def versions(self, partitions: Sequence[Partition]) -> dict[str, str]:
         """The version of each partition that the source has, by key; ``""`` if the source cannot tell before a read."""
@@ -290,10 +400,25 @@ class Dataset:
         """
         if using is None and not isinstance(self.source, Source):
             return self.source(partition)
-        own = {self.partition_column: "TIMESTAMP" if self.grain is Grain.hour else "DATE"}
-        found = {name: data_type for name, data_type in own.items() if name} | dict(known or {})
-        contract = replace(self.contract, known=found)
+        contract = replace(self.contract_of(partition), known=self.partition_columns | dict(known or {}))
         return using(partition, contract) if using else self.source.read(partition, contract)  # type: ignore[union-attr]
+
+    def contract_of(self, partition: Partition) -> Contract:
+        """The contract of a partition's rows, which knows which of two hours of one name the partition is."""
+        twice = len(partition.period) > len("2026-10-25T02") and self.contract.timezone == self.timezone
+        if not twice:
+            return self.contract
+        first = in_utc(partition.local, self.timezone) == partition.start
+        return replace(self.contract, ambiguous="earliest" if first else "latest")
+
+
+def _is_cron(text: object) -> bool:
+    from cronsim import CronSim, CronSimError
+
+    try:
+        return isinstance(text, str) and len(text.split()) == 5 and CronSim(text, datetime.now()) is not None
+    except CronSimError:
+        return False
 
 
 _UNITS = ("minute", "hour", "day", "week")

@@ -1,12 +1,13 @@
-"""Grains and partitions: a dataset's units of work, their keys and their bounds."""
+"""Grains and partitions: a dataset's units of work, their keys and their bounds in time."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
+from zoneinfo import ZoneInfo
 
 from ducklake_flows.errors import BadInput
 
@@ -22,22 +23,9 @@ class Grain(StrEnum):
     year = "year"
     full = "full"
 
-    def key_sql(self, column: str) -> str:
-        """The key of the partition that a quoted column names, in DuckDB's SQL."""
-        if self is Grain.quarter:
-            return f"strftime({column}, '%Y-Q') || quarter({column})"
-        return f"strftime({column}, '{_FORMATS[self]}')"
 
-
-_FORMATS = {
-    Grain.hour: "%Y-%m-%dT%H",
-    Grain.day: "%Y-%m-%d",
-    Grain.week: "%G-W%V",
-    Grain.month: "%Y-%m",
-    Grain.year: "%Y",
-    Grain.full: "full",
-}
-"""Formats of keys, for `strftime` in Python and in SQL."""
+FULL = "full"
+"""The key of the partition of a dataset that has only one."""
 
 FORMS = {
     Grain.hour: r"\d{4}-\d\d-\d\dT\d\d",
@@ -46,9 +34,12 @@ FORMS = {
     Grain.month: r"\d{4}-\d\d",
     Grain.quarter: r"\d{4}-Q[1-4]",
     Grain.year: r"\d{4}",
-    Grain.full: "full",
+    Grain.full: FULL,
 }
-"""Regular expressions of keys."""
+"""Regular expressions of keys, without a segment and without `OFFSET`."""
+
+OFFSET = r"[+-]\d{4}"
+"""Regular expression of the distance from UTC in the key of an hour that comes twice."""
 
 EXAMPLES = {
     Grain.hour: "2013-01-05T07",
@@ -69,39 +60,97 @@ class Partition:
     """One unit of work of a dataset.
 
     Args:
-        key: The partition's name, which sorts by time: ``2013-01-05``, ``2013-01-05T07``, ``2013-W01``, ``2013-01``,
-            ``2013-Q1``, ``2013`` or ``full``.
+        key: The partition's name: ``2013-01-05``, ``2013-01-05T07``, ``2013-W01``, ``2013-01``, ``2013-Q1``, ``2013``
+            or ``full``. Of a dataset with segments: the segment and this, ``eu/2013-01-05``; if the grain is ``full``,
+            the segment alone, ``eu``. Of the hour that comes twice when a zone's clocks go back: with its distance from
+            UTC, ``2026-10-25T02+0200``.
         grain: The dataset's grain.
+        timezone: The dataset's zone, in which its days begin and end.
     """
 
     key: str
     grain: Grain = field(compare=False, default=Grain.day)
+    timezone: str = field(compare=False, default="UTC")
+
+    @property
+    def segment(self) -> str:
+        """The value of the segment column; "" if the dataset has no segments."""
+        if self.grain is Grain.full:
+            return "" if self.key == FULL else self.key
+        return self.key.rpartition("/")[0]
+
+    @property
+    def period(self) -> str:
+        """The key without the segment: ``2013-01-05``; ``full`` for a segment alone."""
+        return FULL if self.grain is Grain.full else self.key.rpartition("/")[2]
+
+    @property
+    def local(self) -> datetime:
+        """Start of the partition (inclusive) in the dataset's zone, without zone."""
+        if self.grain is Grain.full:
+            return datetime.min
+        return datetime.fromisoformat(self.period[:13] if self.grain is Grain.hour else first_day(self.period))
 
     @property
     def start(self) -> datetime:
         """Start of the partition (inclusive), in UTC, without zone."""
-        if self.grain is Grain.full:
-            return datetime.min
-        return datetime.fromisoformat(first_day(self.key) if self.grain is not Grain.hour else self.key)
+        if self.timezone == "UTC" or self.grain is Grain.full:
+            return self.local
+        if offset := self.period[13:]:
+            return datetime.strptime(self.period[:13] + offset, "%Y-%m-%dT%H%z").astimezone(UTC).replace(tzinfo=None)
+        return in_utc(self.local, self.timezone)
 
     @property
     def end(self) -> datetime:
         """End of the partition (exclusive), in UTC, without zone."""
+        if self.grain is Grain.hour:
+            return self.start + _STEPS[Grain.hour]
+        return self.high if self.timezone == "UTC" or self.grain is Grain.full else in_utc(self.high, self.timezone)
+
+    @property
+    def low(self) -> datetime:
+        """What the partition column holds: midnight of the first day, or the start of the hour in UTC; without zone.
+
+        Tables and models know a partition by the values from here to `high`. Unlike `start`, a day is that of the
+        dataset's zone.
+        """
+        return self.start if self.grain is Grain.hour else self.local
+
+    @property
+    def high(self) -> datetime:
+        """The `low` of the next partition."""
         if self.grain is Grain.full:
             return datetime.max
-        start = self.start
+        low = self.low
         if self.grain in _MONTHS:
-            month = start.month - 1 + _MONTHS[self.grain]
-            return start.replace(year=start.year + month // 12, month=month % 12 + 1)
-        return start + _STEPS[self.grain]
+            month = low.month - 1 + _MONTHS[self.grain]
+            return low.replace(year=low.year + month // 12, month=month % 12 + 1)
+        return low + _STEPS[self.grain]
 
     @property
     def value(self) -> str:
-        """The partition column's value, as SQL text: the first day, or a timestamp for hours."""
-        return self.start.strftime("%Y-%m-%d %H:%M:%S" if self.grain is Grain.hour else "%Y-%m-%d")
+        """The partition column's value, as SQL text: the first day, or a timestamp in UTC for hours."""
+        return self.low.strftime("%Y-%m-%d %H:%M:%S" if self.grain is Grain.hour else "%Y-%m-%d")
+
+    @property
+    def place(self) -> tuple[str, datetime]:
+        """Segment and `low`, which together identify the partition in its table."""
+        return self.segment, self.low
 
     def __str__(self) -> str:
         return self.key
+
+
+def in_utc(local: datetime, timezone: str, fold: int = 0) -> datetime:
+    """A time of a zone in UTC, both without zone; of a time that occurs twice the first, or the second (``fold`` 1)."""
+    return local.replace(tzinfo=ZoneInfo(timezone), fold=fold).astimezone(UTC).replace(tzinfo=None)
+
+
+def in_zone(moment: datetime, timezone: str) -> datetime:
+    """A time in UTC, without zone or with one, as the time of a zone, without zone."""
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return moment.astimezone(ZoneInfo(timezone)).replace(tzinfo=None)
 
 
 _STEPS = {Grain.hour: timedelta(hours=1), Grain.day: timedelta(days=1), Grain.week: timedelta(weeks=1)}
@@ -110,7 +159,9 @@ _MONTHS = {Grain.month: 1, Grain.quarter: 3, Grain.year: 12}
 
 
 def grain_of(key: str) -> Grain:
-    """The grain that a key has the form of; ``full`` for any other text."""
+    """The grain that a key without a segment has the form of; ``full`` for any other text."""
+    if re.fullmatch(FORMS[Grain.hour] + OFFSET, key):
+        return Grain.hour
     return next((grain for grain, form in FORMS.items() if re.fullmatch(form, key)), Grain.full)
 
 
@@ -128,13 +179,13 @@ def first_day(key: str) -> str:
 
 
 def parse_partition(key: str, grain: Grain) -> Partition:
-    """Parse a partition's key.
+    """Parse the key of a partition in UTC, without a segment; see `ducklake_flows.datasets.scheme.Scheme.parse`.
 
     Raises:
         BadInput: the key is not a partition of this grain.
     """
     if grain is Grain.full:
-        if key != "full":
+        if key != FULL:
             raise BadInput(f"{key!r} is not a partition: a dataset of grain full has only one, 'full'.")
         return Partition(key, grain)
     if re.fullmatch(FORMS[grain], key, re.ASCII):
@@ -152,7 +203,7 @@ def partitions_between(grain: Grain, start: date, end: date) -> list[Partition]:
         BadInput: ``end`` is before ``start``.
     """
     if grain is Grain.full:
-        return [Partition("full", grain)]
+        return [Partition(FULL, grain)]
     if end < start:
         raise BadInput(f"The range ends ({end}) before it starts ({start}).", "swap --start and --end")
     if grain in (Grain.hour, Grain.day):
@@ -169,7 +220,7 @@ def partitions_between(grain: Grain, start: date, end: date) -> list[Partition]:
 def partition_at(moment: datetime, grain: Grain) -> Partition:
     """The partition that contains a time in UTC."""
     if grain is Grain.full:
-        return Partition("full", grain)
+        return Partition(FULL, grain)
     if grain is Grain.week:
         year, week, _ = moment.isocalendar()
         return Partition(f"{year:04}-W{week:02}", grain)

@@ -6,7 +6,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.datasets.contract import DECIMAL, DataType
-from ducklake_flows.datasets.partitions import Grain
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,21 +35,14 @@ def declared_type(data_type: DataType) -> str:
 
 
 def declared_types(dataset: Dataset) -> dict[str, str]:
-    """The DuckDB type of each declared column, then of the partition column; empty if no column is declared."""
+    """The DuckDB type of each declared column, then of the partition columns; empty if no column is declared."""
     columns = {name: declared_type(data_type) for name, data_type in dataset.contract.columns.items()}
-    if columns and dataset.partition_column:
-        columns[dataset.partition_column] = partition_type(dataset.grain)
-    return columns
+    return columns | dataset.partition_columns if columns else {}
 
 
 def is_nested(data_type: str) -> bool:
     """Whether a DuckDB type is a list, a struct or a map."""
     return data_type.endswith("]") or data_type.startswith(("STRUCT(", "MAP("))
-
-
-def partition_type(grain: Grain) -> str:
-    """The DuckDB type of a partition column."""
-    return "TIMESTAMP" if grain is Grain.hour else "DATE"
 
 
 def quoted(name: str) -> str:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from ducklake_flows.datasets.partitions import Grain, Partition
 from ducklake_flows.datasets.types import arrow_type, duckdb_type
 from ducklake_flows.errors import Rejected
-from ducklake_flows.sources.values import FILE, NAIVE_US, Unfit, conform
+from ducklake_flows.sources.values import FILE, Unfit, conform
 from ducklake_flows.staging.lattice import contract_line, join
 from ducklake_flows.staging.layout import new_attempt
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from ducklake_flows.datasets.contract import Contract
     from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.datasets.partitions import Partition
     from ducklake_flows.staging.inspect import Inspection
 
 NULL = '"NULL"'
@@ -82,30 +82,32 @@ class Attempt:
         return Attempt(self.partition, self.source_version, tries=self.tries + 1)
 
     def take(self, table: pa.Table, dataset: Dataset) -> pa.Table:
-        """Convert a table of rows to the contract, add the partition column, count values and record types.
+        """Convert a table of rows to the contract, add the partition columns, count values and record types.
 
         Raises:
             Unfit: a value or a column does not fit. The row is counted from the partition's first.
         """
-        contract, column = dataset.contract, dataset.partition_column
+        contract = dataset.contract_of(self.partition)
+        kinds = {column: arrow_type(data_type) for column, data_type in dataset.partition_columns.items()}
         counts = {
             name: table.num_rows - table.column(name).null_count
             for name in table.column_names
-            if _is_kept(name, contract) or name == column
+            if _is_kept(name, contract) or name in kinds
         }
         before = self.given[ROWS]
-        kind = NAIVE_US if dataset.grain is Grain.hour else pa.date32()
         try:
             # The result may have no columns, but the rows still count.
-            found = conform(table, contract, {column: kind} if column else {})
+            found = conform(table, contract, kinds)
         except Unfit as error:
             raise Unfit(error.column, error.why, None if error.row is None else before + error.row) from None
         rows = table.num_rows
-        if column and column not in table.column_names:
-            start = self.partition.start
-            value = pa.scalar(start if dataset.grain is Grain.hour else start.date(), kind)
-            found = found.append_column(column, pa.chunked_array([pa.repeat(value, rows)]))
-            counts[column] = rows
+        segment, low = self.partition.place
+        for column, kind in kinds.items():
+            if column not in table.column_names:
+                of_kind = segment if column == dataset.segment_column else low.date() if kind == pa.date32() else low
+                value = pa.scalar(of_kind, kind)
+                found = found.append_column(column, pa.chunked_array([pa.repeat(value, rows)]))
+                counts[column] = rows
         file = (table.schema.metadata or {}).get(FILE, b"").decode()
         for field_ in found.schema:
             self._widen(field_.name, duckdb_type(field_.type), file)
@@ -139,7 +141,7 @@ class Attempt:
             here = self.natural.get(name, NULL)
             if arrow_type(there) is None and here == NULL:
                 continue  # the publisher fills in columns whose type has no Arrow type
-            declared = name in dataset.contract.columns or name == dataset.partition_column
+            declared = name in dataset.contract.columns or name in dataset.partition_columns
             if declared and name in self.natural:
                 wanted[name] = there if (here, there) == ("JSON", "VARCHAR") else here
             elif here == "VARCHAR" and there in _FROM_TEXT:

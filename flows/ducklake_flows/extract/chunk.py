@@ -24,7 +24,6 @@ import pyarrow as pa
 from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_exponential, wait_random
 
 from ducklake_flows.datasets.dataset import Dataset
-from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.errors import Rejected
 from ducklake_flows.extract import dlt_run
 from ducklake_flows.extract.attempt import Attempt, said, timed
@@ -103,7 +102,7 @@ def extract(
 ) -> list[Outcome]:
     """Extract and stage partitions of a dataset; see `extract_chunk`."""
     failpoint("before extract")
-    attempts = [Attempt(parse_partition(key, dataset.grain), version) for key, version in versions.items()]
+    attempts = [Attempt(dataset.partition(key), version) for key, version in versions.items()]
     stage = open_storage(settings.data_path, settings)
 
     def go_on() -> None:
@@ -283,7 +282,7 @@ def warm_up() -> None:
 def _warm_up_once() -> None:
     """Run a two-row extraction."""
     dataset = Dataset("warm_up", lambda _: [pa.table({"row": [1]})], partition_column="day")
-    attempts = [Attempt(parse_partition(key, dataset.grain), "") for key in ("2000-01-01", "2000-01-02")]
+    attempts = [Attempt(dataset.partition(key), "") for key in ("2000-01-01", "2000-01-02")]
     run = _Run(dataset, {}, lambda: None, Pace(0, lambda: None), math.inf)
     with scratch() as work, contextlib.closing(run):
         run.all(attempts, work)

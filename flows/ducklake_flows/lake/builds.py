@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from ducklake_flows.datasets.partitions import Grain, parse_partition
+from ducklake_flows.datasets.partitions import Grain
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake import ledger
 from ducklake_flows.lake.connect import commit_message, connected, literal
@@ -317,9 +317,7 @@ def read_raw(settings: Settings, datasets: Iterable[Dataset]) -> dict[str, Raw]:
     return {
         d.key: Raw(
             tables.get(d.table, {}),
-            parse_partition(earliest[d.key], d.grain).start
-            if d.key in earliest and d.grain is not Grain.full
-            else None,
+            d.partition(earliest[d.key]).low if d.key in earliest and d.grain is not Grain.full else None,
         )
         for d in datasets
     }

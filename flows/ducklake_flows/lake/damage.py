@@ -9,7 +9,6 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake import ledger
 from ducklake_flows.lake.connect import connected
@@ -230,7 +229,7 @@ def _read(
 
 def _is_key(dataset: Dataset, key: str) -> bool:
     try:
-        parse_partition(key, dataset.grain)
+        dataset.partition(key)
     except BadInput:
         return False
     return True

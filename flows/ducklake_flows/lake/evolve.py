@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ducklake_flows.datasets.partitions import parse_partition
+from ducklake_flows.datasets.partitions import FULL
 from ducklake_flows.datasets.types import declared_types, quoted
 from ducklake_flows.errors import Rejected
 from ducklake_flows.lake import ledger
 from ducklake_flows.lake.files import full_paths
+from ducklake_flows.lake.rows import condition
 from ducklake_flows.lake.schema import create_table, is_outdated, qualified
 from ducklake_flows.staging.inspect import fingerprint_sql, fingerprint_text
 from ducklake_flows.staging.lattice import contract_line, exact, is_untyped, join, reads_as
@@ -127,7 +129,7 @@ def wanted_columns(dataset: Dataset, there: Mapping[str, str], staged: Mapping[s
             continue
         known = names.get(folded)
         if known is None:
-            if frozen and name not in dataset.contract.columns and name != dataset.partition_column:
+            if frozen and name not in dataset.contract.columns and name not in dataset.partition_columns:
                 raise Rejected(f"column {name} is not in the contract")
             wanted[name] = data_type
         else:
@@ -172,15 +174,26 @@ def contents(
         columns: The table's columns.
         only: Read only these partitions; None means all.
     """
-    column, where = dataset.partition_column, ""
-    if only is not None and column:
-        values = ", ".join(f"'{parse_partition(key, dataset.grain).value}'" for key in sorted(only))
-        where = f"WHERE {quoted(column)} IN ({values})"
-    key = dataset.grain.key_sql(quoted(column)) if column else "'full'"
+    where = "" if only is None else f"WHERE {condition(dataset, map(dataset.partition, sorted(only)))}"
+    of = [quoted(name) if name else "''" for name in (dataset.segment_column, dataset.partition_column)]
     found = con.execute(
-        f"SELECT {key}, count(*), {fingerprint_sql(columns)} FROM {qualified(dataset)} {where} GROUP BY ALL"
+        f"SELECT {', '.join(of)}, count(*), {fingerprint_sql(columns)} FROM {qualified(dataset)} {where} GROUP BY ALL"
     ).fetchall()
-    return {name: Contents(rows, fingerprint_text(rows, digest)) for name, rows, digest in found if rows}
+    there: dict[str, tuple[int, int]] = {}
+    for segment, value, rows, digest in found:
+        key = _key(dataset, segment, value)
+        so_far = there.get(key, (0, 0))
+        there[key] = (so_far[0] + rows, so_far[1] + (digest or 0))
+    return {key: Contents(rows, fingerprint_text(rows, digest)) for key, (rows, digest) in there.items() if rows}
+
+
+def _key(dataset: Dataset, segment: str | None, value: Any) -> str:
+    """The key of the partition that rows with these values are in; how they are written, if they are in none."""
+    if not dataset.partition_columns:
+        return FULL
+    if segment is None or value is None or (dataset.segment_column and not segment):
+        return "/".join(str(part) for part in (segment, value) if part != "")
+    return dataset.scheme.holding(value or datetime.min, segment).key
 
 
 def _lost_by(con: DuckDBPyConnection, dataset: Dataset, name: str, there: str, wanted: str) -> str:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from ducklake_flows.datasets.partitions import parse_partition, partition_at
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake.connect import literal
 from ducklake_flows.lake.fence import META
@@ -64,25 +63,34 @@ def short_names(con: DuckDBPyConnection, settings: Settings, paths: Iterable[str
     names: list[str] = []
     for folder, relative in chunks.items():
         files = full_paths(settings, relative)
-        pattern = f"{settings.data_path}{folder}*/*.parquet"
+        # A folder for the partition, or two: for its segment and its day.
+        pattern = settings.data_path + folder + "*/" * (relative[0].count("/") - folder.count("/")) + "*.parquet"
         is_all = folder and {file for (file,) in con.execute("FROM glob(?)", [pattern]).fetchall()} == set(files)
         names += [pattern] if is_all else files
     return names
 
 
-def start_in(dataset: Dataset, path: str) -> datetime | None:
-    """The start of the partition that a file's path names; None if it names none.
+Place = tuple[str, datetime]
+"""See `ducklake_flows.datasets.partitions.Partition.place`."""
 
-    Only the folder below the table's own or the chunk's counts: one above the lake may look like a partition, too.
+
+def place_in(dataset: Dataset, path: str) -> Place | None:
+    """The place of the partition that a file's path names; None if it names none.
+
+    Only the folders below the table's own or the chunk's count: one above the lake may look like a partition, too.
     """
-    folder, _, rest = path.rpartition(f"/{dataset.table.replace('.', '/')}/")[2].partition("/")
-    if folder.startswith(CHUNK):
-        folder = rest.partition("/")[0]
-    column, _, value = folder.partition("=")
-    if column != dataset.partition_column:
+    _, _, rest = path.rpartition(f"/{dataset.table.replace('.', '/')}/")
+    if rest.startswith(CHUNK):
+        rest = rest.partition("/")[2]
+    named = [part.partition("=") for part in rest.split("/")[: len(dataset.partition_columns)]]
+    found = {column: unquote(value) for column, _, value in named}
+    if not found or list(found) != list(dataset.partition_columns):
         return None
+    segment = found[dataset.segment_column] if dataset.segment_column else ""
+    if dataset.partition_column is None:
+        return segment, datetime.min
     try:
-        return datetime.fromisoformat(unquote(value))
+        return segment, datetime.fromisoformat(found[dataset.partition_column])
     except ValueError:
         return None
 
@@ -94,23 +102,28 @@ class File:
     Args:
         path: Full path.
         size: In bytes.
-        first: The start of the first partition whose rows it may hold; None: unknown.
-        last: The start of the last one; None: unknown.
+        first: The least segment and `low` of the partitions whose rows it may hold; None: unknown.
+        last: The greatest ones; None: unknown.
     """
 
     path: str
     size: int
-    first: datetime | None
-    last: datetime | None
+    first: tuple[str | None, datetime | None]
+    last: tuple[str | None, datetime | None]
 
-    def may_hold(self, start: datetime) -> bool:
-        """Whether it may hold rows of the partition that starts at this moment."""
-        return self.first is None or self.last is None or self.first <= start <= self.last
+    def may_hold(self, place: Place) -> bool:
+        """Whether it may hold rows of the partition in this place."""
+        return _within(self.first[0], place[0], self.last[0]) and _within(self.first[1], place[1], self.last[1])
 
     @property
     def is_of_one(self) -> bool:
         """Whether it holds rows of one partition only."""
-        return self.first is not None and self.first == self.last
+        return None not in self.first and self.first == self.last
+
+
+def _within(low: Any, value: Any, high: Any) -> bool:
+    """Whether a value is between two bounds, which may be unknown."""
+    return (low is None or low <= value) and (high is None or value <= high)
 
 
 def bounded(con: DuckDBPyConnection, dataset: Dataset, files: Iterable[tuple[str, int]]) -> list[File]:
@@ -121,19 +134,30 @@ def bounded(con: DuckDBPyConnection, dataset: Dataset, files: Iterable[tuple[str
         dataset: The dataset.
         files: Files of its raw table, see `registered`.
     """
-    column = dataset.partition_column
-    if column is None:
-        return [File(path, size, datetime.min, datetime.min) for path, size in files]
+    nowhere = ("", datetime.min)
+    if not dataset.partition_columns:
+        return [File(path, size, nowhere, nowhere) for path, size in files]
     found, merged = list[File](), list[tuple[str, int]]()
     for path, size in files:
-        start = start_in(dataset, path)
-        if start is not None:
-            found.append(File(path, size, start, start))
+        place = place_in(dataset, path)
+        if place is not None:
+            found.append(File(path, size, place, place))
         else:
             merged.append((path, size))
-    bounds = _bounds(con, dataset, column) if merged else {}
-    unknown = (None, None)
-    return found + [File(path, size, *bounds.get(path.rpartition("/")[2], unknown)) for path, size in merged]
+    segments = _bounds(con, dataset, dataset.segment_column, "VARCHAR") if merged else {}
+    times = _bounds(con, dataset, dataset.partition_column, "TIMESTAMP") if merged else {}
+    for path, size in merged:
+        name = path.rpartition("/")[2]
+        unknown = (None, None)
+        both = [
+            known.get(name, unknown) if column else (none, none)
+            for column, known, none in (
+                (dataset.segment_column, segments, ""),
+                (dataset.partition_column, times, datetime.min),
+            )
+        ]
+        found.append(File(path, size, *zip(*both, strict=True)))
+    return found
 
 
 def by_partition(dataset: Dataset, files: Sequence[File], keys: Collection[str] = ()) -> dict[str, list[File]]:
@@ -145,47 +169,58 @@ def by_partition(dataset: Dataset, files: Sequence[File], keys: Collection[str] 
         keys: The partitions that a merged file may hold, besides those with a file of their own.
     """
     of: dict[str, list[File]] = {}
+    merged = []
     for file in files:
-        if file.first is not None and file.is_of_one:
-            of.setdefault(partition_at(file.first, dataset.grain).key, []).append(file)
-    merged = [file for file in files if not file.is_of_one]
+        segment, low = file.first
+        if file.is_of_one and low is not None:
+            of.setdefault(dataset.scheme.holding(low, segment or "").key, []).append(file)
+        else:
+            merged.append(file)
     if merged:
         for key in {*keys, *of}:
             try:
-                start = parse_partition(key, dataset.grain).start
+                place = dataset.partition(key).place
             except BadInput:
                 continue
-            if found := [file for file in merged if file.may_hold(start)]:
+            if found := [file for file in merged if file.may_hold(place)]:
                 of.setdefault(key, []).extend(found)
     return of
 
 
 def of_partition(con: DuckDBPyConnection, dataset: Dataset, partition: Partition) -> list[File]:
     """The registered files that may hold rows of a partition."""
-    return [file for file in bounded(con, dataset, registered(con, dataset.table)) if file.may_hold(partition.start)]
+    return [file for file in bounded(con, dataset, registered(con, dataset.table)) if file.may_hold(partition.place)]
 
 
 def holds_sql(dataset: Dataset, partition: Partition) -> str:
     """The condition that a row ``f`` of DuckLake's table of data files may hold rows of a partition."""
-    column = dataset.partition_column
-    if column is None:
+    values = dataset.partition_values(partition)
+    if not values:
         return "true"
+    outside = " OR ".join(
+        f"(c.column_name = {literal(column)} AND CAST({literal(value)} AS {kind}) NOT BETWEEN "
+        f"TRY_CAST(b.min_value AS {kind}) AND TRY_CAST(b.max_value AS {kind}))"
+        for (column, value), kind in zip(values.items(), _compared(dataset), strict=True)
+    )
     folder = literal(f"{partition_folder(dataset, partition)}/")
     return f"""(contains(f.path, {folder}) OR (
-        NOT contains(f.path, {literal(f"{column}=")}) AND NOT EXISTS (
+        NOT contains(f.path, {literal(f"{next(iter(values))}=")}) AND NOT EXISTS (
             FROM {META}.ducklake_file_column_stats b JOIN {META}.ducklake_column c
                  ON c.table_id = b.table_id AND c.column_id = b.column_id AND c.end_snapshot IS NULL
-            WHERE b.data_file_id = f.data_file_id AND c.column_name = {literal(column)}
-              AND TIMESTAMP {literal(partition.value)} NOT BETWEEN TRY_CAST(b.min_value AS TIMESTAMP)
-                  AND TRY_CAST(b.max_value AS TIMESTAMP))))"""
+            WHERE b.data_file_id = f.data_file_id AND ({outside}))))"""
 
 
-def _bounds(
-    con: DuckDBPyConnection, dataset: Dataset, column: str
-) -> dict[str, tuple[datetime | None, datetime | None]]:
-    """The bounds of the partition column in data files, by the name of the file and of its delete file."""
+def _compared(dataset: Dataset) -> list[str]:
+    """The types as which values of the partition columns are compared with bounds, which are texts."""
+    return ["VARCHAR" if kind == "VARCHAR" else "TIMESTAMP" for kind in dataset.partition_columns.values()]
+
+
+def _bounds(con: DuckDBPyConnection, dataset: Dataset, column: str | None, kind: str) -> dict[str, tuple[Any, Any]]:
+    """The bounds of a partition column in data files, by the name of the file and of its delete file."""
+    if column is None:
+        return {}
     found = con.execute(
-        f"""SELECT f.path, d.path, TRY_CAST(b.min_value AS TIMESTAMP), TRY_CAST(b.max_value AS TIMESTAMP)
+        f"""SELECT f.path, d.path, TRY_CAST(b.min_value AS {kind}), TRY_CAST(b.max_value AS {kind})
             FROM {META}.ducklake_data_file f
             JOIN {META}.ducklake_table t ON t.table_id = f.table_id AND t.end_snapshot IS NULL
             JOIN {META}.ducklake_schema s ON s.schema_id = t.schema_id AND s.end_snapshot IS NULL

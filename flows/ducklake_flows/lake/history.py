@@ -120,8 +120,8 @@ def attempt_counts(con: DuckDBPyConnection) -> list[tuple[str, str, int]]:
     ).fetchall()
 
 
-def attempts(con: DuckDBPyConnection, dataset: str, first: str, last: str) -> list[dict[str, Any]]:
-    """The ledger rows of the partitions from one key to another, oldest first.
+def attempts(con: DuckDBPyConnection, dataset: str, first: str, last: str, segment: str = "") -> list[dict[str, Any]]:
+    """The ledger rows of the partitions of a segment, or of all, from one period to another, oldest first.
 
     Returns:
         For each row: ``partition``, ``attempt_id``, ``state``, ``rows``, ``bytes``, ``fingerprint``, ``source``,
@@ -138,13 +138,13 @@ def attempts(con: DuckDBPyConnection, dataset: str, first: str, last: str) -> li
                 SELECT (commit_extra_info->>'token')::BIGINT AS token, max(snapshot_id) AS committed_in
                 FROM {LAKE}.snapshots() WHERE commit_extra_info->>'token' IS NOT NULL GROUP BY ALL
             ) USING (token)
-            WHERE dataset = {literal(dataset)} AND state <> '{RETYPED}' AND {_between(first, last)}
+            WHERE dataset = {literal(dataset)} AND state <> '{RETYPED}' AND {_between(first, last, segment)}
             ORDER BY partition, token""",
     )
 
 
-def builds(con: DuckDBPyConnection, dataset: str, first: str, last: str) -> list[dict[str, Any]]:
-    """The latest builds from the partitions from one key to another: one per partition and environment.
+def builds(con: DuckDBPyConnection, dataset: str, first: str, last: str, segment: str = "") -> list[dict[str, Any]]:
+    """The latest builds from such partitions, see `attempts`: one per partition and environment.
 
     Returns:
         For each: ``partition``, ``environment``, ``attempt_id``, ``flow_run_id`` and ``at``.
@@ -153,13 +153,14 @@ def builds(con: DuckDBPyConnection, dataset: str, first: str, last: str) -> list
         con,
         f"""SELECT partition, environment, arg_max(attempt_id, token) AS attempt_id,
                    arg_max(flow_run_id, token) AS flow_run_id, max(recorded_at) AS at
-            FROM {LAKE}.ops.builds WHERE dataset = {literal(dataset)} AND {_between(first, last)}
+            FROM {LAKE}.ops.builds WHERE dataset = {literal(dataset)} AND {_between(first, last, segment)}
             GROUP BY ALL ORDER BY ALL""",
     )
 
 
-def _between(first: str, last: str) -> str:
-    return f"partition BETWEEN {literal(first)} AND {literal(last)}"
+def _between(first: str, last: str, segment: str) -> str:
+    of = f"split_part(partition, '/', 1) = {literal(segment)} AND " if segment else ""
+    return f"{of}split_part(partition, '/', -1) BETWEEN {literal(first)} AND {literal(last)}"
 
 
 def size(con: DuckDBPyConnection) -> dict[str, int]:

@@ -325,18 +325,21 @@ def append(con: DuckDBPyConnection, table: str, added: Sequence[dict[str, Any]])
 
 def earliest(con: DuckDBPyConnection) -> dict[str, str]:
     """The earliest partition ever published, by dataset; datasets without one are left out."""
+    # Without the segment, which comes first in a key.
     found = con.execute(
-        f"SELECT dataset, min(partition) FROM {LAKE}.ops.ledger WHERE state IN {_PUBLISHED} GROUP BY ALL"
+        f"SELECT dataset, arg_min(partition, split_part(partition, '/', -1)) FROM {LAKE}.ops.ledger "
+        f"WHERE state IN {_PUBLISHED} GROUP BY ALL"
     ).fetchall()
     return dict(found)
 
 
-def newest(con: DuckDBPyConnection, dataset: str) -> str | None:
-    """The newest partition of a dataset that was ever published, by its key; None if there is none."""
+def newest(con: DuckDBPyConnection, dataset: str) -> list[str]:
+    """The newest partition of each segment of a dataset that was ever published, by its key, or of the dataset."""
     found = con.execute(
-        f"SELECT max(partition) FROM {LAKE}.ops.ledger WHERE dataset = {literal(dataset)} AND state IN {_PUBLISHED}"
+        f"SELECT max(partition) FROM {LAKE}.ops.ledger WHERE dataset = {literal(dataset)} AND state IN {_PUBLISHED} "
+        "GROUP BY CASE WHEN contains(partition, '/') THEN split_part(partition, '/', 1) END ORDER BY ALL"
     ).fetchall()
-    return cast("str | None", found[0][0])
+    return [key for (key,) in found]
 
 
 def unbuilt(con: DuckDBPyConnection, environment: str) -> dict[tuple[str, str], str]:

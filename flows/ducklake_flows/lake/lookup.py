@@ -6,15 +6,17 @@ catalog's own SQL, through DuckDB, and reads the same state as the rest of the t
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.datasets.types import quoted
 from ducklake_flows.errors import CommitConflict
 from ducklake_flows.lake.connect import literal
 from ducklake_flows.lake.fence import META
-from ducklake_flows.lake.files import start_in
+from ducklake_flows.lake.files import place_in
+from ducklake_flows.lake.rows import condition
 from ducklake_flows.staging.layout import CHUNK
 
 if TYPE_CHECKING:
@@ -173,18 +175,17 @@ def held(con: DuckDBPyConnection, settings: Settings, dataset: Dataset, partitio
     Raises:
         duckdb.Error: a merged file cannot be read.
     """
-    column = dataset.partition_column
+    column = dataset.partition_column or dataset.segment_column
     if column is None or len(partitions) > FEW_PARTITIONS:
         return Held(partitions)
+    first = next(iter(dataset.partition_columns))
     path = "f.path" if settings.embedded else 'f.path COLLATE "C"'
-    # By day: of the rest of an hour, DuckLake may write some characters in another way.
-    days = sorted({partition.value[:10] for partition in partitions})
-    named = " OR ".join(
-        f"({path} >= {literal(f'{column}={day}')} AND {path} < {literal(_after(f'{column}={day}'))})" for day in days
-    )
+    folders = sorted({_common(dataset, partition) for partition in partitions})
+    named = " OR ".join(f"({path} >= {literal(name)} AND {path} < {literal(_after(name))})" for name in folders)
+    bounds = sorted({dataset.partition_values(partition)[column][:10] for partition in partitions})
     # Files of chunks and partitions hold one partition: their path or their bounds name it.
     other = " OR ".join(
-        f"({path} {condition})" for condition in _outside((CHUNK, _after(CHUNK)), (f"{column}=", _after(f"{column}=")))
+        f"({path} {condition})" for condition in _outside((CHUNK, _after(CHUNK)), (f"{first}=", _after(f"{first}=")))
     )
     found = con.execute(
         "FROM "
@@ -204,7 +205,7 @@ def held(con: DuckDBPyConnection, settings: Settings, dataset: Dataset, partitio
                        NULL, NULL, NULL, NULL
                 FROM ducklake_file_column_stats b JOIN ducklake_data_file f ON f.data_file_id = b.data_file_id
                 WHERE b.table_id = (SELECT table_id FROM raw) AND b.column_id = (SELECT column_id FROM col)
-                  AND substr(b.min_value, 1, 10) IN ({", ".join(map(literal, days))}) AND f.end_snapshot IS NULL
+                  AND substr(b.min_value, 1, 10) IN ({", ".join(map(literal, bounds))}) AND f.end_snapshot IS NULL
                 UNION ALL
                 SELECT 'other', CASE WHEN f.path_is_relative THEN (SELECT folder FROM raw) ELSE '' END || f.path,
                        b.min_value, b.max_value, f.record_count, coalesce(d.delete_count, 0)
@@ -219,28 +220,45 @@ def held(con: DuckDBPyConnection, settings: Settings, dataset: Dataset, partitio
         )
     ).fetchall()
     others = {name for kind, name, *_ in found if kind == "other"}
-    starts = {start_in(dataset, name) for kind, name, *_ in found if kind == "file" and name not in others}
-    if None in starts or any(kind == "inlined" and _has_rows(con, settings, name) for kind, name, *_ in found):
+    places = {place_in(dataset, name) for kind, name, *_ in found if kind == "file" and name not in others}
+    if None in places or any(kind == "inlined" and _has_rows(con, settings, name) for kind, name, *_ in found):
         return Held(partitions)
-    asked = [partition for partition in partitions if partition.start not in starts]
+    asked = [partition for partition in partitions if partition.place not in places]
+    is_time = column == dataset.partition_column
     merged: dict[str, tuple[int, int]] = {}
     for kind, name, low, high, *counts in found:
-        bounds = _moment(low), _moment(high)
-        if kind == "other" and any(_is_between(partition.start, *bounds) for partition in asked):
+        between = (_moment(low), _moment(high)) if is_time else (low, high)
+        if kind == "other" and any(_is_between(partition.place[is_time], *between) for partition in asked):
             merged[name] = (int(counts[0]), int(counts[1]))
     if len(merged) > FEW_FILES or not all(name.rpartition("/")[2].startswith("ducklake-") for name in merged):
         return Held(partitions)
     if not merged:
-        return Held([partition for partition in partitions if partition.start in starts])
-    values = ", ".join(literal(partition.value) for partition in asked)
+        return Held([partition for partition in partitions if partition.place in places])
     files = ", ".join(map(literal, sorted(merged)))
+    segment = quoted(dataset.segment_column) if dataset.segment_column else "''"
+    low = f"{quoted(dataset.partition_column)}::TIMESTAMP" if dataset.partition_column else "NULL"
     rows = con.execute(
-        f"SELECT DISTINCT {quoted(column)}::TIMESTAMP FROM read_parquet([{files}], hive_partitioning => false) "
-        f"WHERE {quoted(column)} IN ({values})"
+        f"SELECT DISTINCT {segment}, {low} FROM read_parquet([{files}], hive_partitioning => false) "
+        f"WHERE {condition(dataset, asked)}"
     ).fetchall()
-    starts |= {start for (start,) in rows}
+    places |= {(segment, low or datetime.min) for segment, low in rows}
     total, deleted = (sum(counts) for counts in zip(*merged.values(), strict=True)) if rows else (0, 0)
-    return Held([partition for partition in partitions if partition.start in starts], total, deleted)
+    return Held([partition for partition in partitions if partition.place in places], total, deleted)
+
+
+def _common(dataset: Dataset, partition: Partition) -> str:
+    """The begin of the paths below the table's folder that DuckLake and this pipeline may give a partition's files.
+
+    They may write the rest of an hour after its day, and some characters of a segment, in another way.
+    """
+    folder = ""
+    for column, value in dataset.partition_values(partition).items():
+        plain = value[:10] if column == dataset.partition_column else re.match(r"[A-Za-z0-9_-]*", value)[0]  # type: ignore[index]
+        folder += f"{column}={plain}"
+        if plain != value:
+            return folder
+        folder += "/"
+    return folder
 
 
 def _after(prefix: str) -> str:
@@ -288,5 +306,6 @@ def _moment(text: str | None) -> datetime | None:
         return None
 
 
-def _is_between(start: datetime, low: datetime | None, high: datetime | None) -> bool:
-    return (low is None or low <= start) and (high is None or start <= high)
+def _is_between(value: Any, low: Any, high: Any) -> bool:
+    """Whether a segment or a moment is between two bounds, which may be unknown."""
+    return (low is None or low <= value) and (high is None or value <= high)

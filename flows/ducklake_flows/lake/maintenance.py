@@ -159,7 +159,7 @@ def _partition(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
             LEFT JOIN (SELECT table_id, count(*) AS files FROM {META}.ducklake_data_file
                        WHERE partition_id IS NOT NULL GROUP BY ALL) USING (table_id)"""
     ).fetchall()
-    datasets = {d.table: d for d in all_datasets().values() if d.partition_column is not None}
+    datasets = {d.table: d for d in all_datasets().values() if d.partition_columns}
     for table, partitioned, files in found:
         dataset = datasets.get(table)
         if dataset is not None and (partitioned != dataset.partitioned or (files and not dataset.partitioned)):

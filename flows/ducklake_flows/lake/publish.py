@@ -34,8 +34,6 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from ducklake_flows.datasets.partitions import parse_partition
-from ducklake_flows.datasets.types import quoted
 from ducklake_flows.errors import CatalogError, CommitConflict, LakeError, PublishedInBetween, Rejected
 from ducklake_flows.lake import ledger, statistics
 from ducklake_flows.lake.connect import commit_message, connect
@@ -47,6 +45,7 @@ from ducklake_flows.lake.files import full_paths, short_names
 from ducklake_flows.lake.lookup import held
 from ducklake_flows.lake.maintenance import merge, rewrite
 from ducklake_flows.lake.repair import drop, repair, settle
+from ducklake_flows.lake.rows import conditions
 from ducklake_flows.lake.schema import qualified, record_change, table_columns
 from ducklake_flows.settings import LAKE, Settings
 from ducklake_flows.staging.receipt import Failure, Outcome, Receipt
@@ -307,7 +306,7 @@ class Publisher:
 
     def _lost(self, receipt: Receipt) -> list[File]:
         dataset = self._datasets[receipt.dataset]
-        return lost_files(self._settings, dataset, parse_partition(receipt.partition, dataset.grain))
+        return lost_files(self._settings, dataset, dataset.partition(receipt.partition))
 
     def _abandon(self, con: DuckDBPyConnection) -> None:
         """Roll back and discard the cached ledger: the transaction may have read rows that were never committed."""
@@ -476,16 +475,15 @@ class Publisher:
 
     def _replace(self, con: DuckDBPyConnection, dataset: Dataset, ready: Sequence[tuple[Receipt, Fit]]) -> None:
         """Delete the partitions' rows, then register the staged files or insert their rows."""
-        column = dataset.partition_column
-        if column is None:
+        is_divided = bool(dataset.partition_columns)
+        if not is_divided:
             con.execute(f"DELETE FROM {qualified(dataset)}")
         else:
-            partitions = [parse_partition(receipt.partition, dataset.grain) for receipt, _ in ready]
-            there = held(con, self._settings, dataset, partitions)
+            there = held(con, self._settings, dataset, [dataset.partition(receipt.partition) for receipt, _ in ready])
             if there.partitions:
                 self._worn[dataset.key] = (self._worn.get(dataset.key, (0, 0))[0] + there.deleted, there.rows)
-                values = ", ".join(f"'{partition.value}'" for partition in there.partitions)
-                con.execute(f"DELETE FROM {qualified(dataset)} WHERE {quoted(column)} IN ({values})")
+            for rows in conditions(dataset, there.partitions):
+                con.execute(f"DELETE FROM {qualified(dataset)} WHERE {rows}")
         failpoint("after DELETE")
         files: dict[str, list[str]] = defaultdict(list)
         for receipt, way in ready:
@@ -497,8 +495,7 @@ class Publisher:
                 con.execute(f"INSERT INTO {qualified(dataset)} BY NAME SELECT {select} FROM {READ}", [full])
             else:
                 con.execute(
-                    f"CALL ducklake_add_data_files('{LAKE}', ?, ?, schema => 'raw', "
-                    f"hive_partitioning => {column is not None})",
+                    f"CALL ducklake_add_data_files('{LAKE}', ?, ?, schema => 'raw', hive_partitioning => {is_divided})",
                     [dataset.key, short_names(con, self._settings, paths)],
                 )
         if files:

@@ -37,13 +37,12 @@ from typing import TYPE_CHECKING, Any
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from ducklake_flows.datasets.partitions import parse_partition
-from ducklake_flows.datasets.types import quoted
 from ducklake_flows.errors import CatalogError, CommitConflict
 from ducklake_flows.lake import ledger, statistics
 from ducklake_flows.lake.connect import commit_message, connected, literal, rows
 from ducklake_flows.lake.faults import explain
 from ducklake_flows.lake.fence import META, claim_snapshot, next_token
+from ducklake_flows.lake.rows import condition
 from ducklake_flows.lake.schema import qualified
 from ducklake_flows.settings import LAKE
 from ducklake_flows.testing.failpoints import failpoint
@@ -160,8 +159,7 @@ def remove(settings: Settings, dataset: Dataset, partitions: Collection[str]) ->
     """
     import duckdb
 
-    values = ", ".join(literal(parse_partition(key, dataset.grain).value) for key in partitions)
-    where = f"WHERE {quoted(dataset.partition_column)} IN ({values})" if dataset.partition_column else ""
+    where = condition(dataset, map(dataset.partition, partitions))
     try:
         with connected(settings) as con:
             con.execute("BEGIN")
@@ -169,7 +167,7 @@ def remove(settings: Settings, dataset: Dataset, partitions: Collection[str]) ->
             entries = ledger.latest(con, dataset.key)
             if any(entries[dataset.key, key].attempt_id for key in partitions if (dataset.key, key) in entries):
                 raise CommitConflict(f"{dataset.key} was published meanwhile.", "lake repair")
-            (count,) = con.execute(f"DELETE FROM {qualified(dataset)} {where}").fetchall()[0]
+            (count,) = con.execute(f"DELETE FROM {qualified(dataset)} WHERE {where}").fetchall()[0]
             commit_message(con, "repair", token=token)
             con.execute("COMMIT")
     except duckdb.Error as error:

@@ -12,16 +12,15 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.datasets.partitions import Grain
-from ducklake_flows.datasets.types import quoted
 from ducklake_flows.errors import BadInput, Rejected
 from ducklake_flows.lake.connect import connected, literal, rows
 from ducklake_flows.lake.fence import META
 from ducklake_flows.lake.files import holds_sql
 from ducklake_flows.lake.ledger import fingerprints, history
+from ducklake_flows.lake.rows import condition
 from ducklake_flows.lake.schema import qualified
 from ducklake_flows.scratch import scratch
 from ducklake_flows.settings import LAKE, Settings
@@ -117,10 +116,9 @@ def stage_published(settings: Settings, dataset: Dataset, partition: Partition) 
 
 def backfill(dataset: Dataset, partition: Partition, options: str) -> str:
     """The command that runs one partition."""
-    if dataset.grain is Grain.full:
+    if dataset.grain is Grain.full and not dataset.segment_column:
         return f"lake backfill {dataset.key} {options}"
-    day, last = partition.start.date(), (partition.end - timedelta(hours=1)).date()
-    return f"lake backfill {dataset.key} --start {day} --end {last} {options}"
+    return f'lake backfill {dataset.key} --partition "{partition}" {options}'
 
 
 def _staged(
@@ -204,6 +202,5 @@ def _snapshot_before(con: DuckDBPyConnection, name: str, token: int) -> int:
 
 def _copy(con: DuckDBPyConnection, dataset: Dataset, partition: Partition, snapshot: int, file: Path) -> None:
     """Write the partition's rows as of a snapshot to a file."""
-    where = f"WHERE {quoted(dataset.partition_column)} = '{partition.value}'" if dataset.partition_column else ""
-    source = f"SELECT * FROM {qualified(dataset)} AT (VERSION => {snapshot}) {where}"
+    source = f"SELECT * FROM {qualified(dataset)} AT (VERSION => {snapshot}) WHERE {condition(dataset, [partition])}"
     con.execute(f"COPY ({source}) TO {literal(str(file))} (FORMAT parquet)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ducklake_flows.datasets.types import declared_types, partition_type, quoted
+from ducklake_flows.datasets.types import declared_types, quoted
 from ducklake_flows.errors import CatalogError
 from ducklake_flows.lake.connect import commit_message, connect
 from ducklake_flows.lake.fence import drop_old_fences, next_token
@@ -153,10 +153,8 @@ def is_outdated(con: DuckDBPyConnection, dataset: Dataset, there: Mapping[str, s
 
 
 def create_table(con: DuckDBPyConnection, dataset: Dataset, columns: Mapping[str, str]) -> None:
-    """Create a raw table with these columns, its partition column, and DuckLake's partitioning if it is asked for."""
-    wanted = dict(columns)
-    if dataset.partition_column:
-        wanted[dataset.partition_column] = partition_type(dataset.grain)
+    """Create a raw table with these columns, its partition columns, and DuckLake's partitioning if it is asked for."""
+    wanted = dict(columns) | dataset.partition_columns
     table = qualified(dataset)
     con.execute(f"CREATE TABLE {table} ({', '.join(f'{quoted(n)} {t}' for n, t in wanted.items())})")
     if dataset.partitioned:
@@ -164,8 +162,8 @@ def create_table(con: DuckDBPyConnection, dataset: Dataset, columns: Mapping[str
 
 
 def partition(con: DuckDBPyConnection, dataset: Dataset) -> None:
-    """Partition a raw table by its partition column, or by nothing, as its dataset asks for."""
-    keys = f"SET PARTITIONED BY ({quoted(dataset.partition_column)})" if dataset.partition_column else ""
+    """Partition a raw table by its partition columns, or by nothing, as its dataset asks for."""
+    keys = f"SET PARTITIONED BY ({', '.join(map(quoted, dataset.partition_columns))})"
     con.execute(f"ALTER TABLE {qualified(dataset)} {keys if dataset.partitioned else 'RESET PARTITIONED BY'}")
 
 

@@ -12,14 +12,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.datasets.types import quoted
 from ducklake_flows.errors import CatalogError
 from ducklake_flows.lake import damage, ledger, statistics
 from ducklake_flows.lake.builds import refused_intervals
 from ducklake_flows.lake.connect import connected, literal, one_snapshot, rows
 from ducklake_flows.lake.fence import check_release
-from ducklake_flows.lake.files import registered, start_in
+from ducklake_flows.lake.files import place_in, registered
+from ducklake_flows.lake.rows import condition
 from ducklake_flows.lake.schema import qualified, table_columns
 from ducklake_flows.project import all_datasets
 from ducklake_flows.settings import LAKE, Settings
@@ -103,7 +103,7 @@ def verify(settings: Settings, since: datetime | None = None) -> Iterator[Findin
             yield from _orphans(settings, con, storage, there)
         for dataset in datasets:
             columns, entries = tables[dataset.table], published.get(dataset.key, {})
-            only = None if since is None or dataset.partition_column is None else entries.keys()
+            only = None if since is None or not dataset.partition_columns else entries.keys()
             found = damage.find(settings, con, dataset, columns, entries, files.get(dataset.table, []), only, there)
             for one in found:
                 yield Finding("error", one.check, f"{one.dataset} {one.partition}", one.message)
@@ -166,10 +166,7 @@ def _orphans(
 
 
 def _where(dataset: Dataset, only: Set[str] | None) -> str:
-    if only is None or dataset.partition_column is None:
-        return ""
-    values = ", ".join(literal(parse_partition(key, dataset.grain).value) for key in sorted(only))
-    return f"WHERE {quoted(dataset.partition_column)} IN ({values})"
+    return "" if only is None else f"WHERE {condition(dataset, map(dataset.partition, sorted(only)))}"
 
 
 def _paths(
@@ -180,27 +177,27 @@ def _paths(
     only: Set[str] | None,
 ) -> Iterator[Finding]:
     """Check that the partition value in a file's path is that of its rows: DuckLake trusts the path."""
-    column = dataset.partition_column
-    if column is None:
-        return
-    starts = {path: start for path in files if (start := start_in(dataset, path)) is not None}
+    places = {path: place for path in files if (place := place_in(dataset, path)) is not None}
     if only is not None:
-        asked = {parse_partition(key, dataset.grain).start for key in only}
-        starts = {path: start for path, start in starts.items() if start in asked}
-    if not starts:
+        asked = {dataset.partition(key).place for key in only}
+        places = {path: place for path, place in places.items() if place in asked}
+    if not places or not dataset.partition_columns:
         return
     # A source may have a column named filename.
     name = next(n for n in (f"filename{i}" for i in range(len(columns) + 1)) if n not in columns)
-    # Compared as timestamps: a file may store a day as text, or as its midnight.
-    value = f"TRY_CAST({quoted(column)} AS TIMESTAMP)"
-    for path, low, high, whole in con.execute(
-        f"SELECT {quoted(name)}, min({value}), max({value}), count(*) = count({value}) "
-        f"FROM read_parquet(?, hive_partitioning => false, filename => {literal(name)}) GROUP BY {quoted(name)}",
-        [list(starts)],
-    ).fetchall():
-        if not whole or not low == high == starts[path]:
-            what = f"{low} to {high}" + ("" if whole else ", and rows without a value")
-            yield Finding("error", "partition column", dataset.table, f"{path} holds {what}")
+    for number, column in enumerate((dataset.segment_column, dataset.partition_column)):
+        if column is None:
+            continue
+        # Compared as timestamps: a file may store a day as text, or as its midnight.
+        value = quoted(column) if column == dataset.segment_column else f"TRY_CAST({quoted(column)} AS TIMESTAMP)"
+        for path, low, high, whole in con.execute(
+            f"SELECT {quoted(name)}, min({value}), max({value}), count(*) = count({value}) "
+            f"FROM read_parquet(?, hive_partitioning => false, filename => {literal(name)}) GROUP BY {quoted(name)}",
+            [list(places)],
+        ).fetchall():
+            if not whole or not low == high == places[path][number]:
+                what = f"{low} to {high}" + ("" if whole else ", and rows without a value")
+                yield Finding("error", "partition column", dataset.table, f"{path} holds {what}")
 
 
 def _statistics(

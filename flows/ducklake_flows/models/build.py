@@ -14,7 +14,7 @@ from sqlmesh.core.snapshot.definition import snapshots_to_dag
 from sqlmesh.utils.date import to_datetime
 from sqlmesh.utils.errors import SQLMeshError
 
-from ducklake_flows.datasets.partitions import Grain, parse_partition
+from ducklake_flows.datasets.partitions import Grain
 from ducklake_flows.errors import RunFailed
 from ducklake_flows.models.scheduler import Interval, LakeContext, Refusal, Refused, named, short
 from ducklake_flows.project import get_dataset
@@ -83,11 +83,13 @@ def build(
         else:
             _keep_refused(context, refused, touched)
         if touched:
+            moment = max([datetime.now(UTC), *_ends(changed)])
             status = context.run(
                 environment,
                 start=to_datetime(min(start for _, (start, _) in touched)),
-                end=to_datetime(max(end for _, (_, end) in touched)),
-                execution_time=max([datetime.now(UTC), *_ends(changed)]),
+                # Not later: a model without a start begins a day before the end.
+                end=min(to_datetime(max(end for _, (_, end) in touched)), moment),
+                execution_time=moment,
                 skip_janitor=True,
                 ignore_cron=True,
             )
@@ -224,14 +226,13 @@ def _touched(
 
 
 def _spans(key: str, partitions: Sequence[str]) -> list[Span]:
-    """The contiguous time ranges that partitions cover; empty for a dataset of grain ``full``."""
-    grain = get_dataset(key).grain
+    """The contiguous time ranges of the partition column's values; empty for a dataset of grain ``full``."""
+    dataset = get_dataset(key)
     spans: list[Span] = []
-    if grain is Grain.full:
+    if dataset.grain is Grain.full:
         return spans
-    for name in sorted(partitions):
-        partition = parse_partition(name, grain)
-        start, end = partition.start.replace(tzinfo=UTC), partition.end.replace(tzinfo=UTC)
+    for low, high in sorted({(found.low, found.high) for found in map(dataset.partition, partitions)}):
+        start, end = low.replace(tzinfo=UTC), high.replace(tzinfo=UTC)
         if spans and spans[-1][1] == start:
             spans[-1] = (spans[-1][0], end)
         else:

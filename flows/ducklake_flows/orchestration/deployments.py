@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
+from typing import Any
 
+from ducklake_flows.orchestration.names import DUE
 from ducklake_flows.project import all_datasets, broken_datasets
 
 
-def due() -> dict[str, str]:
-    """The schedule hours (UTC) of all datasets, for cron: ``{"hours": "5,6"}``. Midnight if no dataset has one.
+def due() -> dict[str, list[dict[str, Any]]]:
+    """The schedules of all datasets: ``{"schedules": [...]}``, one for each cron and zone, as in `prefect.yaml`.
 
     Raises:
-        BadInput: a dataset's file cannot be loaded, so its hour is unknown.
+        BadInput: a dataset's file cannot be loaded, so its schedule is unknown.
     """
     for error in broken_datasets().values():
         raise error
-    hours = {d.schedule_hour for d in all_datasets().values() if d.schedule_hour is not None}
-    return {"hours": ",".join(map(str, sorted(hours))) or "0"}
+    found = sorted({(d.schedule, d.timezone) for d in all_datasets().values() if d.schedule})
+    return {
+        "schedules": [
+            {
+                "slug": re.sub(r"[^a-z0-9]+", "-", f"{cron.replace('*', 'x')} {zone}".lower()).strip("-"),
+                "cron": cron,
+                "timezone": zone,
+                "parameters": {"datasets": [f"{DUE}{cron} {zone}"]},
+            }
+            for cron, zone in found
+        ]
+    }
 
 
 def checks() -> dict[str, str]:

@@ -21,7 +21,6 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import StateType
 from prefect.events import emit_event
 
-from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.lake.builds import is_read
 from ducklake_flows.project import get_dataset
 from ducklake_flows.settings import PROD
@@ -139,8 +138,8 @@ def arrived(dataset: str, partitions: Sequence[str]) -> None:
     Raises:
         BadInput: the dataset or a partition is unknown.
     """
-    grain = get_dataset(dataset).grain
-    _send(ARRIVED, dataset, {"partitions": [parse_partition(key, grain).key for key in partitions]})
+    known = get_dataset(dataset)
+    _send(ARRIVED, dataset, {"partitions": [known.partition(key).key for key in partitions]})
 
 
 def overdue(late: Overdue) -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from prefect import get_run_logger
 
-from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.errors import LakeError, redacted
 from ducklake_flows.orchestration.chunks import (
     BACKFILL_SECONDS,
@@ -116,7 +115,7 @@ class Extraction:
 
     def _submit(self, chunk: Chunk) -> None:
         rate = self._datasets[chunk.dataset].rate
-        start = parse_partition(next(iter(chunk.versions)), self._datasets[chunk.dataset].grain).start
+        start = self._datasets[chunk.dataset].partition(next(iter(chunk.versions))).start
         number, began = next(self._numbers), time.time()
         submitted = self._executor.submit(
             {

@@ -24,8 +24,8 @@ from ducklake_flows.settings import PROD
 
 log = logging.getLogger(__name__)
 
-DUE = "@due"
-"""In place of datasets: those whose schedule hour (UTC) is the hour for which the run was scheduled."""
+DUE = "@due "
+"""How a text begins that stands for the datasets with a schedule: ``@due 0 6 * * * Europe/Brussels``."""
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake import repair
 from ducklake_flows.lake.damage import find_all
@@ -65,7 +64,7 @@ class Restoring:
             if damaged.state:
                 dataset = get_dataset(damaged.dataset)
                 try:
-                    receipts.append(stage_published(self._settings, dataset, parse_partition(key[1], dataset.grain)))
+                    receipts.append(stage_published(self._settings, dataset, dataset.partition(key[1])))
                 except BadInput as error:
                     self._why[key] = f"{error.message} {error.fix}"
         keys: dict[str, list[str]] = {}

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ducklake_flows.report.words import count, ranges, spans
+from ducklake_flows.datasets.partitions import FULL, Grain, first_day, grain_of
+from ducklake_flows.report.words import count, ranges, spans, split
 from ducklake_flows.states import State
 
 if TYPE_CHECKING:
@@ -128,10 +129,17 @@ class Cause:
 
 
 def backfill(dataset: str, partitions: Sequence[str]) -> str:
-    """The command that loads partitions, given by key and sorted, which are missing or failed."""
-    if partitions[0] == "full":
-        return f"lake backfill {dataset}"
-    return f"lake backfill {dataset} --start {_day(partitions[0])} --end {_day(partitions[-1])}"
+    """The command that loads partitions, given by key, which are missing or failed."""
+    if len(partitions) == 1 and split(partitions[0])[0]:
+        return f'lake backfill {dataset} --partition "{partitions[0]}"'
+    keys = sorted(map(split, partitions))
+    segments = {segment for segment, _ in keys}
+    periods = sorted(period for _, period in keys)
+    if grain_of(periods[0]) is Grain.full:
+        one = len(periods) == 1 and periods[0] != FULL
+        return f"lake backfill {dataset}" + (f' --partition "{periods[0]}"' if one else "")
+    of = "".join(f' --partition "{segment}*"' for segment in segments if len(segments) == 1 and segment)
+    return f"lake backfill {dataset}{of} --start {_day(periods[0])} --end {_day(periods[-1])}"
 
 
 def causes(failures: Iterable[Failed]) -> list[Cause]:
@@ -207,5 +215,6 @@ def _common(errors: Sequence[Sequence[str]]) -> str:
     return re.sub(rf"^(?:{VARIES}:? +)?(?:(?:line|row|record) {VARIES}:? +)?", "", text)
 
 
-def _day(key: str) -> str:
-    return f"{key}-01" if len(key) == len("2013-01") else key[: len("2013-01-01")]
+def _day(period: str) -> str:
+    """The first day of a period, or the day of an hour."""
+    return period[: len("2013-01-01")] if grain_of(period) is Grain.hour else first_day(period)

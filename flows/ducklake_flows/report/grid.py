@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
@@ -10,10 +10,11 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from ducklake_flows.datasets.partitions import Grain, first_day, grain_of
+from ducklake_flows.report.words import split
 from ducklake_flows.states import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 PARTLY = "published in part"
 """State of a mark for several partitions: some are published, and the source has no data for the others."""
@@ -26,6 +27,9 @@ TERMINAL_LINES = dict.fromkeys(UNITS, 60)
 
 PICTURE_LINES = {**TERMINAL_LINES, "hour": 31, "day": 72}
 """Maximum lines of a grid in a picture, by unit: a month of hours, six years of days."""
+
+FEW_SEGMENTS = 12
+"""Maximum partitions without time that have a line each."""
 
 _PREFIXES = {"hour": 13, "day": 10, "week": 10, "month": 7, "quarter": 7, "year": 4}
 """The part of a partition's start that determines the mark: its first characters."""
@@ -64,7 +68,7 @@ class Grid:
     """The marks of one dataset, in order.
 
     Args:
-        unit: What a mark stands for; "full" for a dataset of one partition.
+        unit: What a mark stands for: "full" for a dataset of one partition, "segment" for those without time.
         marks: The marks. A place without one has no partition.
     """
 
@@ -91,36 +95,59 @@ def make_grid(
     """Arrange partitions as a grid.
 
     Args:
-        partitions: Key and state of each partition, in order of the keys.
+        partitions: Key and state of each partition, in order of the keys. If all lines of all segments are too many, a
+            mark stands for all segments.
         unit: What a mark stands for, or something coarser if the partitions are; None: the finest unit that fits.
         max_lines: Maximum lines by unit, if no unit is given. A line is a day (of hours), a month (of days) or a year.
         max_width: Maximum marks in a line, if no unit is given.
     """
-    grain = grain_of(partitions[0][0]) if partitions else Grain.full
+    parts = [split(key) for key, _ in partitions]
+    grain = grain_of(parts[0][1]) if parts else Grain.full
     if grain is Grain.full:
-        return Grid("full", tuple(Mark(key, 0, key, state, ((state, 1),)) for key, state in partitions))
-    if grain in (Grain.week, Grain.quarter):
-        partitions = [(first_day(key), state) for key, state in partitions]
+        return _segments(partitions)
+    # Of weeks and quarters, the first day.
+    periods = [first_day(period) if grain in (Grain.week, Grain.quarter) else period for _, period in parts]
+    of = defaultdict[str, list[tuple[str, str]]](list)
+    for (segment, _), period, (_, state) in zip(parts, periods, partitions, strict=True):
+        of[segment.rstrip("/")].append((period, state))
     units = UNITS[UNITS.index(grain) :]
-    if unit is not None:
-        return _grid(partitions, unit if unit in units else grain)
-    starts = {key[: _PREFIXES["day"]] for key, _ in partitions}
-    lines = {u: len({_line(start, u) for start in starts}) for u in units}
-    fitting = (u for u in units if lines[u] <= max_lines[u] and _WIDTHS[u] <= max_width)
-    return _grid(partitions, next(fitting, units[-1]))
+    starts = {segment: {period[: _PREFIXES["day"]] for period, _ in found} for segment, found in of.items()}
+    lines = {u: sum(len({_line(start, u) for start in found}) for found in starts.values()) for u in units}
+    if unit is None:
+        unit = next((u for u in units if lines[u] <= max_lines[u] and _WIDTHS[u] <= max_width), "")
+    elif unit not in units:
+        unit = grain.value
+    if unit and (len(of) == 1 or lines[unit] <= max_lines[unit]):
+        return Grid(unit, tuple(mark for segment, found in of.items() for mark in _marks(found, unit, segment)))
+    # Too many segments: a mark stands for all of them.
+    together_ = sorted(zip(periods, (state for _, state in partitions), strict=True))
+    if len(of) > 1:
+        return make_grid(together_, unit or None, max_lines, max_width)
+    return Grid(units[-1], tuple(_marks(together_, units[-1], next(iter(of), ""))))
 
 
-def _grid(partitions: Iterable[tuple[str, str]], unit: str) -> Grid:
+def _segments(partitions: Sequence[tuple[str, str]]) -> Grid:
+    """The grid of partitions without time: a line for each of a few, otherwise many in a line."""
+    width = 1 if len(partitions) <= FEW_SEGMENTS else _WIDTHS["day"]
+    marks = (
+        Mark(partitions[number - number % width][0], number % width, key, state, ((state, 1),))
+        for number, (key, state) in enumerate(partitions)
+    )
+    return Grid("full" if len(partitions) == 1 else "segment", tuple(marks))
+
+
+def _marks(partitions: Iterable[tuple[str, str]], unit: str, segment: str) -> Iterator[Mark]:
+    """The marks of one segment."""
     prefix = _PREFIXES[unit]
     counted = [
         (_place(key, unit), Counter(map(itemgetter(1), group)))
         for key, group in groupby(partitions, key=lambda p: p[0][:prefix])
     ]
-    marks = []
     for (line, position, label), group in groupby(counted, key=itemgetter(0)):
         counts = sum((of_key for _, of_key in group), Counter[str]())
-        marks.append(Mark(line, position, label, together(set(counts)), tuple(sorted(counts.items()))))
-    return Grid(unit, tuple(marks))
+        # Of hours that come twice, one mark stands for both.
+        texts = (f"{segment} {line}", f"{segment}/{label}") if segment else (line, label)
+        yield Mark(texts[0], position, texts[1], together(set(counts)), tuple(sorted(counts.items())))
 
 
 def together(states: set[str]) -> str:

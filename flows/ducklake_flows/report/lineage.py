@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from ducklake_flows.datasets.partitions import EXAMPLES, Partition, grain_of, parse_partition, partition_at
+from ducklake_flows.datasets.partitions import EXAMPLES, FULL, Grain, Partition, grain_of
+from ducklake_flows.datasets.scheme import Scheme
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake import history
 from ducklake_flows.lake.connect import connected
@@ -59,6 +60,11 @@ def lineage(settings: Settings, target: str, partition: str | None = None) -> di
     if asked is not None:
         datasets = all_datasets()
         raw = [step.table.removeprefix("raw.") for step in steps if step.table.startswith("raw.")]
+        if asked.segment and not any(key in datasets and datasets[key].segment_column for key in raw):
+            raise BadInput(
+                f"--partition {partition!r}: no dataset that {target} is built from has segments.",
+                f"write it like one of these: {', '.join(EXAMPLES.values())}",
+            )
         with connected(settings, read_only=True) as con:
             found["partitions"] = [
                 one for key in raw if key in datasets for one in _partitions(con, datasets[key], asked)
@@ -68,19 +74,24 @@ def lineage(settings: Settings, target: str, partition: str | None = None) -> di
 
 def _partitions(con: DuckDBPyConnection, dataset: Dataset, asked: Partition) -> list[dict[str, Any]]:
     """The partitions of a dataset that overlap another, each with its attempts, current files and latest builds."""
-    moments = (asked.start, asked.end - timedelta(microseconds=1))
-    first, last = (partition_at(moment, dataset.grain).key for moment in moments)
-    attempts = history.attempts(con, dataset.key, first, last)
+    first, last = asked.period[:13], f"{asked.period[:13]}~"
+    if asked.grain is Grain.full or dataset.grain is Grain.full:
+        first, last = "", "~"
+    elif asked.grain is not dataset.grain:
+        moments = (asked.low, asked.high - timedelta(microseconds=1))
+        first, last = (dataset.scheme.holding(moment).period for moment in moments)
+    segment = asked.segment if dataset.segment_column else ""
+    attempts = history.attempts(con, dataset.key, first, last, segment)
     if not attempts:
         return []
-    builds = history.builds(con, dataset.key, first, last)
+    builds = history.builds(con, dataset.key, first, last, segment)
     files = bounded(con, dataset, registered(con, dataset.table))
     return [
         {
             "dataset": dataset.key,
             "partition": key,
             "attempts": _of(key, attempts),
-            "files": sorted(f.path for f in files if f.may_hold(Partition(key, dataset.grain).start)),
+            "files": sorted(f.path for f in files if f.may_hold(dataset.partition(key).place)),
             "builds": _of(key, builds),
         }
         for key in dict.fromkeys(row["partition"] for row in attempts)
@@ -94,13 +105,15 @@ def _of(key: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _parsed(key: str) -> Partition:
-    """The partition with this key, of the grain that the key has the form of.
+    """The partition with this key, of the grain that the key has the form of; with a segment or not.
 
     Raises:
         BadInput: there is none.
     """
+    segment, _, period = key.rpartition("/")
+    grain = grain_of(period)
     try:
-        return parse_partition(key, grain_of(key))
+        return Scheme(grain, segmented=bool(segment) or (grain is Grain.full and key != FULL)).parse(key)
     except BadInput:
         raise BadInput(
             f"--partition {key!r} is no partition of any grain.",

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest, start_http_ser
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ducklake_flows.datasets.partitions import Grain, parse_partition
+from ducklake_flows.datasets.partitions import Grain
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake import history, ledger
 from ducklake_flows.lake.connect import connected
@@ -169,8 +169,8 @@ def _by_dataset(planned: Sequence[Planned], datasets: Mapping[str, Dataset]) -> 
         at = p.entry.recorded_at
         if p.entry.state in PUBLISHED:
             recorded[p.dataset,] = max(recorded.get((p.dataset,), 0.0), at.timestamp())
-        grain = datasets[p.dataset].grain
-        end = at if grain is Grain.full else parse_partition(p.partition, grain).end.replace(tzinfo=UTC)
+        dataset = datasets[p.dataset]
+        end = at if dataset.grain is Grain.full else dataset.partition(p.partition).end.replace(tzinfo=UTC)
         age = (now - end).total_seconds()
         fresh[p.dataset,] = min(fresh.get((p.dataset,), age), age)
     return [

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.lake import ledger
 from ducklake_flows.lake.connect import connected
 from ducklake_flows.report.causes import backfill
@@ -115,20 +114,31 @@ def _overdue(con: DuckDBPyConnection, dataset: Dataset, now: datetime) -> Overdu
     """What is overdue of a dataset; None if it is fresh."""
     if not isinstance(dataset.freshness, timedelta):
         return None
-    newest = ledger.newest(con, dataset.key)
-    late = dataset.late(parse_partition(newest, dataset.grain) if newest else None, now)
+    newest = {of.segment: of for of in map(dataset.partition, ledger.newest(con, dataset.key))}
+    segments = sorted({*dataset.declared, *newest}) if dataset.segment_column else [""]
+    late = [
+        found
+        for segment in segments
+        for found in dataset.scheme.of_segments(dataset.late(newest.get(segment), now), [segment])
+    ]
+    if not late:
+        return None
+    entries = ledger.latest(con, dataset.key, [p.key for p in (*late, *newest.values())])
+    # Of an hour that comes twice, the first is greater as text.
+    published = {key for (_, key), entry in entries.items() if entry.attempt_id}
+    late = sorted((p for p in late if p.key not in published), key=lambda p: (p.start, p.key))
     if not late:
         return None
     keys = [p.key for p in late]
-    entries = ledger.latest(con, dataset.key, [*keys, newest] if newest else keys)
-    last = entries[dataset.key, newest] if newest else None
+    last_key = max((p for p in newest.values()), key=lambda p: p.start).key if newest else ""
+    last = entries[dataset.key, last_key] if newest else None
     failed = next((e for key in reversed(keys) if (e := entries.get((dataset.key, key))) and e.error), None)
     return Overdue(
         dataset.key,
         dataset.freshness,
         (late[0].end + dataset.freshness).replace(tzinfo=UTC),
         tuple(keys),
-        newest or "",
+        last_key,
         last.recorded_at if last else None,
         failed.error if failed else "",
         failed.partition if failed else "",

@@ -41,7 +41,8 @@ def grid_svg(grid: Grid, *, tips: bool = False) -> str:
         grid: The grid.
         tips: Whether each mark has a tooltip. This makes the picture about ten times as large.
     """
-    cells, texts, height = _calendar(grid.marks) if grid.unit == "day" else _rows(grid)
+    is_calendar = grid.unit == "day" and "/" not in grid.marks[0].label
+    cells, texts, height = _calendar(grid.marks) if is_calendar else _rows(grid)
     width = max([x + _STEP for x, _, _ in cells] + [_LEFT + 60])
     by_state: dict[str, list[tuple[int, int, Mark]]] = {}
     for x, y, mark in cells:
@@ -82,9 +83,10 @@ def _week(day: date) -> int:
 def _rows(grid: Grid) -> tuple[list[tuple[int, int, Mark]], list[str], int]:
     """Place, marks and labels of a grid with one row per line."""
     lines = list(dict.fromkeys(mark.line for mark in grid.marks))
-    left = _LEFT + 20 if grid.unit == "hour" else _LEFT
+    left = max(_LEFT, 10 + 7 * max(map(len, lines), default=0))
     texts = [_label(0, row * _STEP + _SIZE - 1, line, weight=True) for row, line in enumerate(lines)]
-    cells = [(left + mark.position * _STEP, lines.index(mark.line) * _STEP, mark) for mark in grid.marks]
+    places = {line: row * _STEP for row, line in enumerate(lines)}
+    cells = [(left + mark.position * _STEP, places[mark.line], mark) for mark in grid.marks]
     return cells, texts, len(lines) * _STEP
 
 

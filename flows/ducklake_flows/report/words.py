@@ -33,7 +33,7 @@ def duration(time: timedelta) -> str:
 def spans(keys: Iterable[str]) -> list[tuple[str, str]]:
     """Contiguous ranges of partition keys: the first and last key of each, in order."""
     found: list[tuple[str, str]] = []
-    for key in sorted(set(keys)):
+    for key in sorted(set(keys), key=split):
         if found and following(found[-1][1]) == key:
             found[-1] = (found[-1][0], key)
         else:
@@ -42,17 +42,27 @@ def spans(keys: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def following(key: str) -> str:
-    """The key of the next partition of the same grain; "" for ``full``."""
-    grain = grain_of(key)
-    return "" if grain is Grain.full else partition_at(Partition(key, grain).end, grain).key
+    """The key of the next partition of the same segment and grain; "" for ``full`` and for a segment alone."""
+    segment, period = split(key)
+    grain = grain_of(period)
+    if grain is Grain.full:
+        return ""
+    return f"{segment}{partition_at(Partition(period[:13], grain).high, grain).key}"
+
+
+def split(key: str) -> tuple[str, str]:
+    """The segment of a partition's key, with its slash, and the rest."""
+    segment, slash, period = key.rpartition("/")
+    return f"{segment}{slash}", period
 
 
 def span_text(first: str, last: str) -> str:
     """A range of keys; the end omits the part that it shares with the start: ``2013-03-01..04-07``."""
     if first == last:
         return first
-    shared = next((n for n in _SHARED if n < len(first) and first[:n] == last[:n]), 0)
-    return f"{first}..{last[shared:]}"
+    start, end = split(first)[1], split(last)[1]
+    shared = next((n for n in _SHARED if n < len(start) and start[:n] == end[:n]), 0)
+    return f"{first}..{end[shared:]}"
 
 
 def ranges(found: Sequence[tuple[str, str]]) -> str:

@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from ducklake_flows.datasets.partitions import FORMS, Grain, Partition, parse_partition, partition_at
+from ducklake_flows.datasets.partitions import FULL, Grain, Partition
+from ducklake_flows.datasets.scheme import SEGMENT, Scheme, checked_segment
 from ducklake_flows.errors import BadInput, NoSource, SourceError, SourceUnavailable
 from ducklake_flows.scratch import scratch
 from ducklake_flows.settings import load_settings
 from ducklake_flows.storage import PIECE, File, Storage, open_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import pyarrow as pa
 
@@ -37,7 +38,9 @@ class Files:
     Args:
         pattern: Path below ``LAKE_LANDING``. ``{partition}`` is the partition's key; ``%Y``, ``%m``, ``%d`` and ``%H``
             are parts of its start; ``*`` matches any characters except a slash. Examples: ``flights/{partition}.csv``,
-            ``weather/year=%Y/month=%m/%d/*.jsonl``. Hidden files (``.name``, ``_SUCCESS``) are never data.
+            ``weather/year=%Y/month=%m/%d/*.jsonl``. Of a key such as ``eu/2024-01-31``, ``{segment}`` is the first part
+            and ``{period}`` the second: ``sales/{period}/{segment}.csv``. Hidden files (``.name``, ``_SUCCESS``) are
+            never data.
         format: The file format. ``json`` and ``jsonl`` both accept lines and one array.
         nulls: CSV: the texts that mean null if they are not quoted.
         ends_with_newline: CSV: whether a file whose last line has no line ending counts as truncated. A truncated value
@@ -97,27 +100,46 @@ class Files:
                 'for example: nulls=("NA", ""), skip=0',
             )
 
-    def check(self, key: str, grain: Grain) -> None:
-        """Check that the pattern distinguishes partitions of this grain.
+    def check(self, key: str, scheme: Scheme) -> None:
+        """Check that the pattern distinguishes the partitions of a dataset.
 
         Raises:
             BadInput: it does not.
         """
         for pattern in filter(None, (self.pattern, self.ready)):
+            grain, whole = scheme.grain, "{partition}" in pattern
+            if not scheme.segmented and "{segment}" in pattern:
+                raise BadInput(f"{key}: {pattern!r} has a segment, the dataset has none.", 'segment_column="region"')
+            if scheme.segmented and not whole and "{segment}" not in pattern:
+                raise BadInput(f"{key}: {pattern!r} does not say which segment a file belongs to.", "use {segment}")
             if grain is Grain.full:
-                if "{partition}" in pattern or "%" in pattern:
+                if "%" in pattern or "{period}" in pattern or (whole and not scheme.segmented):
                     raise BadInput(
                         f"{key}: {pattern!r} contains a partition, but a dataset of grain full has only one.",
-                        "use a pattern without {partition} and %",
+                        "use a pattern without {partition}, {period} and %",
                     )
                 continue
             parts = set(re.findall("%([YmdH])", pattern))
-            if "{partition}" not in pattern and not set(_PARTS[grain]) <= parts:
+            if whole or "{period}" in pattern:
+                continue
+            if not set(_PARTS[grain]) <= parts:
                 needed = "".join(f"%{part}" for part in _PARTS[grain])
                 raise BadInput(
                     f"{key}: {pattern!r} does not say which {grain} a file belongs to.",
-                    f"use {{partition}}, or {needed}",
+                    f"use {'{period}' if scheme.segmented else '{partition}'}, or {needed}",
                 )
+            if grain is Grain.hour and scheme.timezone != "UTC":
+                raise BadInput(
+                    f"{key}: {pattern!r} does not tell the hours apart that come twice in {scheme.timezone}.",
+                    "use {partition}: such a file is named 2026-10-25T02+0200",
+                )
+
+    def segments(self, scheme: Scheme) -> Iterable[str]:
+        """The segments in the paths of the files that match the pattern."""
+        landing, match = self._landing(), matcher(self.pattern, scheme)
+        names = (landing.relative(info.path) for info in landing.list(_fixed_folder(self.pattern)))
+        keys = {match(name) for name in names if not _is_hidden(name, self.pattern)}
+        return {scheme.parse(key).segment for key in keys if key is not None}
 
     def versions(self, partitions: Sequence[Partition]) -> Mapping[str, str]:
         """The version of every partition that is there: a digest of its files' names, sizes and modification times."""
@@ -135,12 +157,21 @@ class Files:
         if not partitions:
             return []
         landing = self._landing()
-        grain, first = partitions[0].grain, min(p.key for p in partitions)
-        match = matcher(self.pattern, grain)
-        marks = matcher(self.ready, grain)
+        scheme, first = _scheme(partitions[0]), min(p.local for p in partitions)
+        segments = {p.segment for p in partitions}
+        match = matcher(self.pattern, scheme)
+        marks = matcher(self.ready, scheme)
+
+        def is_known(key: str | None) -> bool:
+            try:
+                found = scheme.parse(key or "")
+            except BadInput:
+                return False
+            return found.local >= first and found.segment in segments
+
         names = [landing.relative(info.path) for info in landing.list(_fixed_folder(self.pattern))]
-        keys = {name: match(name) for name in names if not _is_hidden(name, self.pattern) and marks(name) is None}
-        return sorted(name for name, key in keys.items() if key is None or key < first or not _is_key(key, grain))
+        data = [name for name in names if not _is_hidden(name, self.pattern) and marks(name) is None]
+        return sorted(name for name in data if not is_known(match(name)))
 
     def read(self, partition: Partition, contract: Contract) -> Iterator[pa.Table]:
         """Stream one partition's rows. A value that does not fit its type is an error, never a null.
@@ -349,7 +380,7 @@ class Files:
         if "*" not in pattern and len(partitions) == 1:
             file = landing.find(_spelt(pattern, partitions[0]))
             return {partitions[0].key: [file]} if file else {}
-        match = matcher(pattern, partitions[0].grain)
+        match = matcher(pattern, _scheme(partitions[0]))
         wanted = {p.key for p in partitions}
         found: dict[str, list[File]] = defaultdict(list)
         folder = _fixed_folder(pattern if len(partitions) > 1 else _spelt(pattern, partitions[0]))
@@ -363,6 +394,7 @@ class Files:
 def _spelt(pattern: str, partition: Partition) -> str:
     """A pattern with a partition's key and date filled in."""
     spelt = pattern.replace("{partition}", partition.key)
+    spelt = spelt.replace("{segment}", partition.segment).replace("{period}", partition.period)
     if partition.grain is not Grain.full:
         for part in "YmdH":
             spelt = spelt.replace(f"%{part}", _part(partition, part))
@@ -377,11 +409,11 @@ def _check_pattern(pattern: str) -> None:
         raise BadInput(f"{pattern!r}: {sign!r} is not supported in a pattern.", _PATTERN)
     if found := re.search(r"%(?![YmdH])", pattern):
         raise BadInput(f"{pattern!r}: % must be followed by Y, m, d or H.", _PATTERN)
-    if found := re.search(r"\{(?!partition\})[^}]*\}?", pattern):
+    if found := re.search(r"\{(?!(?:partition|segment|period)\})[^}]*\}?", pattern):
         raise BadInput(f"{pattern!r}: {found[0]!r} is not a known placeholder.", _PATTERN)
 
 
-_PATTERN = "use {partition}, %Y, %m, %d, %H, and * for a run of characters within a name"
+_PATTERN = "use {partition}, {segment}, {period}, %Y, %m, %d, %H, and * for a run of characters within a name"
 _WIDTHS = {"Y": 4, "m": 2, "d": 2, "H": 2}
 _PARTS = {
     Grain.hour: "YmdH",
@@ -395,9 +427,37 @@ _PARTS = {
 
 
 @lru_cache(maxsize=256)
-def matcher(pattern: str, grain: Grain) -> Any:
-    """A function that returns the key of the partition that a path belongs to, or None if it belongs to none."""
-    forms = {"key": FORMS[grain], **{part: rf"\d{{{width}}}" for part, width in _WIDTHS.items()}}
+def matcher(pattern: str, scheme: Scheme) -> Callable[[str], str | None]:
+    """A function that returns the key of the partition that a path belongs to, or None if it belongs to none.
+
+    With a pattern that is ``{period}`` or ``{partition}`` and plain text only, the key may name a day that is none.
+    """
+    compiled = [_compiled(pattern, scheme, form) for form in scheme.forms]
+    groups = set(compiled[0].groupindex)
+    is_plain = groups <= {"period"} and scheme.timezone == "UTC"
+
+    def match(path: str) -> str | None:
+        for regex in compiled:
+            hit = regex.fullmatch(path)
+            if hit is None:
+                continue
+            if is_plain:
+                return hit["period"] if groups else FULL
+            try:
+                found = _partition_of(hit.groupdict(), scheme)
+            except (BadInput, ValueError):
+                continue
+            # Of a week or quarter, the parts are those of its first day.
+            if all(value == _part(found, name) for name, value in hit.groupdict().items() if name in _WIDTHS):
+                return found.key
+        return None
+
+    return match
+
+
+def _compiled(pattern: str, scheme: Scheme, form: str) -> re.Pattern[str]:
+    """A pattern as a regular expression with the groups ``segment``, ``period`` and the parts of a time."""
+    forms = {"segment": SEGMENT, "period": form, **{part: rf"\d{{{width}}}" for part, width in _WIDTHS.items()}}
     written: set[str] = set()
 
     def group(name: str) -> str:
@@ -406,54 +466,40 @@ def matcher(pattern: str, grain: Grain) -> Any:
         written.add(name)
         return f"(?P<{name}>{forms[name]})"
 
+    key = ["segment"] * scheme.segmented + ["period"] * (not scheme.segmented or scheme.grain is not Grain.full)
     regex = ""
-    for token in re.findall(r"\{partition\}|%[YmdH]|\*|[^{%*]+", pattern):
+    for token in re.findall(r"\{[a-z]+\}|%[YmdH]|\*|[^{%*]+", pattern):
         if token == "{partition}":  # noqa: S105 - not a password
-            regex += group("key")
-        elif token.startswith("%"):
-            regex += group(token[1])
+            regex += "/".join(map(group, key))
+        elif token.startswith(("{", "%")):
+            regex += group(token.strip("{%}"))
         else:
             regex += "[^/]*?" if token == "*" else re.escape(token)  # noqa: S105
-    compiled = re.compile(regex)
-
-    def match(path: str) -> str | None:
-        hit = compiled.fullmatch(path)
-        if hit is None:
-            return None
-        if not (parts := {name: value for name, value in hit.groupdict().items() if name != "key"}):
-            return hit["key"] if written else "full"
-        try:
-            found = parse_partition(hit["key"], grain) if "key" in written else _partition_of(parts, grain)
-        except (BadInput, ValueError):
-            return None
-        # Of a week or quarter, the parts are those of its first day.
-        return found.key if all(value == _part(found, name) for name, value in parts.items()) else None
-
-    return match
+    return re.compile(regex)
 
 
-def _partition_of(parts: Mapping[str, str], grain: Grain) -> Partition:
-    """The partition with these parts of its start.
+def _partition_of(parts: Mapping[str, str], scheme: Scheme) -> Partition:
+    """The partition with this segment, and this period or these parts of its start.
 
     Raises:
+        BadInput: there is no such partition.
         ValueError: there is no such time.
     """
+    segment, period = parts.get("segment", ""), parts.get("period")
+    if period is not None or scheme.grain is Grain.full:
+        return scheme.parse("/".join(filter(None, (segment, period))))
     year, month, day, hour = (int(parts.get(name, least)) for name, least in (("Y", 1), ("m", 1), ("d", 1), ("H", 0)))
-    return partition_at(datetime(year, month, day, hour), grain)
+    return scheme.holding(datetime(year, month, day, hour), segment and checked_segment(segment))
 
 
 def _part(partition: Partition, name: str) -> str:
     """A part of a partition's start, as in a pattern."""
-    return partition.start.strftime(f"%{name}").rjust(_WIDTHS[name], "0")
+    return partition.local.strftime(f"%{name}").rjust(_WIDTHS[name], "0")
 
 
-def _is_key(key: str, grain: Grain) -> bool:
-    """Whether a partition with this key exists: 2024-13-01 has the format of a day but is none."""
-    try:
-        parse_partition(key, grain)
-    except BadInput:
-        return False
-    return True
+def _scheme(partition: Partition) -> Scheme:
+    """How the dataset of a partition is divided."""
+    return Scheme(partition.grain, partition.timezone, bool(partition.segment))
 
 
 def _is_hidden(name: str, pattern: str) -> bool:

@@ -1,4 +1,4 @@
-"""Requests with placeholders for a partition: ``{partition}``, ``{start}``, ``{end}`` and ``{last}``."""
+"""Requests with placeholders for a partition: ``{partition}``, ``{start}``, ``{end}``, ``{last}``, ``{segment}``."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
-from ducklake_flows.datasets.partitions import Grain, Partition, partition_at
+from ducklake_flows.datasets.partitions import Grain, Partition
 from ducklake_flows.errors import BadInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NAMES = ("partition", "start", "end", "last")
+    from ducklake_flows.datasets.scheme import Scheme
 
-_PLACE = re.compile(r"\{(partition|start|end|last)(?::([^{}]*))?\}")
+NAMES = ("partition", "start", "end", "last", "segment", "period")
+
+_TIMES = ("start", "end", "last")
+_PLACE = re.compile(rf"\{{({'|'.join(NAMES)})(?::([^{{}}]*))?\}}")
 _ANY = re.compile(r"\{[^{}\s]*\}")
 _UNIX = {"unix": 1, "unix_ms": 1000}
 
@@ -24,8 +28,9 @@ def filled(value: Any, partition: Partition) -> Any:
     """A value with the placeholders of all its texts replaced, in mappings and lists, too.
 
     ``{partition}`` is the partition's key; ``{start}`` its start and ``{end}`` its end (exclusive), in UTC, as
-    ``2024-01-31T00:00:00Z``; ``{last}`` its last day. A format may follow: ``{start:%Y/%m/%d}``, ``{start:unix}`` or
-    ``{start:unix_ms}``, seconds or milliseconds since 1970. A text that is just one of the last two becomes a number.
+    ``2024-01-31T00:00:00Z``; ``{last}`` its last day. A format may follow: ``{start:%Y/%m/%d}``, in the dataset's zone,
+    ``{start:unix}`` or ``{start:unix_ms}``, seconds or milliseconds since 1970. A text that is just one of the last two
+    becomes a number. Of a key such as ``eu/2024-01-31``, ``{segment}`` is the first part and ``{period}`` the second.
 
     Raises:
         BadInput: a format is not valid.
@@ -42,17 +47,18 @@ def filled(value: Any, partition: Partition) -> Any:
 
 
 def moment(partition: Partition, name: str) -> datetime:
-    """A bound of a partition with time zone: ``start``, ``end`` (exclusive) or ``last``, its last microsecond."""
-    end = partition.start if name == "start" else partition.end
-    return end.replace(tzinfo=UTC) - timedelta(microseconds=name == "last")
+    """A bound of a partition, in its zone: ``start``, ``end`` (exclusive) or ``last``, its last microsecond."""
+    bound = partition.start if name == "start" else partition.end
+    bound = bound.replace(tzinfo=UTC) - timedelta(microseconds=name == "last")
+    return bound if partition.timezone == "UTC" else bound.astimezone(ZoneInfo(partition.timezone))
 
 
 def _text(found: re.Match[str], partition: Partition) -> str:
     name, form = found[1], found[2] or ""
-    if name == "partition":
+    if name not in _TIMES:
         if form:
             raise BadInput(f"{found[0]!r}: a partition's key has no format.", "use {start:%Y-%m-%d}")
-        return partition.key
+        return {"partition": partition.key, "segment": partition.segment, "period": partition.period}[name]
     bound = moment(partition, name)
     if name == "last" and not form:
         return bound.date().isoformat()
@@ -60,16 +66,16 @@ def _text(found: re.Match[str], partition: Partition) -> str:
         return str(int(bound.timestamp()) * _UNIX[form])
     if "%s" in form:
         raise BadInput(f"{found[0]!r}: %s depends on the machine.", "use {start:unix}")
-    return bound.strftime(form or "%Y-%m-%dT%H:%M:%SZ")
+    return bound.strftime(form) if form else bound.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def check(what: Any, key: str, grain: Grain, *, strict: Any = ()) -> None:
-    """Check that a request distinguishes partitions of a grain.
+def check(what: Any, key: str, scheme: Scheme, *, strict: Any = ()) -> None:
+    """Check that a request distinguishes the partitions of a dataset.
 
     Args:
         what: All parts of the request that may have placeholders.
         key: The dataset's key.
-        grain: Its grain.
+        scheme: How it is divided into partitions.
         strict: The parts in which braces mean nothing else, so that an unknown placeholder is an error.
 
     Raises:
@@ -80,18 +86,24 @@ def check(what: Any, key: str, grain: Grain, *, strict: Any = ()) -> None:
         if unknown := [found for found in _ANY.findall(text) if not _PLACE.fullmatch(found)]:
             known = ", ".join(f"{{{name}}}" for name in NAMES)
             raise BadInput(f"{key}: {unknown[0]!r} in {text!r} is not a placeholder.", f"choose from {known}")
-    if grain is Grain.full:
-        if found := next((text for text in _texts(what) if _PLACE.search(text)), None):
-            raise BadInput(
-                f"{key}: {found!r} contains a partition, but a dataset of grain full has only one.",
-                "leave the placeholder out",
-            )
-        return
-    first = partition_at(datetime(2024, 1, 30), grain)
-    if filled(what, first) == filled(what, partition_at(first.end, grain)):
+    used = {found[1] for text in _texts(what) for found in _PLACE.finditer(text)}
+    if not scheme.segmented and "segment" in used:
+        raise BadInput(f"{key}: {{segment}} is used, but the dataset has no segments.", 'segment_column="region"')
+    if scheme.grain is Grain.full and (left := used - {"segment", "partition"} if scheme.segmented else used):
         raise BadInput(
-            f"{key}: the request does not say which {grain} it asks for.",
+            f"{key}: {{{min(left)}}} stands for a time, but a dataset of grain full has no times.",
+            "leave the placeholder out",
+        )
+    first = scheme.at(datetime(2024, 1, 30), "a" if scheme.segmented else "")
+    if scheme.grain is not Grain.full and filled(what, first) == filled(what, scheme.at(first.end, first.segment)):
+        raise BadInput(
+            f"{key}: the request does not say which {scheme.grain} it asks for.",
             'put it into the URL or the parameters, for example params={"from": "{start}", "to": "{end}"}',
+        )
+    if scheme.segmented and filled(what, first) == filled(what, scheme.at(first.start, "b")):
+        raise BadInput(
+            f"{key}: the request does not say which segment it asks for.",
+            'put it into the URL or the parameters, for example params={"region": "{segment}"}',
         )
 
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from requests.auth import AuthBase
 
     from ducklake_flows.datasets.contract import Contract
-    from ducklake_flows.datasets.partitions import Grain, Partition
+    from ducklake_flows.datasets.partitions import Partition
+    from ducklake_flows.datasets.scheme import Scheme
 
 PAGINATORS = ("auto", "single_page", "header_link", "header_cursor", "json_link", "cursor", "offset", "page_number")
 """dlt's paginators."""
@@ -108,14 +109,14 @@ class RestApi:
         if plain := [name for name in self.auth if name in _SECRET and not isinstance(self.auth[name], Secret)]:
             raise BadInput(f"auth contains {plain[0]} as text.", f'name it instead: "{plain[0]}": Secret("NAME")')
 
-    def check(self, key: str, grain: Grain) -> None:
-        """Check that the request distinguishes partitions of this grain.
+    def check(self, key: str, scheme: Scheme) -> None:
+        """Check that the request distinguishes the partitions of a dataset.
 
         Raises:
             BadInput: it does not.
         """
         parts = (self.url, self.params, self.headers)
-        placeholders.check([*parts, self.json], key, grain, strict=parts)
+        placeholders.check([*parts, self.json], key, scheme, strict=parts)
 
     def versions(self, partitions: Sequence[Partition]) -> Mapping[str, str]:
         """An API cannot tell before it is read."""

@@ -128,7 +128,7 @@ def _mixed(values: Sequence[Any], groups: set[tuple[type, bool]], name: str, con
     for group in groups:
         rows = [row for row, value in enumerate(values) if value is not None and _group(value) == group]
         try:
-            part = fit(_made(group[0], [values[row] for row in rows], name, contract), target, name, contract.timezone)
+            part = fit(_made(group[0], [values[row] for row in rows], name, contract), target, name, contract.zone)
         except Unfit as error:
             raise Unfit(name, error.why, None if error.row is None else rows[error.row]) from None
         parts.append(part)

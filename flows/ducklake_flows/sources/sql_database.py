@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
     from ducklake_flows.datasets.contract import Contract
+    from ducklake_flows.datasets.scheme import Scheme
     from ducklake_flows.settings import Secret
 
-NAMES = ("partition", "start", "end", "last")
+NAMES = ("start", "end", "last", "partition", "segment", "period")
 
 _NAMED = re.compile(rf"(?<![:\\]):({'|'.join(NAMES)})\b")
 _IDENTIFIER = r"[^\s.\"'`\[\];]+"
@@ -40,9 +41,12 @@ class SqlDatabase:
             ``sqlite:////data/shop.sqlite``. The project needs the driver.
         table: The table, with its schema if it is not the default one. Needs `window`, unless the grain is ``full``.
         window: The column that says to which partition a row belongs: a date or a timestamp from the partition's start
-            to its end (exclusive), in UTC. Rows without a value belong to none.
+            to its end (exclusive). A date, or a timestamp without zone, counts as one of the dataset's zone; of an hour
+            that comes twice there, as one of the second. Rows without a value belong to none.
+        segment: The column that says to which segment a row belongs, of a dataset with segments: a text.
         columns: The columns to read; all if empty.
-        query: SQL instead of a table. ``:start``, ``:end``, ``:last`` and ``:partition`` are bound, never pasted.
+        query: SQL instead of a table. ``:start``, ``:end``, ``:last``, ``:partition``, ``:segment`` and ``:period`` are
+            bound, never pasted.
         password: The password, by the name of a secret.
         format: How times are written if they are not a type of the database: a `strftime` format such as
             ``%Y-%m-%d %H:%M:%S``, ``unix`` or ``unix_ms``. SQLite needs it for hours; its default is ``%Y-%m-%d``.
@@ -55,6 +59,7 @@ class SqlDatabase:
     url: str
     table: str = ""
     window: str = ""
+    segment: str = ""
     columns: tuple[str, ...] = ()
     query: str = ""
     password: Secret | None = None
@@ -72,8 +77,8 @@ class SqlDatabase:
             raise BadInput(f"The URL of {parts.hostname} contains a password.", 'use password=Secret("NAME")')
         if bool(self.table) == bool(self.query):
             raise BadInput("A database source reads a table or a query.", 'table="shop.orders", or query="SELECT ..."')
-        if self.query and (self.window or self.columns or self.version):
-            raise BadInput("window, columns and version belong to a table.", "put the first two into the query")
+        if self.query and (self.window or self.segment or self.columns or self.version):
+            raise BadInput("window, segment, columns and version belong to a table.", "put the others into the query")
         if self.table and not re.fullmatch(rf"({_IDENTIFIER}\.)?{_IDENTIFIER}", self.table):
             raise BadInput(f"{self.table!r} is not the name of a table.", 'table="shop.orders"')
         if isinstance(self.columns, str):
@@ -81,22 +86,28 @@ class SqlDatabase:
         if self.batch < 1:
             raise BadInput(f"batch must be at least 1, not {self.batch}.")
 
-    def check(self, key: str, grain: Grain) -> None:
-        """Check that the query distinguishes partitions of this grain.
+    def check(self, key: str, scheme: Scheme) -> None:
+        """Check that the query distinguishes the partitions of a dataset.
 
         Raises:
             BadInput: it does not.
         """
-        used = set(_NAMED.findall(self.query))
+        used, grain = set(_NAMED.findall(self.query)), scheme.grain
+        if not scheme.segmented and (self.segment or "segment" in used):
+            raise BadInput(f"{key}: the dataset has no segments.", 'segment_column="region"')
+        if scheme.segmented and self.table and not self.segment:
+            raise BadInput(f"{key}: which segment does a row of {self.table} belong to?", 'segment="region"')
+        if scheme.segmented and self.query and not used & {"segment", "partition"}:
+            raise BadInput(f"{key}: the query does not say which segment it asks for.", "WHERE region = :segment")
         if grain is Grain.full:
-            if self.window or used:
+            if self.window or used - ({"segment", "partition"} if scheme.segmented else set()):
                 raise BadInput(
-                    f"{key}: a dataset of grain full has only one partition.",
-                    "leave out window, :start, :end, :last and :partition",
+                    f"{key}: a dataset of grain full has no times.",
+                    "leave out window, :start, :end, :last, :period and :partition",
                 )
         elif self.table and not self.window:
             raise BadInput(f"{key}: which {grain} does a row of {self.table} belong to?", 'window="ordered_at"')
-        elif self.query and not used:
+        elif self.query and not used - {"segment"}:
             raise BadInput(
                 f"{key}: the query does not say which {grain} it asks for.",
                 "WHERE ordered_at >= :start AND ordered_at < :end",
@@ -125,13 +136,28 @@ class SqlDatabase:
 
         return versions(self, partitions)
 
+    def segments(self, scheme: Scheme) -> Sequence[str]:  # noqa: ARG002 - the column says it all
+        """The values of the segment column.
+
+        Raises:
+            BadInput: the source is a query.
+            SourceError: the database refuses the query, or a value is not a text.
+            SourceUnavailable: the database does not answer.
+        """
+        if not self.segment:
+            raise BadInput("A query cannot list its segments.", 'declare them in the dataset: segments=("eu", "us")')
+        from ducklake_flows.sources.sql_rows import segments
+
+        return segments(self)
+
     def origin(self, partition: Partition) -> str:
         """The database, the table or query, and the window."""
         parts = urlsplit(self.url)
         where = f"{self.dialect}://{parts.hostname or ''}{parts.path}"
         what = self.table or " ".join(self.query.split())[:200]
         bounds = f", {self.window} from {partition.start} to {partition.end}" if self.window else f" {partition.key}"
-        return f"{where}: {what}{bounds}"
+        segment = f", {self.segment} {partition.segment}" if self.segment else ""
+        return f"{where}: {what}{bounds}{segment}"
 
     def read(self, partition: Partition, contract: Contract) -> Iterator[pa.Table]:
         """Stream one partition's rows in a transaction of its own; see `chunk` for one that several share.
@@ -153,9 +179,10 @@ class SqlDatabase:
             yield opened.read
 
     def values(self, partition: Partition) -> dict[str, Any]:
-        """What a query may bind: ``partition``, and the bounds as the database compares them."""
-        timed = () if partition.grain is Grain.full else NAMES[1:]
-        return {"partition": partition.key} | {name: self._written(moment(partition, name)) for name in timed}
+        """What a query may bind: the partition's names, and its bounds as the database compares them."""
+        names = {"partition": partition.key, "segment": partition.segment, "period": partition.period}
+        timed = () if partition.grain is Grain.full else NAMES[:3]
+        return names | {name: self._written(moment(partition, name)) for name in timed}
 
     def _written(self, value: Any) -> Any:
         form = self.format or ("%Y-%m-%d" if self.dialect == "sqlite" else "")
@@ -163,7 +190,7 @@ class SqlDatabase:
             return int(value.timestamp()) * (1000 if form == "unix_ms" else 1)
         if form:
             return value.strftime(form)
-        # PostgreSQL compares a time with a zone with dates and timestamps of both kinds, in the session's zone: UTC.
+        # PostgreSQL compares a time with a zone with dates and timestamps of both kinds, in the session's zone.
         return value if self.dialect == "postgresql" else value.replace(tzinfo=None)
 
     @cached_property

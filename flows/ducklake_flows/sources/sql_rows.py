@@ -96,7 +96,7 @@ class Opened:
     def _tables(self, partition: Partition, contract: Contract) -> Iterator[pa.Table]:
         source = self._source
         if self._connection is None:
-            self._connection = _connect(source)
+            self._connection = _connect(source, partition.timezone)
         streamed = self._connection.execution_options(stream_results=True, yield_per=source.batch)
         done = 0
         with contextlib.closing(streamed.execute(statement(source), source.values(partition))) as result:
@@ -132,7 +132,7 @@ def versions(source: SqlDatabase, partitions: Sequence[Partition]) -> dict[str, 
     """The number of rows and the greatest version of each partition, by key; see `SqlDatabase.versions`."""
     found: dict[str, str] = {}
     try:
-        with contextlib.closing(_connect(source)) as connection:
+        with contextlib.closing(_connect(source, partitions[0].timezone if partitions else "UTC")) as connection:
             for first in range(0, len(partitions), TOGETHER):
                 some = partitions[first : first + TOGETHER]
                 for place, rows, newest in connection.execute(_counted(source, some)):
@@ -152,6 +152,8 @@ def _counted(source: SqlDatabase, partitions: Sequence[Partition]) -> sa.Compoun
         if source.window:
             values, window = source.values(partition), table.c[source.window]
             part = part.where(window >= values["start"], window < values["end"])
+        if source.segment:
+            part = part.where(table.c[source.segment] == partition.segment)
         parts.append(part)
     return sa.union_all(*parts)
 
@@ -164,13 +166,18 @@ def _of_table(source: SqlDatabase, column: str | None = None) -> sa.Select[Any]:
     if source.window:
         window = table.c[source.window]
         query = query.where(window >= sa.bindparam("start"), window < sa.bindparam("end"))
+    if source.segment:
+        query = query.where(table.c[source.segment] == sa.bindparam("segment"))
     return query
 
 
 def _table_of(source: SqlDatabase, columns: Sequence[str]) -> sa.TableClause:
-    """The table with these columns and that of the window; without types, since SQLAlchemy's would convert numbers."""
+    """The table with these columns and those of the window and the segment.
+
+    Without types, since SQLAlchemy's would convert numbers.
+    """
     schema, _, name = source.table.rpartition(".")
-    return sa.table(name, *map(sa.column, {*columns, source.window} - {""}), schema=schema or None)
+    return sa.table(name, *map(sa.column, {*columns, source.window, source.segment} - {""}), schema=schema or None)
 
 
 def _without_rows(source: SqlDatabase) -> Executable:
@@ -179,13 +186,28 @@ def _without_rows(source: SqlDatabase) -> Executable:
     return _of_table(source).where(sa.false())
 
 
-def _connect(source: SqlDatabase) -> Connection:
+def segments(source: SqlDatabase) -> list[str]:
+    """The values of the segment column; see `SqlDatabase.segments`."""
+    table = _table_of(source, ())
+    column = table.c[source.segment]
+    try:
+        with contextlib.closing(_connect(source, "UTC")) as connection:
+            found = list(connection.execute(sa.select(column).distinct().where(column.is_not(None))).scalars())
+    except SQLAlchemyError as error:
+        raise _fault(source, error) from None
+    if wrong := [value for value in found if not isinstance(value, str)]:
+        raise SourceError(f"column {source.segment} holds {wrong[0]!r}, not a text.", "use a query with a cast")
+    return found
+
+
+def _connect(source: SqlDatabase, timezone: str) -> Connection:
+    """A connection of its own transaction, for which dates and times without zone are of this zone."""
     connection = source.engine.connect()
     if source.dialect in SNAPSHOTS:
         connection = connection.execution_options(isolation_level="REPEATABLE READ")
     if source.dialect == "postgresql":
         connection.execute(sa.text("SET TRANSACTION READ ONLY"))
-        connection.execute(sa.text("SET LOCAL TIME ZONE 'UTC'"))
+        connection.execute(sa.text("SELECT set_config('TimeZone', :zone, true)"), {"zone": timezone})
     return connection
 
 
@@ -247,11 +269,11 @@ def _fault(source: SqlDatabase, error: SQLAlchemyError, partition: Partition | N
 def _unreadable(source: SqlDatabase, partition: Partition) -> str:
     """The first column with a value that the driver cannot give; "" if there is none."""
     values = source.values(partition)
-    with contextlib.closing(_connect(source)) as connection:
+    with contextlib.closing(_connect(source, partition.timezone)) as connection:
         names = list(connection.execute(_without_rows(source), values).keys())
     for name in names:
         try:
-            with contextlib.closing(_connect(source)) as connection:
+            with contextlib.closing(_connect(source, partition.timezone)) as connection:
                 for _ in connection.execution_options(yield_per=source.batch).execute(statement(source, name), values):
                     pass
         except DataError:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import simplejson
 
-from ducklake_flows.datasets.contract import DECIMAL, Contract
+from ducklake_flows.datasets.contract import DECIMAL, Contract, Zone
 
 JSON = pa.json_(pa.string())
 """JSON text. DuckDB and DuckLake distinguish it from other text."""
@@ -129,7 +129,7 @@ def stored(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     return fit(column, target, name)
 
 
-def fit(column: pa.ChunkedArray, target: pa.DataType, name: str, zone: str | None = None) -> pa.ChunkedArray:
+def fit(column: pa.ChunkedArray, target: pa.DataType, name: str, zone: Zone | None = None) -> pa.ChunkedArray:
     """Convert a column to another type without changing a value.
 
     Args:
@@ -215,7 +215,7 @@ def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _conversion(
-    source: pa.DataType, target: pa.DataType, zone: str | None
+    source: pa.DataType, target: pa.DataType, zone: Zone | None
 ) -> Callable[[pa.ChunkedArray], pa.ChunkedArray] | None:
     """The conversion from one type to another; None if there is none."""
     types = pa.types
@@ -450,7 +450,7 @@ def _to_date(source: pa.DataType, is_text: bool) -> Callable[[pa.ChunkedArray], 
 
 
 def _to_timestamp(
-    source: pa.DataType, target: pa.DataType, is_text: bool, zone: str | None
+    source: pa.DataType, target: pa.DataType, is_text: bool, zone: Zone | None
 ) -> Callable[[pa.ChunkedArray], pa.ChunkedArray] | None:
     types = pa.types
     if is_text:
@@ -475,7 +475,7 @@ def _refuse(why: str) -> Callable[[pa.ChunkedArray], pa.ChunkedArray]:
     return convert
 
 
-def _text_to_timestamp(column: pa.ChunkedArray, target: pa.DataType, zone: str | None) -> pa.ChunkedArray:
+def _text_to_timestamp(column: pa.ChunkedArray, target: pa.DataType, zone: Zone | None) -> pa.ChunkedArray:
     if not target.tz or not zone:
         return column.cast(target)
     named = pc.match_substring_regex(column, _HAS_ZONE)
@@ -484,12 +484,13 @@ def _text_to_timestamp(column: pa.ChunkedArray, target: pa.DataType, zone: str |
     return pc.coalesce(zoned.cast(target), _in_zone(plain.cast(NAIVE_US), zone))
 
 
-def _in_zone(column: pa.ChunkedArray, zone: str) -> pa.ChunkedArray:
-    """Convert local times to timestamps in UTC. A time that occurs twice or never in the zone is an error."""
+def _in_zone(column: pa.ChunkedArray, zone: Zone) -> pa.ChunkedArray:
+    """Convert local times to timestamps in UTC. A time that occurs never, or twice in no known order, is an error."""
+    name, ambiguous = zone
     try:
-        return pc.assume_timezone(column, zone, ambiguous="raise", nonexistent="raise").cast(UTC_US)
+        return pc.assume_timezone(column, name, ambiguous=ambiguous, nonexistent="raise").cast(UTC_US)
     except pa.ArrowInvalid:
-        raise _Because(f"this local time occurs twice or never in {zone}") from None
+        raise _Because(f"this local time occurs twice or never in {name}") from None
 
 
 def _to_json(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -571,7 +572,7 @@ def conform(
     rows = table.num_rows
     made = {
         # A declared column that the table lacks is null in every row.
-        name: fit(table.column(name), data_type, name, contract.timezone)
+        name: fit(table.column(name), data_type, name, contract.zone)
         if name in table.column_names
         else pa.chunked_array([pa.nulls(rows, data_type)])
         for name, data_type in wanted.items()
@@ -581,7 +582,7 @@ def conform(
             continue
         data_type = also.get(name)
         if data_type is not None:
-            made[name] = fit(table.column(name), data_type, name, contract.timezone)
+            made[name] = fit(table.column(name), data_type, name, contract.zone)
         elif name in also or not contract.columns or contract.new_columns == "evolve":
             made[name] = stored(table.column(name), name)
         elif contract.new_columns == "freeze":

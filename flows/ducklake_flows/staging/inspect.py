@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from ducklake_flows.datasets.types import declared_types, is_nested, partition_type, quoted
+from ducklake_flows.datasets.types import declared_types, is_nested, quoted
 from ducklake_flows.errors import Rejected
 from ducklake_flows.scratch import scratch_of_process
 
@@ -193,9 +193,7 @@ def _as_name(mark: str) -> str:
 
 def _nothing(con: DuckDBPyConnection, dataset: Dataset) -> DuckDBPyRelation:
     """The relation of an empty partition: the declared columns, no rows."""
-    columns = declared_types(dataset)
-    if dataset.partition_column:
-        columns[dataset.partition_column] = partition_type(dataset.grain)
+    columns = declared_types(dataset) | dataset.partition_columns
     selected = ", ".join(f"NULL::{t} AS {quoted(n)}" for n, t in columns.items()) or "NULL AS nothing"
     return con.sql(f"SELECT {selected} WHERE false")
 
@@ -212,9 +210,10 @@ class _Check:
 
 def _checks(dataset: Dataset, partitions: Sequence[Partition], mark: str) -> list[_Check]:
     checks = []
-    if column := dataset.partition_column:
-        values = ", ".join(f"'{p.value}'" for p in partitions)
-        wanted = f"[{values}][{_as_name(mark)} + 1]::{partition_type(dataset.grain)}"
+    for column, data_type in dataset.partition_columns.items():
+        # Neither a day nor a segment contains a quote.
+        values = ", ".join(f"'{dataset.partition_values(p)[column]}'" for p in partitions)
+        wanted = f"[{values}][{_as_name(mark)} + 1]::{data_type}"
         sql = f"count(*) FILTER ({quoted(column)} IS DISTINCT FROM {wanted})"
         checks.append(_Check(f"{column} differs from the partition", sql))
     if key := dataset.primary_key:

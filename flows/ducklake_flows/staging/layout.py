@@ -25,7 +25,7 @@ CHUNK = "chunk-"
 """How the names of chunks' folders begin."""
 
 _NAME = re.compile(r"/([0-9a-f]{26})-\d+\.parquet$")
-_CHUNK = re.compile(rf"^raw/[^/]+/{CHUNK}[0-9a-f]{{26}}/(?=[^/]+/[^/]+$)")
+_CHUNK = re.compile(rf"^raw/[^/]+/{CHUNK}[0-9a-f]{{26}}/(?=(?:[^/]+/){{1,2}}[^/]+$)")
 
 
 def new_attempt() -> str:
@@ -49,7 +49,7 @@ def staged_path(dataset: Dataset, partition: Partition, attempt: str, number: in
         chunk: The chunk's folder, between those of the table and of the partition; "": the attempt is staged alone.
     """
     name = f"{attempt}-{number}.parquet"
-    if dataset.partition_column is None:
+    if not dataset.partition_columns:
         return f"raw/{dataset.key}/{name}"
     folder = f"raw/{dataset.key}/{chunk}/" if chunk else f"raw/{dataset.key}/"
     return f"{folder}{partition_folder(dataset, partition)}/{name}"
@@ -62,8 +62,9 @@ def chunk_of(path: str) -> str:
 
 
 def partition_folder(dataset: Dataset, partition: Partition) -> str:
-    """The name of the folder with the staged files of a partition: ``flight_date=2013-01-05``."""
-    return f"{dataset.partition_column}={quote(partition.value, safe='-')}"
+    """The folder with the staged files of a partition: ``flight_date=2013-01-05``, ``region=eu/day=2013-01-05``."""
+    found = dataset.partition_values(partition)
+    return "/".join(f"{column}={quote(value, safe='-')}" for column, value in found.items())
 
 
 def is_older(chunk: str, moment: datetime) -> bool:

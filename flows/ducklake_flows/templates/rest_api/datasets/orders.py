@@ -19,5 +19,5 @@ DATASET = Dataset(
     audits=(at_least(1), expect("amounts are positive", "amount > 0")),
     start=date(2024, 1, 1),
     end=date(2024, 1, 3),  # where the sample ends; without it, the last day that is over
-    schedule_hour=6,
+    schedule="0 6 * * *",
 )
