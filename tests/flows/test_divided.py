@@ -79,8 +79,8 @@ def states(lake: Lake, key: str) -> dict[str, str]:
     return {p.partition: p.state.value for p in make_plan(lake.settings, [get_dataset(key)])}
 
 
-def loaded(*arguments: Any, **more: Any) -> int:
-    summary: dict[str, Any] = ingest(*arguments, workers=1, **more)
+def loaded(datasets: list[str], *arguments: Any, **more: Any) -> int:
+    summary: dict[str, Any] = ingest(datasets, *arguments, workers=1, **more)
     return int(summary["published"])
 
 
