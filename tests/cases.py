@@ -36,7 +36,11 @@ class Case:
         """Extract partitions together, in one chunk."""
         partitions = [self.dataset.partition(key) for key in keys]
         versions = self.dataset.versions(partitions)
-        return extract(self.dataset, {key: versions.get(key, "") for key in keys}, self.lake.settings, self.columns)
+        with connected(self.lake.settings, read_only=True) as con:
+            tables = table_columns(con)
+        others = {member.key: tables.get(member.table, {}) for member in self.dataset.members}
+        asked = {key: versions.get(key, "") for key in keys}
+        return extract(self.dataset, asked, self.lake.settings, tables.get(self.dataset.table, {}), others=others)
 
     def publish(self, outcomes: list[Outcome]) -> Published:
         publisher = Publisher(self.lake.settings, [self.dataset], "test")
@@ -70,11 +74,15 @@ class Case:
         `verify` itself knows only datasets that have a file.
         """
         with connected(self.lake.settings, read_only=True) as con:
-            here = contents(con, self.dataset, table_columns(con)[self.dataset.table])
-            entries = ledger.latest(con, self.dataset.key)
+            tables = table_columns(con)
+            found = [
+                (contents(con, one, tables[one.table]) if one.table in tables else {}, ledger.latest(con, one.key))
+                for one in (self.dataset, *self.dataset.members)
+            ]
         nothing = Contents(0, fingerprint_text(0, 0))
         return [
             partition
+            for here, entries in found
             for (_, partition), entry in entries.items()
             if entry.attempt_id and here.get(partition, nothing) != Contents(entry.rows, entry.fingerprint)
         ]

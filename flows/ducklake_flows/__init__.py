@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ducklake_flows.datasets.audits import Audit, at_least, expect, not_null
     from ducklake_flows.datasets.contract import Contract
-    from ducklake_flows.datasets.dataset import Dataset, Source
+    from ducklake_flows.datasets.dataset import Dataset, Source, Table
     from ducklake_flows.datasets.partitions import Grain, Partition
     from ducklake_flows.errors import LakeError, NoSource, SourceError, SourceUnavailable
     from ducklake_flows.lake.query import open_lake
@@ -38,6 +38,7 @@ _PLACES = {
     "SourceError": "errors",
     "SourceUnavailable": "errors",
     "SqlDatabase": "sources.sql_database",
+    "Table": "datasets.dataset",
     "at_least": "datasets.audits",
     "expect": "datasets.audits",
     "load_settings": "settings",
@@ -62,6 +63,7 @@ __all__ = [
     "SourceError",
     "SourceUnavailable",
     "SqlDatabase",
+    "Table",
     "at_least",
     "expect",
     "load_settings",

@@ -72,6 +72,9 @@ def get_datasets(keys: Sequence[str]) -> list[Dataset]:
         if key in found.broken:
             raise found.broken[key]
     if unknown:
+        for dataset in found.datasets.values():
+            if unknown[0] in {member.key for member in dataset.members}:
+                raise BadInput(f"{unknown[0]} is loaded with {dataset.key}.", f"name {dataset.key} instead")
         known = f"choose from {', '.join(found.datasets)}" if found.datasets else "lake new dataset NAME"
         if found.broken:
             known += f"; broken: {', '.join(found.broken)} (for the reason, run: lake plan)"
@@ -92,12 +95,24 @@ def due_datasets(schedule: str) -> list[Dataset]:
 
 
 def get_dataset(key: str) -> Dataset:
-    """One dataset by key.
+    """One dataset by key, or the dataset of another table of one: ``entries__items``.
 
     Raises:
         BadInput: it is unknown, its file cannot be loaded, or there is no project.
     """
+    found = _find().datasets
+    if key not in found and (member := next((m for d in found.values() for m in d.members if m.key == key), None)):
+        return member
     return get_datasets([key])[0]
+
+
+def all_tables() -> list[Dataset]:
+    """Every dataset that can be loaded, each followed by those of its other tables.
+
+    Raises:
+        BadInput: there is no project.
+    """
+    return [one for dataset in all_datasets().values() for one in (dataset, *dataset.members)]
 
 
 def _find() -> _Found:
@@ -115,7 +130,9 @@ def _find() -> _Found:
         for dataset in defined:
             if found.get(dataset.key) is dataset:
                 continue  # imported from the file that defines it
-            if dataset.key in places:
+            if clash := {m.key for m in dataset.members} & found.keys():
+                broken[dataset.key] = BadInput(f"{dataset.key}: {min(clash)} is another dataset.", "change its key")
+            elif dataset.key in places:
                 both = " and ".join(sorted({str(places[dataset.key]), str(path)}))
                 broken[dataset.key] = BadInput(
                     f"Two datasets have the key {dataset.key}: {both}.", "change the key of one of them"

@@ -54,7 +54,7 @@ def repair(
         CatalogError: the catalog or a file cannot be read.
     """
     settings, logger = load_settings(), get_run_logger()
-    chosen = get_datasets(datasets or [])
+    chosen = [one for dataset in get_datasets(datasets or []) for one in (dataset, *dataset.members)]
     check(settings)
     changes: list[lake.Change] = []
     todo = Restoring(settings, find_all(settings, chosen), str(flow_run.id))

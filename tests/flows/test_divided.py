@@ -80,7 +80,7 @@ def states(lake: Lake, key: str) -> dict[str, str]:
 
 
 def loaded(datasets: list[str], *arguments: Any, **more: Any) -> int:
-    summary: dict[str, Any] = ingest(datasets, *arguments, workers=1, **more)
+    summary: Any = ingest(datasets, *arguments, workers=1, **more)
     return int(summary["published"])
 
 

@@ -123,12 +123,12 @@ def serve() -> None:
     """Serve the lake until Ctrl-C: Prefect's UI, schedules, triggers, `lake emit`, metrics. Creates what is missing."""
     settings = _project()
     from ducklake_flows.orchestration.serve import serve as run
-    from ducklake_flows.project import all_datasets, broken_datasets
+    from ducklake_flows.project import all_tables, broken_datasets
 
     for error in broken_datasets().values():
         _tell(error)
     _echo("Starting Prefect and a worker ...")
-    run(settings, list(all_datasets().values()), _echo)
+    run(settings, all_tables(), _echo)
     _echo("Stopped.")
 
 
@@ -184,13 +184,13 @@ def certificates(
 def init() -> None:
     """Create the catalog, its tables, the landing zone and the gate. Safe to repeat."""
     settings = load_settings()
-    from ducklake_flows.project import all_datasets, broken_datasets
+    from ducklake_flows.project import all_tables, broken_datasets
 
-    datasets = all_datasets().values()
+    datasets = all_tables()
     _server(settings)
     from ducklake_flows.orchestration.bootstrap import initialise
 
-    made = initialise(settings, list(datasets))
+    made = initialise(settings, datasets)
     _echo(f"Created {', '.join(made)}." if made else "Everything exists already.")
     _end(broken_datasets().values())
 

@@ -14,10 +14,11 @@ from ducklake_flows.datasets.contract import Contract, like
 from ducklake_flows.datasets.names import column_name
 from ducklake_flows.datasets.partitions import Grain, Partition, in_utc, in_zone
 from ducklake_flows.datasets.scheme import Scheme, checked_segment
+from ducklake_flows.datasets.types import declared_type
 from ducklake_flows.errors import BadInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from ducklake_flows.datasets.audits import Audit
@@ -108,6 +109,22 @@ class Named(Protocol):
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table that a dataset's source fills besides the dataset's own; see `Dataset.children` and `Dataset.resources`.
+
+    Args:
+        contract: Columns and types; inferred if it declares none.
+        primary_key: Columns that identify a row; audited to be unique and not null. Empty for a child: the columns of
+            its parent's key, and ``position``.
+        audits: Further conditions.
+    """
+
+    contract: Contract = Contract()  # noqa: RUF009 - frozen
+    primary_key: tuple[str, ...] = ()
+    audits: tuple[Audit, ...] = ()
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Everything that the pipeline knows about one dataset.
 
@@ -147,6 +164,11 @@ class Dataset:
         retry_delay: Seconds before the first retry, at most 60. Each further delay is twice as long, up to 60 s, plus
             a random part. The worker reads the other partitions of its chunk first.
         timeout: Maximum seconds that the source may take for its next item; then the partition fails. None: unlimited.
+        children: Tables of lists within the rows, by column: ``{"items": Table()}``. ``raw.<key>__items`` gets a row
+            for each element, with the partition, the parent's primary key (``<key>_<column>``) and its ``position``,
+            from 0. The column is left out of the parent. Both are replaced in one commit. Needs a `primary_key`.
+        resources: Tables of further resources of a dlt source, by name: ``{"comments": Table()}`` fills
+            ``raw.<key>__comments`` from the same read, in the same commit.
         partitioned: Whether maintenance keeps the files of each partition apart. Otherwise it merges files below
             64 MiB, so that readers and publishers look through fewer of them.
     """
@@ -172,7 +194,10 @@ class Dataset:
     retry_delay: float = 5.0
     timeout: float | None = 3600.0
     partitioned: bool = False
+    children: Mapping[str, Table] = field(default_factory=dict)
+    resources: Mapping[str, Table] = field(default_factory=dict)
     scheme: Scheme = field(init=False, repr=False, compare=False)
+    members: tuple[Member, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not KEY.fullmatch(self.key):
@@ -226,7 +251,7 @@ class Dataset:
             raise BadInput(f"{self.key}: primary_key is {self.primary_key!r}.", 'primary_key=("order_id",)')
         if wrong := [name for name in self.primary_key if column_name(name) != name]:
             raise BadInput(f"{self.key}: the primary key's {wrong[0]!r} is not a column name.", like(wrong[0]))
-        declared = {*self.contract.columns, *self.partition_columns}
+        declared = {*self.contract.columns, *self.added_columns}
         if unknown := [name for name in self.primary_key if self.contract.columns and name not in declared]:
             raise BadInput(
                 f"{self.key}: the contract lacks columns of the primary key: {', '.join(unknown)}.",
@@ -234,6 +259,44 @@ class Dataset:
             )
         if isinstance(self.source, Checked):
             self.source.check(self.key, self.scheme)
+        object.__setattr__(self, "members", tuple(self._members()))
+
+    def _members(self) -> Iterator[Member]:
+        """The datasets of the other tables."""
+        if self.children and not self.primary_key:
+            raise BadInput(
+                f"{self.key}: the rows of {min(self.children)} need the key of their parent.", "primary_key="
+            )
+        if twice := self.children.keys() & self.resources.keys():
+            raise BadInput(f"{self.key}: {min(twice)} is both a column and a resource.")
+        for name, table in (*self.children.items(), *self.resources.items()):
+            if column_name(name) != name or not KEY.fullmatch(f"{self.key}__{name}"):
+                raise BadInput(f"{self.key}: {name!r} is not the name of a table.", like(name))
+            if name in self.contract.columns or name in self.primary_key:
+                raise BadInput(f"{self.key}: {name} has a table of its own.", "leave the column out of the contract")
+            types = {column: self.contract.columns.get(column) for column in self.primary_key}
+            keys = {f"{self.key}_{column}": kind and declared_type(kind) for column, kind in types.items()}
+            added = {**keys, "position": "BIGINT"} if name in self.children else {}
+            if wrong := added.keys() & table.contract.columns.keys():
+                raise BadInput(f"{self.key}: the pipeline adds {min(wrong)} to the rows of {name}.", "leave it out")
+            yield Member(
+                f"{self.key}__{name}",
+                _not_read_alone,
+                self.grain,
+                self.partition_column,
+                self.segment_column,
+                self.segments,
+                self.timezone,
+                table.primary_key or tuple(added),
+                table.contract,
+                table.audits,
+                self.start,
+                self.end,
+                partitioned=self.partitioned,
+                parent=self.key,
+                name=name,
+                added=added,
+            )
 
     def _divide(self) -> None:
         """Check and set how the dataset is divided into partitions."""
@@ -271,6 +334,11 @@ class Dataset:
             self.partition_column: "TIMESTAMP" if self.grain is Grain.hour else "DATE",
         }
         return {name: data_type for name, data_type in found.items() if name is not None}
+
+    @property
+    def added_columns(self) -> dict[str, str | None]:
+        """The columns that the pipeline adds to the contract's, each with its DuckDB type; None: that of the values."""
+        return dict(self.partition_columns)
 
     def partition_values(self, partition: Partition) -> dict[str, str]:
         """The value of each partition column in a partition's rows, as SQL text."""
@@ -419,6 +487,30 @@ def _is_cron(text: object) -> bool:
         return isinstance(text, str) and len(text.split()) == 5 and CronSim(text, datetime.now()) is not None
     except CronSimError:
         return False
+
+
+@dataclass(frozen=True)
+class Member(Dataset):
+    """The dataset of another table of a dataset: it is extracted, published and restored with its parent.
+
+    Args:
+        parent: The parent's key.
+        name: The column of the parent, or the resource, that the rows come from.
+        added: The columns that a child has besides its contract's, see `Dataset.added_columns`.
+    """
+
+    parent: str = ""
+    name: str = ""
+    added: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def added_columns(self) -> dict[str, str | None]:
+        """As of a dataset; and of a child, the parent's key and the position."""
+        return {**self.partition_columns, **self.added}
+
+
+def _not_read_alone(partition: Partition) -> Rows:
+    raise BadInput(f"{partition}: the table is filled with its parent.", "load the parent")
 
 
 _UNITS = ("minute", "hour", "day", "week")

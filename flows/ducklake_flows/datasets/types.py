@@ -35,9 +35,9 @@ def declared_type(data_type: DataType) -> str:
 
 
 def declared_types(dataset: Dataset) -> dict[str, str]:
-    """The DuckDB type of each declared column, then of the partition columns; empty if no column is declared."""
+    """The DuckDB type of each declared column, then of those that are added; empty if no column is declared."""
     columns = {name: declared_type(data_type) for name, data_type in dataset.contract.columns.items()}
-    return columns | dataset.partition_columns if columns else {}
+    return columns | {name: kind for name, kind in dataset.added_columns.items() if kind} if columns else {}
 
 
 def is_nested(data_type: str) -> bool:

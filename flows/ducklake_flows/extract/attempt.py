@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ducklake_flows.datasets.contract import Contract
-    from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.datasets.dataset import Dataset, Member
     from ducklake_flows.datasets.partitions import Partition
     from ducklake_flows.staging.inspect import Inspection
 
@@ -65,6 +65,8 @@ class Attempt:
     staged: dict[str, int] = field(default_factory=dict)
     profile: dict[str, float] = field(default_factory=dict)
     tries: int = 1
+    members: list[tuple[Member, Attempt]] = field(default_factory=list)
+    """The attempts at the partition of the dataset's other tables."""
 
     @property
     def seconds(self) -> float:
@@ -88,7 +90,8 @@ class Attempt:
             Unfit: a value or a column does not fit. The row is counted from the partition's first.
         """
         contract = dataset.contract_of(self.partition)
-        kinds = {column: arrow_type(data_type) for column, data_type in dataset.partition_columns.items()}
+        added = dataset.added_columns
+        kinds = {column: arrow_type(data_type) if data_type else None for column, data_type in added.items()}
         counts = {
             name: table.num_rows - table.column(name).null_count
             for name in table.column_names
@@ -102,7 +105,8 @@ class Attempt:
             raise Unfit(error.column, error.why, None if error.row is None else before + error.row) from None
         rows = table.num_rows
         segment, low = self.partition.place
-        for column, kind in kinds.items():
+        for column in dataset.partition_columns:
+            kind = kinds[column]
             if column not in table.column_names:
                 of_kind = segment if column == dataset.segment_column else low.date() if kind == pa.date32() else low
                 value = pa.scalar(of_kind, kind)
@@ -141,7 +145,7 @@ class Attempt:
             here = self.natural.get(name, NULL)
             if arrow_type(there) is None and here == NULL:
                 continue  # the publisher fills in columns whose type has no Arrow type
-            declared = name in dataset.contract.columns or name in dataset.partition_columns
+            declared = name in dataset.contract.columns or name in dataset.added_columns
             if declared and name in self.natural:
                 wanted[name] = there if (here, there) == ("JSON", "VARCHAR") else here
             elif here == "VARCHAR" and there in _FROM_TEXT:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,9 @@ from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_exponen
 from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.errors import Rejected
 from ducklake_flows.extract import dlt_run
-from ducklake_flows.extract.attempt import Attempt, said, timed
-from ducklake_flows.extract.items import items_of, tables_of
+from ducklake_flows.extract.attempt import ROWS, Attempt, said, timed
+from ducklake_flows.extract.items import items_of, parts_of, tables_of
+from ducklake_flows.extract.nested import Spool, cut, named, rows_of
 from ducklake_flows.extract.outcome import cause_of, outcome_of
 from ducklake_flows.extract.pace import Pace
 from ducklake_flows.extract.reader import Reader
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     from tenacity import AttemptManager
 
     from ducklake_flows.datasets.contract import Contract
-    from ducklake_flows.datasets.dataset import Rows
+    from ducklake_flows.datasets.dataset import Member, Rows
     from ducklake_flows.datasets.partitions import Partition
     from ducklake_flows.settings import Settings
     from ducklake_flows.staging.receipt import Outcome
@@ -70,6 +72,7 @@ def extract_chunk(
     stopped: Callable[[], bool] = lambda: False,
     pace: float = 0.0,
     limit: float = math.inf,
+    others: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[Outcome]:
     """Extract and stage partitions of one dataset.
 
@@ -81,6 +84,7 @@ def extract_chunk(
         stopped: Returns whether to stop; called between two items of a source, and before a partition is staged.
         pace: Minimum seconds between two items of a source.
         limit: Time budget in seconds: then no new partition starts. The first partition always starts.
+        others: The same of the dataset's other tables, by key.
 
     Returns:
         One outcome for each started partition, in the given order. A failed partition raises nothing.
@@ -88,7 +92,7 @@ def extract_chunk(
     Raises:
         Stopped: ``stopped`` returned true.
     """
-    return extract(get_dataset(dataset_key), versions, settings, table, stopped, pace, limit)
+    return extract(get_dataset(dataset_key), versions, settings, table, stopped, pace, limit, others)
 
 
 def extract(
@@ -99,6 +103,7 @@ def extract(
     stopped: Callable[[], bool] = lambda: False,
     pace: float = 0.0,
     limit: float = math.inf,
+    others: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[Outcome]:
     """Extract and stage partitions of a dataset; see `extract_chunk`."""
     failpoint("before extract")
@@ -111,13 +116,37 @@ def extract(
 
     run = _Run(dataset, table or {}, go_on, Pace(pace, go_on), time.monotonic() + limit)
     with scratch() as work, dataset.chunk() as run.using, contextlib.closing(run):
+        run.spool = Spool(work / "spool")
         begun = run.all(attempts, work)
+        for member in dataset.members:
+            _extract_member(member, begun, run.spool, (others or {}).get(member.key, {}), work / member.key, go_on)
         chunk = new_chunk() if len(begun) > 1 else ""
         for attempt in begun:
             go_on()
             put(dataset, attempt, chunk, stage)
         sync(begun, stage)
         return [outcome_of(dataset, attempt) for attempt in begun]
+
+
+def _extract_member(
+    member: Member,
+    parents: Sequence[Attempt],
+    spool: Spool,
+    table: Mapping[str, str],
+    work: Path,
+    go_on: Callable[[], None],
+) -> None:
+    """Extract another table of a dataset from what its attempts gave. An error is that of its parent's attempt."""
+    good = {attempt.partition: attempt for attempt in parents if attempt.error is None}
+    if not good:
+        return
+    work.mkdir()
+    dataset = replace(member, source=lambda partition: spool.tables(member, good[partition]))
+    with contextlib.closing(_Run(dataset, table, go_on, Pace(0, go_on), math.inf)) as run:
+        for attempt in run.all([Attempt(p, parent.source_version) for p, parent in good.items()], work):
+            good[attempt.partition].members.append((member, attempt))
+            if attempt.error is not None:
+                good[attempt.partition].error = named(member, attempt.error)
 
 
 class _Run:
@@ -135,6 +164,8 @@ class _Run:
         self, dataset: Dataset, table: Mapping[str, str], go_on: Callable[[], None], pace: Pace, until: float
     ) -> None:
         self._dataset, self._table, self._go_on, self._pace, self._until = dataset, table, go_on, pace, until
+        self.spool: Spool | None = None
+        """Where the rows of the dataset's other tables are kept."""
         self.using: Callable[[Partition, Contract], Rows] | None = None
         """How a source reads that reads a chunk's partitions together."""
         self._reader: Reader[pa.Table] = Reader(dataset.timeout and dataset.timeout + pace.seconds, go_on)
@@ -239,7 +270,7 @@ class _Run:
                 with contextlib.closing(self._reader.read(items)) as tables:
                     for table in tables:
                         if table.num_rows:
-                            found = attempt.take(table, self._dataset)
+                            found = self._taken(attempt, table)
                             if mark:
                                 found = found.append_column(
                                     MARK, pa.chunked_array([pa.repeat(pa.scalar(number, pa.int64()), found.num_rows)])
@@ -251,10 +282,32 @@ class _Run:
                 attempt.error = error
                 self._pace.asked()
 
+    def _taken(self, attempt: Attempt, table: pa.Table) -> pa.Table:
+        """A table as its attempt takes it. The lists with a table of their own are kept for that."""
+        before = attempt.given[ROWS]
+        table, lists = cut(table, self._dataset)
+        found = attempt.take(table, self._dataset)
+        for member in self._dataset.members:
+            if self.spool is not None and member.name in lists:
+                try:
+                    for rows in rows_of(member, lists[member.name], found):
+                        self.spool.put(member, attempt, rows)
+                except Unfit as error:
+                    raise Unfit(error.column, error.why, None if error.row is None else before + error.row) from None
+        return found
+
     def _items(self, attempt: Attempt) -> Iterator[Any]:
-        """The source's items, no faster than the rate limit."""
+        """The source's items, no faster than the rate limit. The rows of other resources are kept for their tables."""
         self._pace.wait()
-        for item in items_of(self._dataset.read(attempt.partition, self._table, self.using)):
+        given, others = parts_of(self._dataset.read(attempt.partition, self._table, self.using), self._dataset)
+        yield from self._paced(given)
+        for member, resource in others:
+            for table in tables_of(self._paced(resource), member.contract):
+                if self.spool is not None and table is not None:
+                    self.spool.put(member, attempt, table)
+
+    def _paced(self, given: Any) -> Iterator[Any]:
+        for item in items_of(given):
             self._pace.asked()
             self._go_on()
             yield item

@@ -15,6 +15,7 @@ from ducklake_flows.sources.values import Unfit
 
 if TYPE_CHECKING:
     from ducklake_flows.datasets.contract import Contract
+    from ducklake_flows.datasets.dataset import Dataset, Member
 
 ROWS = 10_000
 """Python rows converted to columns at once."""
@@ -22,6 +23,25 @@ ROWS = 10_000
 YIELDED = (
     "rows (dict, or a list of them), Arrow tables, batches and readers, pandas and polars frames, DuckDB relations"
 )
+
+
+def parts_of(given: Any, dataset: Dataset) -> tuple[Any, list[tuple[Member, Any]]]:
+    """What a source returned for the dataset itself, and for each of its tables that is another resource.
+
+    Raises:
+        SourceError: the dlt source lacks one of these resources, or has others.
+    """
+    wanted = {member.name: member for member in dataset.members if member.name in dataset.resources}
+    if not wanted:
+        return given, []
+    resources = dict(_resources(given) or {})
+    if lacking := wanted.keys() - resources.keys():
+        raise SourceError(
+            f"the dataset has a table for {min(lacking)}, but the source has these resources: {', '.join(resources)}",
+            "return a dlt source or a list of resources, and name its resources in the dataset",
+        )
+    others = [(member, resources.pop(name)) for name, member in wanted.items()]
+    return list(resources.values()), others
 
 
 def items_of(given: Any) -> Iterator[Any]:
@@ -35,7 +55,7 @@ def items_of(given: Any) -> Iterator[Any]:
         if len(resources) != 1:
             raise SourceError(
                 f"a dataset is one table, but the dlt source has {len(resources)} resources: {', '.join(resources)}",
-                "select one resource with source.with_resources(...)",
+                "name the others in the dataset, resources={...}, or select one with source.with_resources(...)",
             )
         (given,) = resources.values()
     if given is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,9 +23,16 @@ TRACEBACK = 4000
 
 def outcome_of(dataset: Dataset, attempt: Attempt) -> Outcome:
     """The outcome of an attempt, for the publisher."""
-    seen = attempt.seen
-    if attempt.error is not None or seen is None:
+    if attempt.error is not None or attempt.seen is None:
         return _failure(dataset, attempt, attempt.error or SourceError("the extraction gave no result"))
+    origin = redacted(dataset.origin(attempt.partition))
+    members = tuple(_receipt(member, other, origin) for member, other in attempt.members)
+    return replace(_receipt(dataset, attempt, origin), members=members)
+
+
+def _receipt(dataset: Dataset, attempt: Attempt, origin: str) -> Receipt:
+    seen = attempt.seen
+    assert seen is not None  # noqa: S101 - an attempt without an error was inspected
     return Receipt(
         dataset.key,
         attempt.partition.key,
@@ -41,7 +49,7 @@ def outcome_of(dataset: Dataset, attempt: Attempt) -> Outcome:
         profile=attempt.profile,
         source_values=dict(attempt.given),
         values=attempt.staged,
-        source=redacted(dataset.origin(attempt.partition)),
+        source=origin,
     )
 
 

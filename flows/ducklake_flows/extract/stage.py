@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ducklake_flows.errors import Rejected, SourceError
 from ducklake_flows.extract.attempt import Attempt, timed
+from ducklake_flows.extract.nested import named
 from ducklake_flows.staging.layout import staged_path
 from ducklake_flows.testing.failpoints import failpoint
 
@@ -17,7 +18,18 @@ if TYPE_CHECKING:
 
 
 def put(dataset: Dataset, attempt: Attempt, chunk: str, stage: Storage) -> None:
-    """Stage an attempt's files, in the chunk's folder if it has one, unless the attempt failed."""
+    """Stage an attempt's files, in the chunk's folder if it has one, unless the attempt failed.
+
+    Those of the dataset's other tables follow. If one of them fails, so does the attempt.
+    """
+    _put(dataset, attempt, chunk, stage)
+    for member, other in attempt.members:
+        if attempt.error is None:
+            _put(member, other, chunk, stage)
+            attempt.error = named(member, other.error) if other.error is not None else None
+
+
+def _put(dataset: Dataset, attempt: Attempt, chunk: str, stage: Storage) -> None:
     try:
         if attempt.error is None and attempt.seen is None:
             raise SourceError("the extraction gave no result")
@@ -36,12 +48,13 @@ def put(dataset: Dataset, attempt: Attempt, chunk: str, stage: Storage) -> None:
 
 def sync(attempts: Sequence[Attempt], stage: Storage) -> None:
     """Sync all staged files to disk together, which takes a fraction of the time of one sync per file."""
-    whole = [attempt for attempt in attempts if attempt.error is None and attempt.paths]
+    good = [attempt for attempt in attempts if attempt.error is None]
+    whole = [one for attempt in good for one in (attempt, *(other for _, other in attempt.members)) if one.paths]
     if not whole:
         return
     try:
         with timed(whole, "stage"):
-            stage.sync([path for attempt in whole for path in attempt.paths])
+            stage.sync([path for one in whole for path in one.paths])
     except OSError as error:
-        for attempt in whole:
+        for attempt in good:
             attempt.error = error

@@ -129,7 +129,7 @@ def wanted_columns(dataset: Dataset, there: Mapping[str, str], staged: Mapping[s
             continue
         known = names.get(folded)
         if known is None:
-            if frozen and name not in dataset.contract.columns and name not in dataset.partition_columns:
+            if frozen and name not in dataset.contract.columns and name not in dataset.added_columns:
                 raise Rejected(f"column {name} is not in the contract")
             wanted[name] = data_type
         else:

@@ -18,7 +18,7 @@ from ducklake_flows.lake.fence import META
 from ducklake_flows.lake.repair import settle, unpartition
 from ducklake_flows.lake.schema import ORPHAN_AGE, partition
 from ducklake_flows.lake.statistics import NAMED
-from ducklake_flows.project import all_datasets
+from ducklake_flows.project import all_tables
 from ducklake_flows.settings import LAKE, Settings
 from ducklake_flows.staging.layout import CHUNK, is_older
 from ducklake_flows.storage import open_storage
@@ -159,7 +159,7 @@ def _partition(con: DuckDBPyConnection, settings: Settings) -> Iterator[Step]:
             LEFT JOIN (SELECT table_id, count(*) AS files FROM {META}.ducklake_data_file
                        WHERE partition_id IS NOT NULL GROUP BY ALL) USING (table_id)"""
     ).fetchall()
-    datasets = {d.table: d for d in all_datasets().values() if d.partition_columns}
+    datasets = {d.table: d for d in all_tables() if d.partition_columns}
     for table, partitioned, files in found:
         dataset = datasets.get(table)
         if dataset is not None and (partitioned != dataset.partitioned or (files and not dataset.partitioned)):

@@ -34,6 +34,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from ducklake_flows.datasets.dataset import Member
 from ducklake_flows.errors import CatalogError, CommitConflict, LakeError, PublishedInBetween, Rejected
 from ducklake_flows.lake import ledger, statistics
 from ducklake_flows.lake.connect import commit_message, connect
@@ -134,7 +135,7 @@ class Publisher:
     ) -> None:
         self._settings = settings
         self._ledger = ledger.LedgerCache(settings, expected)
-        self._datasets = {d.key: d for d in datasets}
+        self._datasets = {d.key: d for given in datasets for d in (given, *given.members)}
         self._flow_run_id = flow_run_id
         self._planned, self._recheck, self._force = planned or {}, recheck, force
         self._reason = reason
@@ -200,7 +201,7 @@ class Publisher:
             if isinstance(group[0], Failure):
                 raise
             failure = _failed(group[0], "failed", text_of(error, self._settings))
-            if lost := [file.path for file in self._lost(group[0])]:
+            if lost := [file.path for receipt in group[0].all for file in self._lost(receipt)]:
                 # Dropped here, the other partitions in it would lose their rows without a word.
                 why = f"{', '.join(lost)} is lost, which holds other partitions, too: {failure.error}"
                 failure = replace(failure, error=why, fix="lake repair")
@@ -211,7 +212,7 @@ class Publisher:
     def _compact(self, result: Published) -> None:
         """Merge the small files of tables to which this run has added many; rewrite those of which it replaced much."""
         if result.snapshot_id is not None:
-            for receipt in result.receipts:
+            for receipt in _all(result.receipts):
                 self._unmerged[receipt.dataset] += len(receipt.files)
         for key in [key for key, files in self._unmerged.items() if files >= MERGE_AFTER]:
             self._now_or_later(merge, key)
@@ -298,7 +299,7 @@ class Publisher:
         if len(group) > 1 or not isinstance(group[0], Receipt):
             return False  # the caller publishes the group again one at a time
         receipt = group[0]
-        lost = [file.path for file in self._lost(receipt) if file.is_of_one]
+        lost = [file.path for one in receipt.all for file in self._lost(one) if file.is_of_one]
         if lost:
             log.warning("%s %s: dropping lost files: %s", receipt.dataset, receipt.partition, ", ".join(lost))
             drop(self._settings, lost)
@@ -353,30 +354,24 @@ class Publisher:
                 result.failures.append(outcome)
                 rows.append(ledger.failure_row(outcome))
                 continue
-            dataset = self._datasets[outcome.dataset]
             try:
-                there = tables.get(dataset.table, {})
-                way = fit(con, self._settings, dataset, there, outcome, evolved.refused)
+                ready = [self._fitted(con, receipt, tables, evolved.refused) for receipt in outcome.all]
             except Rejected as error:
                 failure = replace(_failed(outcome, "rejected", error.message), fix=error.fix)
                 result.failures.append(failure)
                 rows.append(ledger.failure_row(failure))
                 continue
-            receipt = replace(outcome, fingerprint=way.fingerprint or outcome.fingerprint)
-            entry = self._ledger.entries.get((outcome.dataset, outcome.partition))
-            is_same = entry is not None and entry.fingerprint == receipt.fingerprint and not self._force
-            if entry is not None and is_same and self._is_there(receipt, held):
+            known = [(receipt, self._known(receipt, held)) for receipt, _ in ready]
+            if all(entry for _, entry in known):
                 result.unchanged.append(outcome)
-                if entry.state != "published" or entry.source_version != receipt.source_version:
-                    # The published attempt's rows are also the rows of this source version.
-                    row = ledger.receipt_row(replace(receipt, attempt_id=entry.attempt_id))
-                    rows.append({**row, "confirmed_by": receipt.attempt_id})
+                rows += [_confirmed(receipt, entry) for receipt, entry in known if entry and _is_news(receipt, entry)]
                 continue
-            # An empty first partition of an inferred dataset has no columns, so there is no table yet.
-            if dataset.table in tables:
-                changed[dataset.key].append((receipt, way))
+            for receipt, way in ready:
+                # An empty first partition of an inferred dataset has no columns, so there is no table yet.
+                if self._datasets[receipt.dataset].table in tables:
+                    changed[receipt.dataset].append((receipt, way))
+                rows.append(ledger.receipt_row(receipt))
             result.receipts.append(outcome)
-            rows.append(ledger.receipt_row(receipt))
         for key, ready in changed.items():
             self._replace(con, self._datasets[key], ready)
         in_gate = (time.monotonic() - self._began) / max(len(group), 1)
@@ -385,6 +380,29 @@ class Publisher:
         if rows:
             self._record(con, rows, token, _message(result))
         return result, token, rows
+
+    def _fitted(
+        self,
+        con: DuckDBPyConnection,
+        receipt: Receipt,
+        tables: Mapping[str, Mapping[str, str]],
+        refused: Mapping[tuple[str, str], str],
+    ) -> tuple[Receipt, Fit]:
+        """A receipt with the fingerprint of its rows in the table, and how they are loaded; see `fit`."""
+        dataset = self._datasets[receipt.dataset]
+        try:
+            way = fit(con, self._settings, dataset, tables.get(dataset.table, {}), receipt, refused)
+        except Rejected as error:
+            if isinstance(dataset, Member):
+                raise Rejected(f"{dataset.key}: {error.message}", error.fix) from None
+            raise
+        return replace(receipt, fingerprint=way.fingerprint or receipt.fingerprint), way
+
+    def _known(self, receipt: Receipt, held: Mapping[tuple[str, str], Contents]) -> ledger.Entry | None:
+        """The entry of the published attempt that has the same rows; None if there is none, or they are not there."""
+        entry = self._ledger.entries.get((receipt.dataset, receipt.partition))
+        is_same = entry is not None and entry.fingerprint == receipt.fingerprint and not self._force
+        return entry if is_same and self._is_there(receipt, held) else None
 
     def _record(self, con: DuckDBPyConnection, rows: Sequence[dict[str, Any]], token: int, message: str) -> None:
         """Append the ledger rows and set the commit message."""
@@ -410,11 +428,12 @@ class Publisher:
         """Drop from a group what the ledger makes unnecessary; see `_is_new`.
 
         Returns:
-            The result so far, with what was dropped; the outcomes to write; and the receipts among them.
+            The result so far, with what was dropped; the outcomes to write; and all receipts among them, see
+            `Receipt.all`.
         """
         result = Published()
         new = [outcome for outcome in group if self._is_new(outcome, result)]
-        return result, new, [outcome for outcome in new if isinstance(outcome, Receipt)]
+        return result, new, _all(outcome for outcome in new if isinstance(outcome, Receipt))
 
     def _is_new(self, outcome: Outcome, result: Published) -> bool:
         """Whether an outcome must be written. If not, it is added to the list of `result` that fits the ledger.
@@ -510,6 +529,22 @@ class Publisher:
             # The footer of each staged file is read once. Kept, they would take 12 KiB each.
             self._con.execute("SET enable_external_file_cache = false")
         return self._con
+
+
+def _all(receipts: Iterable[Receipt]) -> list[Receipt]:
+    """The receipts and those of the datasets' other tables."""
+    return [one for receipt in receipts for one in receipt.all]
+
+
+def _is_news(receipt: Receipt, entry: ledger.Entry) -> bool:
+    """Whether a receipt of unchanged rows says something that the ledger does not."""
+    return entry.state != "published" or entry.source_version != receipt.source_version
+
+
+def _confirmed(receipt: Receipt, entry: ledger.Entry) -> dict[str, Any]:
+    """The ledger row of unchanged rows: those of the published attempt are also the rows of this source version."""
+    row = ledger.receipt_row(replace(receipt, attempt_id=entry.attempt_id))
+    return {**row, "confirmed_by": receipt.attempt_id}
 
 
 def _json(profile: Mapping[str, float]) -> str:

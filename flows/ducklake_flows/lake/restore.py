@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -> Receipt:
-    """Stage the rows that were published before the current ones. The caller publishes them.
+    """Stage the rows that were published before the current ones, of all tables. The caller publishes them.
 
     Rolling back twice goes back two attempts.
 
@@ -55,24 +55,37 @@ def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -
         if not published:
             raise BadInput(f"{name} was never published.", f"lake status {dataset.key}")
         current = published[-1]
-        before = [row for row in _still_meant(published) if row["fingerprint"] != current["fingerprint"]]
+        tables = (dataset, *dataset.members)
+        # All tables of a dataset are published in one transaction, so they share a token.
+        of = [{row["token"]: row for row in history(con, one.key, partition.key)} for one in tables]
+
+        def whole(row: Mapping[str, Any]) -> list[Any]:
+            return [rows.get(row["token"], {}).get("fingerprint") for rows in of]
+
+        before = [row for row in _still_meant(published) if whole(row) != whole(current)]
         if not before:
             raise BadInput(f"{name} has no attempt before the published one.", f"lake status {dataset.key}")
         target = before[-1]
         last_seen = max(n for n, row in enumerate(published) if _shown(row) == target["attempt_id"])
-        file = work / "rows.parquet"
-        _copy(con, dataset, partition, _snapshot_before(con, name, published[last_seen + 1]["token"]), file)
-        seen = inspect(dataset, [partition], [str(file)])[0]
-        if seen.fingerprint != target["fingerprint"]:
-            raise BadInput(f"The rows of the previous attempt at {name} differ from what was published.", "lake verify")
-        receipt = _staged(settings, dataset, partition, file, seen, started)
-    return replace(
-        receipt,
-        # The version that was rolled back: once the source is fixed, the partition is stale and a run loads it again.
-        source_version=current["source_version"] or "",
-        restores=target["attempt_id"],
-        supersedes=current["attempt_id"],
-    )
+        snapshot = _snapshot_before(con, name, published[last_seen + 1]["token"])
+        receipts = []
+        for one, rows in zip(tables, of, strict=True):
+            if (wanted := rows.get(target["token"])) is None:
+                raise BadInput(
+                    f"The previous attempt at {name} is older than {one.table}.",
+                    f"load another version from its source: {backfill(dataset, partition, '--mode all')}",
+                )
+            file = work / f"{one.key}.parquet"
+            _copy(con, one, partition, snapshot, file)
+            seen = inspect(one, [partition], [str(file)])[0]
+            if seen.fingerprint != wanted["fingerprint"]:
+                what = f"The rows of the previous attempt at {one.key} {partition} differ from what was published."
+                raise BadInput(what, "lake verify")
+            receipt = _staged(settings, one, partition, file, seen, started)
+            # The version that was rolled back: once the source is fixed, the partition is stale and is loaded again.
+            version = current["source_version"] or ""
+            receipts.append(replace(receipt, source_version=version, restores=wanted["attempt_id"]))
+    return replace(receipts[0], supersedes=current["attempt_id"], members=tuple(receipts[1:]))
 
 
 def stage_published(settings: Settings, dataset: Dataset, partition: Partition) -> Receipt:

@@ -21,7 +21,7 @@ from ducklake_flows.lake.fence import check_release
 from ducklake_flows.lake.files import place_in, registered
 from ducklake_flows.lake.rows import condition
 from ducklake_flows.lake.schema import qualified, table_columns
-from ducklake_flows.project import all_datasets
+from ducklake_flows.project import all_tables
 from ducklake_flows.settings import LAKE, Settings
 from ducklake_flows.staging.layout import attempt_of
 from ducklake_flows.storage import open_storage
@@ -92,7 +92,7 @@ def verify(settings: Settings, since: datetime | None = None) -> Iterator[Findin
         lost: set[str] = set()
         datasets = [
             dataset
-            for dataset in all_datasets().values()
+            for dataset in all_tables()
             if dataset.table in tables and (published.get(dataset.key) or files.get(dataset.table))
         ]
         if there is not None:

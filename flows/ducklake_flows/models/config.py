@@ -25,7 +25,7 @@ from ducklake_flows.errors import LakeError, NotInitialised
 from ducklake_flows.lake.builds import Raw, read_raw
 from ducklake_flows.models.adapter import check_lake, lake_connection
 from ducklake_flows.models.scheduler import LakeContext, command_scheduler
-from ducklake_flows.project import all_datasets
+from ducklake_flows.project import all_tables
 from ducklake_flows.settings import LAKE, PROD, Settings, find_project, load_settings
 
 if TYPE_CHECKING:
@@ -64,14 +64,14 @@ class LakeLoader(SqlMeshLoader):
         return project
 
     def _raw_models(self) -> Iterator[Model]:
-        datasets = all_datasets()
+        datasets = all_tables()
         try:
-            raw = read_raw(load_settings(), datasets.values())
+            raw = read_raw(load_settings(), datasets)
         except NotInitialised:
             raw = {}  # formatting and linting need no lake; commands that need it report that it is missing
         except LakeError as error:
             raise SQLMeshError(str(error)) from None
-        for dataset in datasets.values():
+        for dataset in datasets:
             found = raw.get(dataset.key, Raw({}, None))
             columns = dict(found.columns) or declared_types(dataset)
             if not columns:

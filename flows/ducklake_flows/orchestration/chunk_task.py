@@ -32,6 +32,7 @@ class Parameters(TypedDict):
     table: dict[str, str]
     pace: float
     limit: float
+    others: dict[str, dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +81,19 @@ def run(
     table: Mapping[str, str],
     pace: float,
     limit: float,
+    others: Mapping[str, Mapping[str, str]],
     given: float | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Any:
     """Extract a chunk. Call it within its task.
 
     Args:
-        dataset: This and the next four arguments are the task's; see `ducklake_flows.extract.chunk.extract_chunk`.
+        dataset: This and the next five arguments are the task's; see `ducklake_flows.extract.chunk.extract_chunk`.
         versions: The source's version by partition.
         table: Columns and DuckDB types of the table.
         pace: Minimum seconds between two items of a source.
         limit: Time budget in seconds.
+        others: Columns and DuckDB types of the dataset's other tables, by key.
         given: When another process received the task, in seconds since 1970.
         stopped: Whether the run that submitted the task has ended.
 
@@ -102,7 +105,7 @@ def run(
     outcomes: list[Outcome] = []
     try:
         settings = load_settings()
-        outcomes = extract_chunk(dataset, versions, settings, table, stopped, pace, limit)
+        outcomes = extract_chunk(dataset, versions, settings, table, stopped, pace, limit, others)
         # Redact before anything is logged, shown or recorded: a source's error text may contain its password.
         outcomes = [_redacted(o, settings) if isinstance(o, Failure) else o for o in outcomes]
     except Stopped:

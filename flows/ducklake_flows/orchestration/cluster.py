@@ -130,9 +130,16 @@ class _OnDask:
 
 
 @task(**chunk_task.TASK)
-def extract(dataset: str, versions: dict[str, str], table: dict[str, str], pace: float, limit: float) -> Any:
+def extract(
+    dataset: str,
+    versions: dict[str, str],
+    table: dict[str, str],
+    pace: float,
+    limit: float,
+    others: dict[str, dict[str, str]],
+) -> Any:
     """Extract one chunk of partitions on a Dask worker; see `chunk_task.run`."""
-    return chunk_task.run(dataset, versions, table, pace, limit, given_at(), abandonment())
+    return chunk_task.run(dataset, versions, table, pace, limit, others, given_at(), abandonment())
 
 
 class Tasks(WorkerPlugin):

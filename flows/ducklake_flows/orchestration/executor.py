@@ -113,6 +113,13 @@ class _Done:
 
 
 @task(**chunk_task.TASK)
-def extract(dataset: str, versions: dict[str, str], table: dict[str, str], pace: float, limit: float) -> Any:
+def extract(
+    dataset: str,
+    versions: dict[str, str],
+    table: dict[str, str],
+    pace: float,
+    limit: float,
+    others: dict[str, dict[str, str]],
+) -> Any:
     """Extract one chunk of partitions in the run's process; see `chunk_task.run`."""
-    return chunk_task.run(dataset, versions, table, pace, limit)
+    return chunk_task.run(dataset, versions, table, pace, limit, others)

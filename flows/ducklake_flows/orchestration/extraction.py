@@ -124,6 +124,10 @@ class Extraction:
                 "table": dict(self._tables.get(self._datasets[chunk.dataset].table, {})),
                 "pace": self._slots / rate if rate else 0.0,
                 "limit": self._seconds,
+                "others": {
+                    member.key: dict(self._tables.get(member.table, {}))
+                    for member in self._datasets[chunk.dataset].members
+                },
             },
             priority(start, self._order, urgent=not self._root.is_backfill),
             partial(self._ended.put, number),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ducklake_flows.datasets.dataset import Member
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake import repair
 from ducklake_flows.lake.damage import find_all
@@ -50,12 +51,22 @@ class Restoring:
             return repair.drop(self._settings, shared)
 
     def loadable(self) -> dict[str, list[str]]:
-        """The partitions to load from their sources, by dataset. A rolled back one must not get its source's rows."""
+        """The partitions to load from their sources, by dataset. A rolled back one must not get its source's rows.
+
+        Another table of a dataset is loaded with it.
+        """
+        found: dict[str, list[str]] = {}
+        for key, partitions in self._loadable().items():
+            dataset = get_dataset(key)
+            found.setdefault(dataset.parent if isinstance(dataset, Member) else key, []).extend(partitions)
+        return {key: sorted(set(partitions)) for key, partitions in found.items()}
+
+    def _loadable(self) -> dict[str, list[str]]:
         return _by_dataset(d for d in self._left.values() if d.state != State.rolled_back)
 
     def loaded(self) -> None:
         """Record the partitions that a run has published from their sources."""
-        self._check(self.loadable(), "published from its source")
+        self._check(self._loadable(), "published from its source")
 
     def from_snapshots(self) -> None:
         """Publish the rows of the last good snapshots."""

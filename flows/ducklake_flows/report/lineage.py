@@ -11,7 +11,7 @@ from ducklake_flows.errors import BadInput
 from ducklake_flows.lake import history
 from ducklake_flows.lake.connect import connected
 from ducklake_flows.lake.files import bounded, registered
-from ducklake_flows.project import all_datasets
+from ducklake_flows.project import all_tables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,7 +58,7 @@ def lineage(settings: Settings, target: str, partition: str | None = None) -> di
         ],
     }
     if asked is not None:
-        datasets = all_datasets()
+        datasets = {dataset.key: dataset for dataset in all_tables()}
         raw = [step.table.removeprefix("raw.") for step in steps if step.table.startswith("raw.")]
         if asked.segment and not any(key in datasets and datasets[key].segment_column for key in raw):
             raise BadInput(

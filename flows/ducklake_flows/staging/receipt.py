@@ -33,6 +33,7 @@ class Receipt:
         supersedes: For a rollback or a repair from a snapshot: the attempt that it replaces. It is refused if another
             one has been published since.
         source: The file, URL or function that the rows were read from.
+        members: The receipts of the dataset's other tables, which are published with it or not at all.
     """
 
     dataset: str
@@ -53,6 +54,12 @@ class Receipt:
     values: Mapping[str, int] = field(default_factory=dict)
     supersedes: str = ""
     source: str = ""
+    members: tuple[Receipt, ...] = ()
+
+    @property
+    def all(self) -> tuple[Receipt, ...]:
+        """This receipt and those of the other tables."""
+        return self, *self.members
 
 
 @dataclass(frozen=True, slots=True)
