@@ -150,7 +150,8 @@ class TokenStore:
         size = int(environ.get("CONTENT_LENGTH") or 0)
         body = environ["wsgi.input"].read(size)
         given = dict(parse_qsl(environ.get("QUERY_STRING", ""))) | dict(parse_qsl(body.decode()))
-        refused = self.refuse_tokens or given.get("WebIdentityToken") != self.identity
+        # A URL is logged: no identity may be in it.
+        refused = self.refuse_tokens or given.get("WebIdentityToken") != self.identity or environ.get("QUERY_STRING")
         if refused or given.get("Action") != "AssumeRoleWithWebIdentity":
             start("400 Bad Request", [("Content-Type", "text/xml")])
             code, said = "InvalidIdentityToken", "The web identity token is not known."

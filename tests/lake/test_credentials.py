@@ -271,15 +271,15 @@ def test_a_profile_that_was_written_again_is_used_after_a_refusal(
 
 
 def test_a_publisher_outlives_its_tokens(store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One connection of DuckDB, one landing zone, one stage: the key changes at least four times below them."""
-    store.life = 4
+    """One connection of DuckDB, one landing zone, one stage: the key changes at least three times below them."""
+    store.life = 8
     give("web identity", store, tmp_path, monkeypatch)
     lake = make_lake()
     publisher = lake.publisher()
     days = iter(range(1, 366))
     published: list[str] = []
     with connect(lake.settings, read_only=True):
-        while store.expired() < 4:
+        while store.expired() < 3:
             day = f"2024-{(number := next(days)) // 28 + 1:02}-{number % 28 + 1:02}"
             lake.land(f"readings/{day}.jsonl", [{"id": number}])
             published += [r.partition for r in publisher.publish(lake.extract("readings", day)).receipts]
@@ -288,7 +288,7 @@ def test_a_publisher_outlives_its_tokens(store: TokenStore, tmp_path: Path, monk
     assert lake.errors() == []
     assert [request for request in store.seen if request.refusal] == []
     by_client = {client: {r.key_id for r in store.seen if r.client == client} for client in ("MinIO", "duckdb")}
-    assert all(len(keys) > 4 for keys in by_client.values()), by_client
+    assert all(len(keys) > 3 for keys in by_client.values()), by_client
 
 
 def test_a_transaction_gets_the_new_credentials_and_a_rollback_keeps_none(

@@ -22,7 +22,7 @@ from sqlmesh.utils.errors import SQLMeshError
 
 from ducklake_flows.credentials import Credentials, current
 from ducklake_flows.errors import LakeError
-from ducklake_flows.lake.connect import attach_sql, commit_message, connected, prepare, renew
+from ducklake_flows.lake.connect import attach_sql, check_access, commit_message, connected, prepare, renew
 from ducklake_flows.lake.fence import check_release
 from ducklake_flows.lake.repair import settle
 from ducklake_flows.lake.schema import record_change
@@ -154,7 +154,11 @@ class LakeAdapter(DuckDBEngineAdapter):
             if not _only_reads(expressions):
                 self._begin()
             with self._all_threads() if isinstance(expressions, _MOVES_ROWS) else contextlib.nullcontext():
-                super().execute(expressions, *args, **kwargs)
+                try:
+                    super().execute(expressions, *args, **kwargs)
+                except duckdb.HTTPException as error:
+                    _check_access(error)
+                    raise
             for each in expressions if isinstance(expressions, list | tuple) else [expressions]:
                 if isinstance(each, exp.Alter):
                     record_change(self.cursor, exp.table_name(each.this), each.sql("duckdb"))
@@ -250,6 +254,14 @@ class LakeAdapter(DuckDBEngineAdapter):
             # On another cursor: in a failed transaction, SET would fail and hide the original error.
             with self.cursor.cursor() as other:
                 other.execute("SET threads = 1")
+
+
+def _check_access(error: duckdb.Error) -> None:
+    """Raise the error to show if the object store refuses the credentials."""
+    try:
+        check_access(error, load_settings())
+    except LakeError as found:
+        raise SQLMeshError(str(found)) from error
 
 
 def always_exact(of: exp.DataType, to: exp.DataType) -> bool:
