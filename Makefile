@@ -74,7 +74,8 @@ assess: .venv/assess/installed  ## docs/honest-assessment.md, measured: other fo
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11
 RUNTIME := --extra postgres --extra s3 --extra openlineage --extra demo
 lock: .venv/installed  ## Resolve the pins again
-	$(COMPILE) $(RUNTIME) --extra stack --extra dev pyproject.toml -o requirements.lock
+	@# The aiobotocore that `make assess` brings along takes no newer botocore (2026-11).
+	printf 'botocore<1.43.118\n' | $(COMPILE) $(RUNTIME) --extra stack --extra dev -c /dev/stdin pyproject.toml -o requirements.lock
 	$(COMPILE) $(RUNTIME) --extra stack --extra dev --extra bench -c requirements.lock pyproject.toml -o requirements-bench.lock
 	$(COMPILE) $(RUNTIME) -c requirements.lock pyproject.toml -o requirements-image.lock
 	grep '^[a-z]' requirements.lock | sed 's/ \\$$//; /^pathspec==/d; /^importlib-metadata==/d' | \

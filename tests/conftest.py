@@ -20,13 +20,14 @@ import psycopg
 import pytest
 
 # Before anything imports Prefect: the session uses its own server, in its own folder.
-for name in [n for n in os.environ if n.startswith(("LAKE_", "PREFECT_"))]:
+for name in [n for n in os.environ if n.startswith(("AWS_", "LAKE_", "PREFECT_"))]:
     del os.environ[name]
 os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
 # A deploy step starts a temporary server, which on a busy machine takes longer than the default of 20 s.
 os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "120"
 
 from deployments.services import ObjectStore, Postgres, free_port, new_secret  # noqa: E402
+from ducklake_flows import credentials  # noqa: E402
 from ducklake_flows.extract.chunk import extract_chunk  # noqa: E402
 from ducklake_flows.lake import connect as connections  # noqa: E402
 from ducklake_flows.lake.connect import connected, rows  # noqa: E402
@@ -41,6 +42,8 @@ from ducklake_flows.storage import Storage, check, open_storage  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from tests.tokens import TokenStore
 
 ROOT = Path(__file__).parent.parent
 # No test asserts a duration; under coverage or load, an example takes longer than Hypothesis allows.
@@ -312,6 +315,31 @@ def lake(request: pytest.FixtureRequest, services: Services, tmp_path: Path, mon
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     return Lake(load_settings())
+
+
+@pytest.fixture(name="store")
+def token_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TokenStore]:
+    """A store that gives out and checks tokens, the settings of a lake and a landing zone in it, and no credentials."""
+    from tests.tokens import TokenStore
+
+    with TokenStore() as store:
+        store.make_bucket("lake")
+        for name, value in {
+            "HOME": str(tmp_path),
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ENDPOINT_URL_STS": f"http://{store.endpoint}",
+            "LAKE_HOME": str(tmp_path / "home"),
+            "LAKE_PROJECT": str(make_project(tmp_path / "project")),
+            "LAKE_S3_ENDPOINT": store.endpoint,
+            "LAKE_S3_USE_SSL": "false",
+            "LAKE_DATA_PATH": "s3://lake/data/",
+            "LAKE_LANDING": "s3://lake/landing/",
+        }.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(tmp_path)
+        credentials.forget()
+        yield store
+    credentials.forget()
 
 
 @pytest.fixture(scope="session")

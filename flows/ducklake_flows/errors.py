@@ -30,9 +30,26 @@ _HIDDEN = (
 )
 """Patterns of secrets in the error texts of other software, each with its replacement."""
 
+_CONCEALED: list[str] = []
+"""Secrets that this process got while it ran, newest last."""
+
+CONCEALED = 60
+"""How many of them are remembered: of twenty renewals of keys. Older ones have expired."""
+
+
+def conceal(*secrets: str) -> None:
+    """Let `redacted` replace these texts from now on: secrets that are in no setting, such as issued tokens."""
+    new = [secret for secret in secrets if secret and secret not in _CONCEALED]
+    _CONCEALED[:] = [*_CONCEALED, *new][-CONCEALED:]
+
 
 def redacted(text: str) -> str:
-    """Replace everything that looks like a secret: passwords in URLs and settings, keys, tokens, signatures."""
+    """Replace everything that looks like a secret: passwords in URLs and settings, keys, tokens, signatures.
+
+    And the texts that were given to `conceal`.
+    """
+    for secret in tuple(_CONCEALED):
+        text = text.replace(secret, "***")
     for pattern, kept in _HIDDEN:
         text = pattern.sub(kept, text)
     return text
@@ -72,6 +89,10 @@ class NotInitialised(CatalogError):
 
 class StorageError(LakeError):
     """The data path's or the landing zone's bucket is missing, refuses the credentials, or does not answer."""
+
+
+class CredentialsError(StorageError):
+    """There are no S3 credentials, or they have expired or are refused. Not retried: a retry gives the same."""
 
 
 class GateError(LakeError):

@@ -31,6 +31,9 @@ LAKE = "lake"
 TABLE = ("tool", "ducklake-flows")
 """The table of `pyproject.toml` that makes a folder a project."""
 
+AWS_REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
+"""The variables that name the region if ``LAKE_S3_REGION`` does not; the first that is set counts."""
+
 KEYS = ("datasets", "models", "environments")
 """The table's keys."""
 
@@ -66,7 +69,8 @@ class Settings(BaseSettings):
     s3_endpoint: str | None = None
     s3_key_id: SecretStr | None = None
     s3_secret: SecretStr | None = None
-    s3_region: str = "us-east-1"
+    s3_session_token: SecretStr | None = None
+    s3_region: str = ""
     s3_use_ssl: bool = True
     s3_ca_file: Path | None = None
     notify_url: SecretStr | None = None
@@ -143,7 +147,7 @@ class Settings(BaseSettings):
             raise ValueError("must be http://host:port or https://host:port, without a user or password")
         return value or None
 
-    @field_validator("s3_key_id", "s3_secret", "catalog_password", "state_password", "notify_url")
+    @field_validator("s3_key_id", "s3_secret", "s3_session_token", "catalog_password", "state_password", "notify_url")
     @classmethod
     def _empty_is_none(cls, value: SecretStr | None) -> SecretStr | None:
         return value if value is not None and value.get_secret_value() else None
@@ -156,10 +160,17 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _s3_needs_keys(self) -> Self:
-        names = [n for n in ("data_path", "landing") if getattr(self, n).startswith("s3://")]
-        if names and not (self.s3_key_id and self.s3_secret):
-            raise ValueError(f"LAKE_{names[0].upper()} is in S3, so LAKE_S3_KEY_ID and LAKE_S3_SECRET must be set")
+    def _s3_keys_are_whole(self) -> Self:
+        if bool(self.s3_key_id) != bool(self.s3_secret) or (self.s3_session_token and not self.s3_key_id):
+            raise ValueError("LAKE_S3_KEY_ID and LAKE_S3_SECRET go together, LAKE_S3_SESSION_TOKEN with both")
+        return self
+
+    @model_validator(mode="after")
+    def _s3_has_a_region(self) -> Self:
+        """Without a region, that of AWS's variables counts, unless the keys are in the settings, too."""
+        if not self.s3_region:
+            found = () if self.s3_key_id else map(os.environ.get, AWS_REGIONS)
+            object.__setattr__(self, "s3_region", next(filter(None, found), "us-east-1"))
         return self
 
     @model_validator(mode="after")
@@ -236,11 +247,12 @@ class Settings(BaseSettings):
     @property
     def secrets(self) -> list[str]:
         """The text of every secret, used to redact messages."""
-        found = (self.catalog_password, self.state_password, self.s3_key_id, self.s3_secret, self.notify_url)
+        s3 = (self.s3_key_id, self.s3_secret, self.s3_session_token)
+        found = (self.catalog_password, self.state_password, *s3, self.notify_url)
         return [secret.get_secret_value() for secret in found if secret is not None]
 
     def redact(self, text: str) -> str:
-        """Remove the settings' secrets and everything that looks like a secret from a text."""
+        """Remove the settings' secrets, issued ones and everything that looks like a secret from a text."""
         for secret in filter(None, self.secrets):
             text = text.replace(secret, "***")
         return redacted(text)
@@ -338,7 +350,8 @@ def load_settings() -> Settings:
     Raises:
         BadInput: a setting is malformed (the message names it, never its value), or ``LAKE_PROJECT`` is not a project.
     """
-    return _load(frozenset((k, v) for k, v in os.environ.items() if k.upper().startswith("LAKE_")), Path.cwd())
+    read = ((k, v) for k, v in os.environ.items() if k.upper().startswith("LAKE_") or k in AWS_REGIONS)
+    return _load(frozenset(read), Path.cwd())
 
 
 def project_settings(folder: Path) -> Settings:

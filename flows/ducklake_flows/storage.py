@@ -9,10 +9,11 @@ import shutil
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ducklake_flows.credentials import REFUSED, Credentials, current, refused
 from ducklake_flows.errors import StorageError
 
 if TYPE_CHECKING:
@@ -69,12 +70,12 @@ class Storage:
         """Whether the base is a folder on this machine."""
         return not self.url.startswith("s3://")
 
-    @cached_property
+    @property
     def fs(self) -> FileSystem:
-        """The Arrow filesystem."""
+        """The Arrow filesystem, with the current credentials."""
         from pyarrow.fs import LocalFileSystem
 
-        return LocalFileSystem() if self.is_local else _arrow_s3(self.settings)
+        return LocalFileSystem() if self.is_local else _arrow_s3(self.settings, current(self.settings))
 
     def path(self, relative: str) -> str:
         """A path under the base, in the filesystem's spelling."""
@@ -122,6 +123,8 @@ class Storage:
             )
 
     def _fault(self, url: str, done: str, error: OSError) -> StorageError:
+        if isinstance(error, _Refused):
+            return refused(self.settings, f"{url} at {_endpoint(self.settings)} cannot be {done}", error.code)
         cause = self.settings.redact(" ".join(str(error.strerror or error).split()))[:300]
         if self.is_local:
             return StorageError(
@@ -132,7 +135,7 @@ class Storage:
             "check the bucket and LAKE_S3_*, then run: lake init",
         )
 
-    @cached_property
+    @property
     def _client(self) -> Minio:
         return _client(self.settings, retries=5)
 
@@ -198,13 +201,14 @@ class Storage:
         except (MinioException, HTTPError) as error:
             if isinstance(error, S3Error) and error.code == "NoSuchKey":
                 raise FileNotFoundError(errno.ENOENT, "there is no such file", self.path(relative)) from None
-            raise self._fault(f"{self.url}{relative}", "read", OSError(str(error))) from None
+            raise self._fault(f"{self.url}{relative}", "read", _os_error(error)) from None
 
     def put(self, local: Path, relative: str) -> None:
         """Store a finished local file. Readers never see it half-written under its name.
 
         Raises:
             OSError: the folder or bucket cannot be written; no file is left under the name.
+            CredentialsError: the object store refuses the credentials.
         """
         if self.is_local:
             target = Path(self.path(relative))
@@ -218,8 +222,15 @@ class Storage:
                 raise
             return
         # Not through Arrow: it sends parts without their length, which some S3 servers refuse (rclone answers 411).
+        from minio.error import S3Error
+
         bucket, _, key = self.path(relative).partition("/")
-        self._client.fput_object(bucket, key, str(local), content_type="application/octet-stream")
+        try:
+            self._client.fput_object(bucket, key, str(local), content_type="application/octet-stream")
+        except S3Error as error:
+            if error.code not in REFUSED:
+                raise
+            raise self._fault(f"{self.url}{relative}", "written", _os_error(error)) from None
 
 
 def _sync(path: str) -> None:
@@ -277,16 +288,18 @@ def _has_bucket(settings: Settings, bucket: str, create: bool) -> bool:
 
     client = _client(settings, retries=2)
     try:
-        if client.bucket_exists(bucket):
-            next(iter(client.list_objects(bucket)), None)
+        if _exists(client, bucket):
             return True
         if create:
             client.make_bucket(bucket)
         return False
     except S3Error as error:
+        what = f"S3 at {_endpoint(settings)} refuses access to the bucket {bucket!r}"
+        if error.code in REFUSED:
+            raise refused(settings, what, error.code) from None
         raise StorageError(
-            f"S3 at {_endpoint(settings)} refuses access to the bucket {bucket!r}: {error.code}",
-            "check LAKE_S3_KEY_ID, LAKE_S3_SECRET, LAKE_S3_REGION and the permissions of the key",
+            f"{what}: {error.code}",
+            "check the credentials (LAKE_S3_KEY_ID, or those of AWS), LAKE_S3_REGION and their permissions",
         ) from None
     except (MinioException, HTTPError) as error:
         cause = " ".join(settings.redact(str(error)).split()).rpartition("Caused by ")[2][:200]
@@ -296,14 +309,38 @@ def _has_bucket(settings: Settings, bucket: str, create: bool) -> bool:
         ) from None
 
 
+def _exists(client: Minio, bucket: str) -> bool:
+    """Whether a bucket exists and can be listed.
+
+    Raises:
+        MinioException: it cannot be listed. A HEAD is refused without a reason, so the bucket is listed then, too.
+    """
+    from minio.error import MinioException, S3Error
+
+    try:
+        if not client.bucket_exists(bucket):
+            return False
+    except MinioException as error:
+        try:
+            next(iter(client.list_objects(bucket)), None)
+        except S3Error:
+            raise
+        except MinioException:
+            raise error from None
+        return True
+    next(iter(client.list_objects(bucket)), None)
+    return True
+
+
 @lru_cache(maxsize=8)
-def _arrow_s3(settings: Settings) -> FileSystem:
-    """Arrow's filesystem of the object store, kept with its connections."""
+def _arrow_s3(settings: Settings, credentials: Credentials) -> FileSystem:
+    """Arrow's filesystem of the object store, kept with its connections until the credentials change."""
     from pyarrow.fs import S3FileSystem
 
     return S3FileSystem(
-        access_key=settings.s3_key_id.get_secret_value() if settings.s3_key_id else None,
-        secret_key=settings.s3_secret.get_secret_value() if settings.s3_secret else None,
+        access_key=credentials.key_id,
+        secret_key=credentials.secret,
+        session_token=credentials.token or None,
         endpoint_override=settings.s3_endpoint,
         region=settings.s3_region,
         scheme="https" if settings.s3_use_ssl else "http",
@@ -321,13 +358,19 @@ def _client(settings: Settings, retries: int) -> Minio:
     """
     import urllib3
     from minio import Minio
+    from minio.credentials.credentials import Credentials as Keys
+    from minio.credentials.providers import Provider
 
-    assert settings.s3_key_id  # noqa: S101 - validated by Settings
-    assert settings.s3_secret  # noqa: S101
+    class Current(Provider):
+        """Asked at each request."""
+
+        def retrieve(self) -> Keys:
+            found = current(settings)
+            return Keys(found.key_id, found.secret, found.token or None)
+
     return Minio(
         _endpoint(settings),
-        settings.s3_key_id.get_secret_value(),
-        settings.s3_secret.get_secret_value(),
+        credentials=Current(),
         secure=settings.s3_use_ssl,
         region=settings.s3_region,
         http_client=urllib3.PoolManager(
@@ -382,7 +425,24 @@ def _objects(client: Minio, path: str, *, recursive: bool = False) -> Iterator[F
                 yield File(f"{bucket}/{found.object_name}", found.size or 0, time)
     except (MinioException, HTTPError) as error:
         if not isinstance(error, S3Error) or error.code != "NoSuchBucket":
-            raise OSError(str(error)) from None
+            raise _os_error(error) from None
+
+
+class _Refused(OSError):
+    """The object store refuses the credentials, with this code."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def _os_error(error: Exception) -> OSError:
+    """An error of the object store's client as one of files."""
+    from minio.error import S3Error
+
+    if isinstance(error, S3Error) and error.code in REFUSED:
+        return _Refused(str(error.code))
+    return OSError(str(error))
 
 
 def _walk(folder: str, above: tuple[Path, ...] = ()) -> list[File]:

@@ -165,7 +165,8 @@ def test_no_secret_is_in_an_environment_or_a_command_line() -> None:
     secrets = {
         name for name, field in Settings.model_fields.items() if SecretStr in getattr(field.annotation, "__args__", ())
     }
-    assert {f"lake_{name}" for name in secrets} <= SECRETS
+    # Compose's MinIO has keys that do not expire.
+    assert {f"lake_{name}" for name in secrets - {"s3_session_token"}} <= SECRETS
 
 
 @pytest.mark.parametrize("service", sorted(SERVICES))

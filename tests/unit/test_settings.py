@@ -63,14 +63,15 @@ def test_secrets_are_read_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("LAKE_STATE", "postgres://user:hunter2@h/state"),
         ("LAKE_STATE", "mysql://h/state"),
         ("LAKE_S3_ENDPOINT", "http://minio:9000"),
-        ("LAKE_S3_KEY_ID", "s3://bucket/without/keys"),
+        ("LAKE_S3_KEY_ID", "half-of-a-key"),
+        ("LAKE_S3_SESSION_TOKEN", "token-without-a-key"),
     ],
 )
 def test_a_bad_setting_is_named_without_its_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LAKE_DATA_PATH" if value.startswith("s3:") else name, value)
+    monkeypatch.setenv(name, value)
     with pytest.raises(BadInput, match=name) as caught:
         load_settings()
     assert value not in str(caught.value)
@@ -78,9 +79,28 @@ def test_a_bad_setting_is_named_without_its_value(
     assert caught.value.__cause__ is None
 
 
+def test_the_region_is_that_of_aws_unless_the_settings_say_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_settings().s3_region == "us-east-1"
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    assert load_settings().s3_region == "eu-west-1"
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    assert load_settings().s3_region == "eu-central-1"
+    monkeypatch.setenv("LAKE_S3_REGION", "eu-north-1")
+    assert load_settings().s3_region == "eu-north-1"
+    # Keys in the settings are of another store, whose region is there, too.
+    monkeypatch.delenv("LAKE_S3_REGION")
+    monkeypatch.setenv("LAKE_S3_KEY_ID", "k")
+    monkeypatch.setenv("LAKE_S3_SECRET", "s")
+    assert load_settings().s3_region == "us-east-1"
+
+
 def test_secrets_are_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LAKE_S3_SECRET", "hunter2")
+    for name in ("LAKE_S3_KEY_ID", "LAKE_S3_SECRET", "LAKE_S3_SESSION_TOKEN"):
+        monkeypatch.setenv(name, "hunter2")
     monkeypatch.setenv("LAKE_CATALOG_PASSWORD", "hunter2")
     settings = load_settings()
     assert "hunter2" not in repr(settings)

@@ -23,6 +23,8 @@ from sqlmesh.utils.connection_pool import create_connection_pool
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.tokens import TokenStore
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -122,6 +124,22 @@ def test_ducklake_cannot_look_up_a_text_with_a_nul(stock: duckdb.DuckDBPyConnect
     except duckdb.Error:
         found = []
     assert found != [(1,)]
+
+
+def test_httpfs_adds_the_token_of_the_environment_to_a_secret(
+    store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lake/connect.py: the secret names a token, also if it is empty."""
+    key_id, key = store.issue(token=False)
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "stray")
+    with duckdb.connect(config={"allow_unsigned_extensions": True}) as con:
+        duckdb_extensions.import_extension("httpfs")
+        con.execute("LOAD httpfs")
+        where = f"ENDPOINT '{store.endpoint}', URL_STYLE 'path', USE_SSL false, REGION 'us-east-1'"
+        con.execute(f"CREATE SECRET (TYPE s3, KEY_ID '{key_id}', SECRET '{key.secret}', {where})")
+        with pytest.raises(duckdb.HTTPException):
+            con.execute("FROM 's3://lake/a.parquet'")
+    assert {request.refusal for request in store.seen} == {"InvalidToken"}
 
 
 def test_duckdb_try_cast_raises_for_a_timestamp_out_of_range() -> None:

@@ -7,6 +7,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from ducklake_flows import credentials
 from ducklake_flows.errors import CatalogError, LakeError, NotInitialised
 from ducklake_flows.settings import LAKE, Settings
 
@@ -149,18 +150,53 @@ def prepare(con: DuckDBPyConnection, settings: Settings) -> None:
     if settings.catalog_password is not None and not settings.embedded:
         password = literal(settings.catalog_password.get_secret_value())
         con.execute(f"CREATE OR REPLACE SECRET {CATALOG_SECRET} (TYPE postgres, PASSWORD {password})")
-    if "httpfs" in extensions and settings.s3_key_id and settings.s3_secret:
-        options = {
-            "KEY_ID": settings.s3_key_id.get_secret_value(),
-            "SECRET": settings.s3_secret.get_secret_value(),
-            "REGION": settings.s3_region,
-            "URL_STYLE": "path",
-            **({"ENDPOINT": settings.s3_endpoint} if settings.s3_endpoint else {}),
-        }
-        given = ", ".join(f"{key} {literal(value)}" for key, value in options.items())
-        con.execute(f"CREATE OR REPLACE SECRET lake_s3 (TYPE s3, {given}, USE_SSL {settings.s3_use_ssl})")
+    if settings.in_s3:
+        _s3_secret(con, settings)
         if settings.s3_ca_file is not None:
             con.execute(f"SET GLOBAL ca_cert_file = {literal(str(settings.s3_ca_file))}")
+
+
+def renew(con: DuckDBPyConnection, settings: Settings) -> None:
+    """Give an open connection the current S3 credentials. Call it before a transaction.
+
+    A secret is part of its transaction (DuckDB 1.5.5). Another cursor's is not seen before the end, and to replace it,
+    too, is a conflict; ROLLBACK brings back the one from before.
+
+    Raises:
+        CredentialsError, StorageError: as `ducklake_flows.credentials.current`.
+    """
+    if settings.in_s3 and credentials.may_change(settings):
+        _s3_secret(con, settings)
+
+
+def _s3_secret(con: DuckDBPyConnection, settings: Settings) -> None:
+    """Create the S3 secret, or replace it, which takes 0.2 ms."""
+    found = credentials.current(settings)
+    options = {
+        "KEY_ID": found.key_id,
+        "SECRET": found.secret,
+        # Also if it is empty: otherwise httpfs takes AWS_SESSION_TOKEN, even beside keys that it is not of.
+        "SESSION_TOKEN": found.token,
+        "REGION": settings.s3_region,
+        "URL_STYLE": "path",
+        **({"ENDPOINT": settings.s3_endpoint} if settings.s3_endpoint else {}),
+    }
+    given = ", ".join(f"{key} {literal(value)}" for key, value in options.items())
+    con.execute(f"CREATE OR REPLACE SECRET lake_s3 (TYPE s3, {given}, USE_SSL {settings.s3_use_ssl})")
+
+
+def check_access(error: Exception, settings: Settings) -> None:
+    """Raise if DuckDB failed since the object store refuses the credentials. Otherwise the error is about the file.
+
+    Raises:
+        CredentialsError, StorageError: the object store refuses access.
+    """
+    import duckdb
+
+    from ducklake_flows import storage
+
+    if settings.in_s3 and isinstance(error, duckdb.HTTPException) and error.status_code in (400, 401, 403):
+        storage.check(settings)
 
 
 def attach_sql(settings: Settings, *, read_only: bool = False, create: bool = False) -> str:

@@ -37,7 +37,7 @@ from tenacity import (
 from ducklake_flows.datasets.dataset import Member
 from ducklake_flows.errors import CatalogError, CommitConflict, LakeError, PublishedInBetween, Rejected
 from ducklake_flows.lake import ledger, statistics
-from ducklake_flows.lake.connect import commit_message, connect
+from ducklake_flows.lake.connect import check_access, commit_message, connect, renew
 from ducklake_flows.lake.damage import lost_files
 from ducklake_flows.lake.evolve import READ, Contents, Fit, contents, evolve, fit
 from ducklake_flows.lake.faults import Forbidden, explain, text_of
@@ -181,6 +181,7 @@ class Publisher:
         Raises:
             CommitConflict: other writers won every retry.
             CatalogError: the catalog cannot be reached, or failed and did not recover in time.
+            CredentialsError: there are no S3 credentials, or the object store refuses them.
         """
         import duckdb
 
@@ -281,6 +282,7 @@ class Publisher:
                 raise meaning from error
             self.close()
             if meaning is None:
+                check_access(error, self._settings)
                 if self._drop_lost(group):
                     raise CommitConflict("Lost files were dropped from the catalog.", "lake verify") from error
                 raise
@@ -528,6 +530,8 @@ class Publisher:
             self._con.execute("SET threads = 1")
             # The footer of each staged file is read once. Kept, they would take 12 KiB each.
             self._con.execute("SET enable_external_file_cache = false")
+        else:
+            renew(self._con, self._settings)
         return self._con
 
 

@@ -16,7 +16,7 @@ from ducklake_flows.datasets.types import quoted
 from ducklake_flows.errors import CatalogError
 from ducklake_flows.lake import damage, ledger, statistics
 from ducklake_flows.lake.builds import refused_intervals
-from ducklake_flows.lake.connect import connected, literal, one_snapshot, rows
+from ducklake_flows.lake.connect import connected, literal, one_snapshot, renew, rows
 from ducklake_flows.lake.fence import check_release
 from ducklake_flows.lake.files import place_in, registered
 from ducklake_flows.lake.rows import condition
@@ -102,6 +102,7 @@ def verify(settings: Settings, since: datetime | None = None) -> Iterator[Findin
                 yield finding
             yield from _orphans(settings, con, storage, there)
         for dataset in datasets:
+            renew(con, settings)
             columns, entries = tables[dataset.table], published.get(dataset.key, {})
             only = None if since is None or not dataset.partition_columns else entries.keys()
             found = damage.find(settings, con, dataset, columns, entries, files.get(dataset.table, []), only, there)

@@ -20,8 +20,9 @@ from sqlmesh.core.engine_adapter.duckdb import DuckDBEngineAdapter
 from sqlmesh.utils import columns_to_types_all_known
 from sqlmesh.utils.errors import SQLMeshError
 
+from ducklake_flows.credentials import Credentials, current
 from ducklake_flows.errors import LakeError
-from ducklake_flows.lake.connect import attach_sql, commit_message, connected, prepare
+from ducklake_flows.lake.connect import attach_sql, check_access, commit_message, connected, prepare, renew
 from ducklake_flows.lake.fence import check_release
 from ducklake_flows.lake.repair import settle
 from ducklake_flows.lake.schema import record_change
@@ -47,6 +48,8 @@ class _Shared:
     """Whether it holds the gate. False until its first statement that writes."""
     settled: bool = False
     """Whether files can be added to every model's table safely. False after a new table was created."""
+    credentials: Credentials | None = None
+    """Those of the S3 secret; None if they are not known."""
 
 
 class LakeAdapter(DuckDBEngineAdapter):
@@ -92,6 +95,13 @@ class LakeAdapter(DuckDBEngineAdapter):
         with super().session(properties):
             yield
 
+    def _renew(self) -> None:
+        """Replace the S3 secret if the credentials were renewed: a build may take longer than they live."""
+        settings = load_settings()
+        if settings.in_s3 and (found := current(settings)) != self._shared.credentials:
+            renew(self.cursor, settings)
+            self._shared.credentials = found
+
     def _begin(self) -> None:
         """Begin the open transaction, unless it has begun."""
         shared = self._shared
@@ -110,6 +120,7 @@ class LakeAdapter(DuckDBEngineAdapter):
             )
         with gate():
             self._settle()  # a killed process may have left new tables unsettled
+            self._renew()
             try:
                 with super().transaction():
                     commit_message(self.cursor, "transform")
@@ -122,6 +133,8 @@ class LakeAdapter(DuckDBEngineAdapter):
                     self.cursor.execute("ROLLBACK")
                 self.close()
                 raise
+            finally:
+                self._shared.credentials = None  # a rollback brings back the secret from before
             failpoint("interval committed")
             self._settle()
 
@@ -137,10 +150,15 @@ class LakeAdapter(DuckDBEngineAdapter):
         if isinstance(expressions, exp.Insert) and isinstance(expressions.expression, exp.Query):
             expressions = self._exact_insert(expressions)
         with self.transaction():
+            self._renew()
             if not _only_reads(expressions):
                 self._begin()
             with self._all_threads() if isinstance(expressions, _MOVES_ROWS) else contextlib.nullcontext():
-                super().execute(expressions, *args, **kwargs)
+                try:
+                    super().execute(expressions, *args, **kwargs)
+                except duckdb.HTTPException as error:
+                    _check_access(error)
+                    raise
             for each in expressions if isinstance(expressions, list | tuple) else [expressions]:
                 if isinstance(each, exp.Alter):
                     record_change(self.cursor, exp.table_name(each.this), each.sql("duckdb"))
@@ -236,6 +254,14 @@ class LakeAdapter(DuckDBEngineAdapter):
             # On another cursor: in a failed transaction, SET would fail and hide the original error.
             with self.cursor.cursor() as other:
                 other.execute("SET threads = 1")
+
+
+def _check_access(error: duckdb.Error) -> None:
+    """Raise the error to show if the object store refuses the credentials."""
+    try:
+        check_access(error, load_settings())
+    except LakeError as found:
+        raise SQLMeshError(str(found)) from error
 
 
 def always_exact(of: exp.DataType, to: exp.DataType) -> bool:

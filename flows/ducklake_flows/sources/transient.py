@@ -18,7 +18,14 @@ import http.client
 import socket
 from typing import TYPE_CHECKING
 
-from ducklake_flows.errors import LakeError, SourceError, SourceTimeout, SourceUnavailable, StorageError
+from ducklake_flows.errors import (
+    CredentialsError,
+    LakeError,
+    SourceError,
+    SourceTimeout,
+    SourceUnavailable,
+    StorageError,
+)
 from ducklake_flows.sources.values import Unfit
 
 if TYPE_CHECKING:
@@ -56,7 +63,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     seen: list[BaseException] = []
     link: object = error
     while isinstance(link, BaseException) and link not in seen:
-        if isinstance(link, Unfit | SourceTimeout) or (
+        if isinstance(link, Unfit | SourceTimeout | CredentialsError) or (
             isinstance(link, LakeError) and not isinstance(link, SourceError | StorageError)
         ):
             return
