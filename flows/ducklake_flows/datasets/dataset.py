@@ -105,8 +105,9 @@ class Dataset:
         start: The first day with data; the default of ``--start``.
         end: The last day with data; None: the last partition that has ended.
         complete: Whether a partition without a source is a failure.
-        rate: Maximum items per second for one run, all its workers together. An item is what the source yields, such as
-            a page. None: unlimited.
+        rate: Maximum items per second for all runs together, with all their workers. An item is what the source
+            yields, such as a page. Runs that overlap have equal shares. A run that joins others waits 5 s; the share of
+            a run that was killed is free after about a minute. None: unlimited.
         schedule_hour: The hour of the day (UTC, 0 to 23) at which the ingest deployment runs the dataset; None: never.
         recheck: How long after its end a published partition is loaded again if its source changes, without being asked
             for: ``"7 days"``, a timedelta, or a number of days. Older ones are counted as stale and run with the mode

@@ -69,7 +69,7 @@ def extract_chunk(
     settings: Settings,
     table: Mapping[str, str] | None = None,
     stopped: Callable[[], bool] = lambda: False,
-    pace: float = 0.0,
+    pace: Callable[[], float] = lambda: 0.0,
     limit: float = math.inf,
 ) -> list[Outcome]:
     """Extract and stage partitions of one dataset.
@@ -80,7 +80,7 @@ def extract_chunk(
         settings: Location of the stage. No catalog is opened.
         table: The raw table's columns and DuckDB types. Staged files match them.
         stopped: Returns whether to stop; called between two items of a source, and before a partition is staged.
-        pace: Minimum seconds between two items of a source.
+        pace: Returns the minimum seconds between two items of a source, which may change; 0: no limit.
         limit: Time budget in seconds: then no new partition starts. The first partition always starts.
 
     Returns:
@@ -98,7 +98,7 @@ def extract(
     settings: Settings,
     table: Mapping[str, str] | None = None,
     stopped: Callable[[], bool] = lambda: False,
-    pace: float = 0.0,
+    pace: Callable[[], float] = lambda: 0.0,
     limit: float = math.inf,
 ) -> list[Outcome]:
     """Extract and stage partitions of a dataset; see `extract_chunk`."""
@@ -138,7 +138,7 @@ class _Run:
         self._dataset, self._table, self._go_on, self._pace, self._until = dataset, table, go_on, pace, until
         self.using: Callable[[Partition, Contract], Rows] | None = None
         """How a source reads that reads a chunk's partitions together."""
-        self._reader: Reader[pa.Table] = Reader(dataset.timeout and dataset.timeout + pace.seconds, go_on)
+        self._reader: Reader[pa.Table] = Reader(lambda: dataset.timeout and dataset.timeout + pace.seconds, go_on)
 
     def close(self) -> None:
         """End the thread that reads the source."""
@@ -284,6 +284,6 @@ def _warm_up_once() -> None:
     """Run a two-row extraction."""
     dataset = Dataset("warm_up", lambda _: [pa.table({"row": [1]})], partition_column="day")
     attempts = [Attempt(parse_partition(key, dataset.grain), "") for key in ("2000-01-01", "2000-01-02")]
-    run = _Run(dataset, {}, lambda: None, Pace(0, lambda: None), math.inf)
+    run = _Run(dataset, {}, lambda: None, Pace(lambda: 0.0, lambda: None), math.inf)
     with scratch() as work, contextlib.closing(run):
         run.all(attempts, work)
