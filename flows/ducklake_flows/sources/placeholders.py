@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ducklake_flows.datasets.partitions import Grain, Partition, partition_at
+from ducklake_flows.datasets.partitions import Grain, partition_at
 from ducklake_flows.errors import BadInput
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 NAMES = ("partition", "start", "end", "last")
 
@@ -20,7 +20,23 @@ _ANY = re.compile(r"\{[^{}\s]*\}")
 _UNIX = {"unix": 1, "unix_ms": 1000}
 
 
-def filled(value: Any, partition: Partition) -> Any:
+class Window(Protocol):
+    """What a request asks for: a partition, or a range of them."""
+
+    @property
+    def key(self) -> str:
+        """The partition's key."""
+
+    @property
+    def start(self) -> datetime:
+        """Its start, in UTC, without zone."""
+
+    @property
+    def end(self) -> datetime:
+        """Its end (exclusive), in UTC, without zone."""
+
+
+def filled(value: Any, partition: Window) -> Any:
     """A value with the placeholders of all its texts replaced, in mappings and lists, too.
 
     ``{partition}`` is the partition's key; ``{start}`` its start and ``{end}`` its end (exclusive), in UTC, as
@@ -41,13 +57,13 @@ def filled(value: Any, partition: Partition) -> Any:
     return value
 
 
-def moment(partition: Partition, name: str) -> datetime:
+def moment(partition: Window, name: str) -> datetime:
     """A bound of a partition with time zone: ``start``, ``end`` (exclusive) or ``last``, its last microsecond."""
     end = partition.start if name == "start" else partition.end
     return end.replace(tzinfo=UTC) - timedelta(microseconds=name == "last")
 
 
-def _text(found: re.Match[str], partition: Partition) -> str:
+def _text(found: re.Match[str], partition: Window) -> str:
     name, form = found[1], found[2] or ""
     if name == "partition":
         if form:
@@ -63,6 +79,25 @@ def _text(found: re.Match[str], partition: Partition) -> str:
     return bound.strftime(form or "%Y-%m-%dT%H:%M:%SZ")
 
 
+def check_names(what: Any, key: str, known: Sequence[str] = NAMES) -> None:
+    """Check the placeholders of a request.
+
+    Args:
+        what: The parts of the request in which braces mean nothing else.
+        key: The dataset's key.
+        known: The placeholders that it may have.
+
+    Raises:
+        BadInput: one is not known.
+    """
+    for text in _texts(what):
+        for found in _ANY.findall(text):
+            place = _PLACE.fullmatch(found)
+            if place is None or place[1] not in known:
+                choice = ", ".join(f"{{{name}}}" for name in known)
+                raise BadInput(f"{key}: {found!r} in {text!r} is not a placeholder.", f"choose from {choice}")
+
+
 def check(what: Any, key: str, grain: Grain, *, strict: Any = ()) -> None:
     """Check that a request distinguishes partitions of a grain.
 
@@ -76,10 +111,7 @@ def check(what: Any, key: str, grain: Grain, *, strict: Any = ()) -> None:
         BadInput: two partitions have the same request, a placeholder is not known, or a dataset of grain ``full`` has
             any.
     """
-    for text in _texts(strict):
-        if unknown := [found for found in _ANY.findall(text) if not _PLACE.fullmatch(found)]:
-            known = ", ".join(f"{{{name}}}" for name in NAMES)
-            raise BadInput(f"{key}: {unknown[0]!r} in {text!r} is not a placeholder.", f"choose from {known}")
+    check_names(strict, key)
     if grain is Grain.full:
         if found := next((text for text in _texts(what) if _PLACE.search(text)), None):
             raise BadInput(
