@@ -154,6 +154,17 @@ def test_two_runs_of_a_dataset_take_half_of_its_rate_each_and_never_more_than_al
     assert metered.count(again, again + 8, "2024") / 8 > 1.4 * ours / (left - joined)
 
 
+def test_a_run_of_one_partition_without_a_cluster_keeps_the_rate_and_frees_its_share(metered: Metered) -> None:
+    from ducklake_flows.ingest import ingest
+
+    assert ingest(["metered"], partitions=["2024-01-01"])["published"] == 1
+    times = metered.times()
+    assert len(times) == PAGES
+    # A request that comes late shortens the time to the next: without a rate, all of them take a few milliseconds.
+    assert times[-1] - times[0] >= (PAGES - 1) / RATE / 2
+    assert held("metered") == 0
+
+
 def test_runs_count_each_other_in_one_process_and_a_killed_one_frees_its_share(prefect_server: str) -> None:
     assert prefect_server
     told: dict[str, float] = {}
@@ -178,7 +189,7 @@ def test_runs_count_each_other_in_one_process_and_a_killed_one_frees_its_share(p
 
 
 def test_a_server_that_is_away_for_a_moment_changes_no_pace_and_a_lost_lease_is_taken_again(
-    prefect_server: str,
+    prefect_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert prefect_server
     told: dict[str, float] = {}
@@ -188,7 +199,11 @@ def test_a_server_that_is_away_for_a_moment_changes_no_pace_and_a_lost_lease_is_
         proxy.fault = lambda data: "500" if away.search(data) else "pass"
         assert until(lambda: proxy.count >= 3, 60)
         assert (told, shares.most(2)) == ({"y": 0.1}, {"y": 2})
+        with monkeypatch.context() as later:
+            later.setattr(leases, "LEASE_SECONDS", 1)
+            assert until(lambda: told == {"y": rates.HELD}, 30), "its lease may have expired, and others joined"
+            assert shares.most(2) == {"y": 0}
         free_the_gate()  # a server that was started again without its leases
         proxy.fault = no_fault
-        assert until(lambda: held("y") == 1, 20)
-        assert (told, shares.most(2)) == ({"y": 0.1}, {"y": 2})
+        assert until(lambda: held("y") == 1 and told == {"y": 0.1}, 20)
+        assert shares.most(2) == {"y": 2}
