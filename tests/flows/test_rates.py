@@ -102,6 +102,7 @@ def metered(gated_lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     yield found
     found.server.shutdown()
     found.server.server_close()
+    free_the_gate()  # the shares of the runs that the test has killed
     assert gated_lake.settings
 
 
@@ -125,6 +126,11 @@ def most_in(times: list[float], seconds: float) -> int:
 def held(dataset: str) -> int:
     with get_client(sync_client=True) as client:
         return client.read_global_concurrency_limit_by_name(rates.PREFIX + dataset).active_slots
+
+
+def exists(dataset: str) -> bool:
+    with get_client(sync_client=True) as client:
+        return any(limit.name == rates.PREFIX + dataset for limit in client.read_global_concurrency_limits(200))
 
 
 @pytest.mark.parametrize("is_shared", [False, True], ids=["a cluster each", "one cluster"])
@@ -184,6 +190,9 @@ def test_runs_count_each_other_in_one_process_and_a_killed_one_frees_its_share(p
         period = float(SERVER_SETTINGS["PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS"])
         assert until(lambda: told == {"x": 0.2}, leases.LEASE_SECONDS + 2 * period + 20)
         assert held("x") == 1, "our own lease was renewed"
+        with get_client(sync_client=True) as client:
+            client.delete_global_concurrency_limit_by_name(f"{rates.PREFIX}x")
+        assert until(lambda: exists("x") and held("x") == 1, 20), "someone deleted it"
         shares.in_flight({})
         assert until(lambda: held("x") == 0, 20), "no chunk of it is left"
 

@@ -106,10 +106,11 @@ class OnDask:
 
     def tell(self, name: str, pace: float) -> bool:
         """Write the pace to the scheduler, where workers read it: a worker that hangs delays no other one."""
+        if self.is_closed:
+            return False  # the chunks report it
         try:
             Variable(name, client=self._runner.client).set(pace, timeout=f"{LOOK_SECONDS} s")
         except (OSError, ClosedClientError) as error:
-            # A lost scheduler is reported by its chunks.
             log.warning("the pace of a chunk was not told: %s", error)
             return False
         self._told.add(name)

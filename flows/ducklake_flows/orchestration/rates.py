@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import httpx
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from ducklake_flows.errors import GateError
 from ducklake_flows.orchestration import leases
@@ -126,12 +126,10 @@ class Shares:
 
     @contextlib.contextmanager
     def left(self) -> Iterator[None]:
-        """Leave the other runs the rates for the length of a block."""
+        """Leave the rates to the other runs for the length of a block, and join them again unless it fails."""
         self.__exit__()
-        try:
-            yield
-        finally:
-            self.__enter__()
+        yield
+        self.__enter__()
 
     def most(self, slots: int) -> dict[str, int]:
         """How many chunks of each dataset may be in flight: an equal part of the slots, since runs may share them.
@@ -184,11 +182,13 @@ class Shares:
                 self._join(dataset, share)
                 return
             share.renewed = time.monotonic()
-        share.runs = self._runs(dataset)
+        try:
+            share.runs = self._runs(dataset)
+        except ObjectNotFound:
+            self._join(dataset, share)  # someone has deleted the limit
 
     def _join(self, dataset: str, share: _Share) -> None:
         name = PREFIX + dataset
-        asked = time.monotonic()
         try:
             share.lease = leases.acquire(self._client, name, leases.RESTART_SECONDS)
             if share.lease is None:
@@ -196,14 +196,14 @@ class Shares:
                 with contextlib.suppress(ObjectAlreadyExists):
                     self._client.upsert_global_concurrency_limit_by_name(name, RUNS)
                 share.lease = leases.acquire(self._client, name, leases.RESTART_SECONDS)
+            share.renewed = time.monotonic()
             share.runs = self._runs(dataset)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, ObjectNotFound) as error:
             raise GateError(
                 f"The rate of {dataset} cannot be shared with other runs: {error}", f"prefect gcl inspect {name}"
             ) from None
         if share.lease is None:
             raise GateError(f"The limit {name!r} was deleted.", f"prefect gcl create {name} --limit {RUNS}")
-        share.renewed = asked
         share.begins = time.monotonic() + JOIN_SECONDS if share.runs > 1 else 0.0
 
     def _runs(self, dataset: str) -> int:
