@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ducklake_flows.orchestration.sqlmesh_gate import sqlmesh_config
     from ducklake_flows.settings import Secret, Settings, load_settings
     from ducklake_flows.sources.files import Files
-    from ducklake_flows.sources.rest_api import RestApi
+    from ducklake_flows.sources.rest_api import RestApi, Versions
     from ducklake_flows.sources.sql_database import SqlDatabase
 
 _PLACES = {
@@ -39,6 +39,7 @@ _PLACES = {
     "SourceUnavailable": "errors",
     "SqlDatabase": "sources.sql_database",
     "Table": "datasets.dataset",
+    "Versions": "sources.rest_api",
     "at_least": "datasets.audits",
     "expect": "datasets.audits",
     "load_settings": "settings",
@@ -64,6 +65,7 @@ __all__ = [
     "SourceUnavailable",
     "SqlDatabase",
     "Table",
+    "Versions",
     "at_least",
     "expect",
     "load_settings",

@@ -126,9 +126,11 @@ def _extract_and_publish(
         summary.add_seconds("cluster start", began)
         began = time.monotonic()
         with progress(len(todo), ", ".join(datasets)) as shown:
-            for group in Extraction(here, workers, datasets, tables, root, order).groups(todo):
-                result = _publish(settings, publisher, summary.without_absent(group, datasets), summary)
-                shown.advance(len(group), sum(r.rows for r in result.receipts), len(result.failures))
+            extraction = Extraction(here, workers, datasets, tables, root, order)
+            with contextlib.closing(extraction.groups(todo)) as groups:
+                for group in groups:
+                    result = _publish(settings, publisher, summary.without_absent(group, datasets), summary)
+                    shown.advance(len(group), sum(r.rows for r in result.receipts), len(result.failures))
         summary.add_seconds("extract and publish", began)
 
 

@@ -6,15 +6,29 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Self
+from urllib.parse import urlsplit
 
 from deployments.services import HOST
 
 Fault = Callable[[bytes], str]
 """Sees what a client is about to send, and says: pass, cut (before it is sent), cut after (once it was answered),
 slow (sent after a second), hold (send nothing more, answer nothing), or an HTTP status to answer with instead."""
+
+
+@contextlib.contextmanager
+def to_prefect() -> Iterator[Proxy]:
+    """A proxy before the Prefect server, which the block talks to."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    port = urlsplit(PREFECT_API_URL.value()).port
+    assert port
+    with Proxy(port) as proxy:
+        through = PREFECT_API_URL.value().replace(f":{port}/", f":{proxy.port}/")
+        with temporary_settings({PREFECT_API_URL: through}):
+            yield proxy
 
 
 def no_fault(data: bytes) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from urllib.parse import urlsplit
 import pytest
 from prefect import flow, get_client
 from prefect.exceptions import ParameterTypeError
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from ducklake_flows.errors import GateError, RunFailed
 from ducklake_flows.ingest import ingest
@@ -24,10 +22,9 @@ from ducklake_flows.plan import make_plan
 from ducklake_flows.states import Mode
 from tests.events import asset_events
 from tests.faults.conftest import held
-from tests.faults.proxy import Proxy
+from tests.faults.proxy import to_prefect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from uuid import UUID
 
     from tests.conftest import Lake
@@ -343,17 +340,6 @@ def test_a_chunk_returns_unstarted_partitions_when_its_time_budget_ends(
     assert (summary["published"], summary["failed"]) == (6, [])
     assert gated_lake.column("SELECT count(DISTINCT attempt_id) FROM ops.ledger") == [6]
     assert gated_lake.errors() == []
-
-
-@contextlib.contextmanager
-def to_prefect() -> Iterator[Proxy]:
-    """A proxy before the Prefect server, which the block talks to."""
-    port = urlsplit(PREFECT_API_URL.value()).port
-    assert port
-    with Proxy(port) as proxy:
-        through = PREFECT_API_URL.value().replace(f":{port}/", f":{proxy.port}/")
-        with temporary_settings({PREFECT_API_URL: through}):
-            yield proxy
 
 
 @pytest.mark.parametrize(

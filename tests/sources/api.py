@@ -19,7 +19,7 @@ class Asked:
     """A request.
 
     Args:
-        method: GET or POST.
+        method: GET, HEAD or POST.
         path: Its path.
         query: Its parameters.
         headers: Its headers, by names in lower case.
@@ -84,10 +84,14 @@ def serving(answer: Callable[[Asked], Any]) -> Iterator[Api]:
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(text.encode()) + found.cut))
             self.end_headers()
-            self.wfile.write(text.encode())
+            if self.command != "HEAD":
+                self.wfile.write(text.encode())
             self.close_connection = bool(found.cut)
 
         def do_POST(self) -> None:
+            self.do_GET()
+
+        def do_HEAD(self) -> None:
             self.do_GET()
 
         def log_message(self, *_: Any) -> None:

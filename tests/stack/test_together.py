@@ -8,7 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from ducklake_flows.orchestration import gate
+from ducklake_flows.orchestration import gate, leases
 from ducklake_flows.orchestration.server import SERVER_SETTINGS, until
 from tests.flows.test_ingest import flights
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 HELD = """
 import sys, signal
-from ducklake_flows.orchestration import gate
+from ducklake_flows.orchestration import gate, leases
 with gate.hold():
     print("held", flush=True)
     signal.pause()
@@ -109,7 +109,7 @@ def test_the_gate_is_freed_after_its_holder_is_killed_and_the_server_restarted(r
     assert taken() == 1
     period = int(SERVER_SETTINGS["PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS"])
     # A few extra seconds for the server start and for polling.
-    assert until(lambda: taken() == 0, gate.LEASE_SECONDS + period + 10)
+    assert until(lambda: taken() == 0, leases.LEASE_SECONDS + period + 10)
     running.lake("init")
 
 

@@ -79,12 +79,14 @@ def test_the_chunks_in_flight_are_bounded_and_the_bound_grows_with_the_cluster()
 
 def test_a_rate_limited_dataset_has_at_most_one_chunk_in_flight_per_slot() -> None:
     chunks = [Chunk("slow", {str(n): ""}) for n in range(5)] + [Chunk("free", {str(n): ""}) for n in range(4)]
-    scheduler = ChunkScheduler(chunks, 2, {"slow"})
-    first = scheduler.ready()
+    scheduler = ChunkScheduler(chunks, 2)
+    first = scheduler.ready({"slow": 2})
     assert Counter(c.dataset for c in first) == {"slow": 2, "free": 4}
-    assert scheduler.ready() == []
+    assert scheduler.ready({"slow": 2}) == []
+    assert scheduler.in_flight == {"slow": 2, "free": 4}
     scheduler.finished(first[0], 1)
-    assert [c.versions for c in scheduler.ready()] == [{"2": ""}]
+    assert scheduler.ready({"slow": 1}) == []
+    assert [c.versions for c in scheduler.ready({"slow": 2})] == [{"2": ""}]
 
 
 def test_unstarted_partitions_come_next_in_even_chunks_no_larger_than_the_number_started() -> None:
@@ -129,14 +131,14 @@ def test_every_partition_ends_exactly_once_even_if_chunks_are_lost(
     """Chunks end in any order, end early or are lost. A few partitions kill their worker every time."""
     todo = planned(**counts)
     deadly = {(p.dataset, p.partition) for p in todo if random.random() < 0.02}
-    scheduler = ChunkScheduler(cut(todo, slots), slots, limited)
+    scheduler = ChunkScheduler(cut(todo, slots), slots)
     in_flight: list[Chunk] = []
     ended: Counter[tuple[str, str]] = Counter()
     failed: set[tuple[str, str]] = set()
     while scheduler.unfinished:
-        in_flight += scheduler.ready()
+        in_flight += scheduler.ready(dict.fromkeys(limited, slots))
         assert in_flight, "nothing is in flight, and nothing is ready"
-        assert len(in_flight) == scheduler.in_flight <= IN_FLIGHT * slots
+        assert len(in_flight) == sum(scheduler.in_flight.values()) <= IN_FLIGHT * slots
         assert all(len(c.versions) <= CHUNK for c in in_flight)
         assert len(in_flight) == 1 or not any(c.alone for c in in_flight)
         for key in limited:

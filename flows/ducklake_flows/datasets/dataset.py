@@ -148,8 +148,9 @@ class Dataset:
         start: The first day with data; the default of ``--start``.
         end: The last day with data; None: the last partition that has ended.
         complete: Whether a partition without a source is a failure.
-        rate: Maximum items per second for one run, all its workers together. An item is what the source yields, such as
-            a page. None: unlimited.
+        rate: Maximum items per second for all runs together, with all their workers. An item is what the source
+            yields, such as a page. Runs that overlap have equal shares. A run that joins others waits 5 s; the share of
+            a run that was killed is free after about a minute. None: unlimited.
         schedule: When the ingest deployment loads the dataset, as cron in the dataset's zone: ``0 6 * * *``; None:
             never.
         recheck: How long after its end a published partition is loaded again if its source changes, without being asked

@@ -70,7 +70,7 @@ def extract_chunk(
     settings: Settings,
     table: Mapping[str, str] | None = None,
     stopped: Callable[[], bool] = lambda: False,
-    pace: float = 0.0,
+    pace: Callable[[], float] = lambda: 0.0,
     limit: float = math.inf,
     others: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[Outcome]:
@@ -82,7 +82,7 @@ def extract_chunk(
         settings: Location of the stage. No catalog is opened.
         table: The raw table's columns and DuckDB types. Staged files match them.
         stopped: Returns whether to stop; called between two items of a source, and before a partition is staged.
-        pace: Minimum seconds between two items of a source.
+        pace: Returns the minimum seconds between two items of a source, which may change; 0: no limit.
         limit: Time budget in seconds: then no new partition starts. The first partition always starts.
         others: The same of the dataset's other tables, by key.
 
@@ -101,7 +101,7 @@ def extract(
     settings: Settings,
     table: Mapping[str, str] | None = None,
     stopped: Callable[[], bool] = lambda: False,
-    pace: float = 0.0,
+    pace: Callable[[], float] = lambda: 0.0,
     limit: float = math.inf,
     others: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[Outcome]:
@@ -142,7 +142,7 @@ def _extract_member(
         return
     work.mkdir()
     dataset = replace(member, source=lambda partition: spool.tables(member, good[partition]))
-    with contextlib.closing(_Run(dataset, table, go_on, Pace(0, go_on), math.inf)) as run:
+    with contextlib.closing(_Run(dataset, table, go_on, Pace(lambda: 0.0, go_on), math.inf)) as run:
         for attempt in run.all([Attempt(p, parent.source_version) for p, parent in good.items()], work):
             good[attempt.partition].members.append((member, attempt))
             if attempt.error is not None:
@@ -168,7 +168,7 @@ class _Run:
         """Where the rows of the dataset's other tables are kept."""
         self.using: Callable[[Partition, Contract], Rows] | None = None
         """How a source reads that reads a chunk's partitions together."""
-        self._reader: Reader[pa.Table] = Reader(dataset.timeout and dataset.timeout + pace.seconds, go_on)
+        self._reader: Reader[pa.Table] = Reader(lambda: dataset.timeout and dataset.timeout + pace.seconds, go_on)
 
     def close(self) -> None:
         """End the thread that reads the source."""
@@ -336,6 +336,6 @@ def _warm_up_once() -> None:
     """Run a two-row extraction."""
     dataset = Dataset("warm_up", lambda _: [pa.table({"row": [1]})], partition_column="day")
     attempts = [Attempt(dataset.partition(key), "") for key in ("2000-01-01", "2000-01-02")]
-    run = _Run(dataset, {}, lambda: None, Pace(0, lambda: None), math.inf)
+    run = _Run(dataset, {}, lambda: None, Pace(lambda: 0.0, lambda: None), math.inf)
     with scratch() as work, contextlib.closing(run):
         run.all(attempts, work)

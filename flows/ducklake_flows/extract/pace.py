@@ -13,23 +13,27 @@ class Pace:
     """Limits how often a chunk asks its source for an item.
 
     Args:
-        seconds: Minimum time between two items.
+        told: Returns the minimum seconds between two items, which may change at any time; 0: no limit. Called in the
+            thread that waits.
         go_on: Raises if the chunk must stop; called while waiting.
     """
 
-    def __init__(self, seconds: float, go_on: Callable[[], None]) -> None:
-        self.seconds, self._go_on = seconds, go_on
+    def __init__(self, told: Callable[[], float], go_on: Callable[[], None]) -> None:
+        self._told, self._go_on = told, go_on
+        self.seconds = told()
+        """The minimum seconds between two items, when last looked at."""
         # The previous chunk in the same slot may have just asked.
-        self._due, self._may = time.monotonic() + seconds, not seconds
+        self._last, self._may = time.monotonic(), not self.seconds
 
     def wait(self) -> None:
         """Wait until the source may be asked. An unused token carries over to the next partition."""
         while not self._may:
-            left = self._due - time.monotonic()
+            self.seconds = self._told()
+            left = self._last + self.seconds - time.monotonic()
             self._may = left <= 0
             self._go_on()
             time.sleep(min(max(left, 0), 0.5))
-        self._due = time.monotonic() + self.seconds
+        self._last = time.monotonic()
 
     def asked(self) -> None:
         """Use the token: the source has answered."""

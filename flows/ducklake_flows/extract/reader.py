@@ -95,11 +95,12 @@ class Reader(Generic[T]):
     """Reads iterators one after the other.
 
     Args:
-        timeout: Maximum seconds until an iterator gives the next item; None: unlimited.
+        timeout: Returns the maximum seconds until an iterator gives the next item, which may change meanwhile; None:
+            unlimited.
         go_on: Raises if the chunk must stop; called while waiting.
     """
 
-    def __init__(self, timeout: float | None, go_on: Callable[[], None]) -> None:
+    def __init__(self, timeout: Callable[[], float | None], go_on: Callable[[], None]) -> None:
         self._timeout, self._go_on = timeout, go_on
         self._thread: _Thread | None = None
 
@@ -146,14 +147,15 @@ class Reader(Generic[T]):
         """
         began = time.monotonic()
         while True:
-            left = math.inf if self._timeout is None else began + self._timeout - time.monotonic()
+            timeout = self._timeout()
+            left = math.inf if timeout is None else began + timeout - time.monotonic()
             try:
                 return thread.answer(min(max(left, 0), POLL_SECONDS))
             except queue.Empty:
                 self._go_on()
             if left <= 0:
                 raise SourceTimeout(
-                    f"the source gave nothing for {self._timeout:g} s",
+                    f"the source gave nothing for {timeout:g} s",
                     "correct the source, or raise the timeout of the dataset",
                 )
 

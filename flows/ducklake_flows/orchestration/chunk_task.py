@@ -59,6 +59,16 @@ class Extracted:
         return {stage: max(seconds, 0.0) / max(len(self.outcomes), 1) for stage, seconds in way.items()}
 
 
+def pace_name(run: str, dataset: str) -> str:
+    """The name under which a run tells its workers the pace of a dataset's chunks.
+
+    Args:
+        run: The id of the flow run.
+        dataset: The dataset's key.
+    """
+    return f"ducklake-pace-{run}-{dataset}"
+
+
 def _chunk_name() -> str:
     parameters = task_run.parameters
     keys = sorted(parameters["versions"])
@@ -84,6 +94,7 @@ def run(
     others: Mapping[str, Mapping[str, str]],
     given: float | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    told: Callable[[], float | None] = lambda: None,
 ) -> Any:
     """Extract a chunk. Call it within its task.
 
@@ -91,11 +102,12 @@ def run(
         dataset: This and the next five arguments are the task's; see `ducklake_flows.extract.chunk.extract_chunk`.
         versions: The source's version by partition.
         table: Columns and DuckDB types of the table.
-        pace: Minimum seconds between two items of a source.
+        pace: Minimum seconds between two items of a source, when the task was submitted.
         limit: Time budget in seconds.
         others: Columns and DuckDB types of the dataset's other tables, by key.
         given: When another process received the task, in seconds since 1970.
         stopped: Whether the run that submitted the task has ended.
+        told: The pace that the run has told since; None if it is not known here.
 
     Returns:
         What was `Extracted`, or a state that holds it: Failed if all partitions failed; Completed with a name like
@@ -105,7 +117,7 @@ def run(
     outcomes: list[Outcome] = []
     try:
         settings = load_settings()
-        outcomes = extract_chunk(dataset, versions, settings, table, stopped, pace, limit, others)
+        outcomes = extract_chunk(dataset, versions, settings, table, stopped, lambda: _pace(pace, told), limit, others)
         # Redact before anything is logged, shown or recorded: a source's error text may contain its password.
         outcomes = [_redacted(o, settings) if isinstance(o, Failure) else o for o in outcomes]
     except Stopped:
@@ -114,6 +126,13 @@ def run(
         if left := len(versions) - len(outcomes):
             logger.info("time budget used up: %d of %d partitions are returned", left, len(versions))
     return _ended(Extracted(outcomes, given, began, time.time()))
+
+
+def _pace(pace: float, told: Callable[[], float | None]) -> float:
+    if not pace:
+        return 0.0
+    found = told()
+    return pace if found is None else found
 
 
 def _redacted(failure: Failure, settings: Settings) -> Failure:

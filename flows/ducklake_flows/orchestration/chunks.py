@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Protocol
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from ducklake_flows.states import Order
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
 CHUNK = 100
@@ -112,12 +112,9 @@ class ChunkScheduler:
     Args:
         chunks: All chunks to extract, in order.
         slots: Tasks that run at the same time.
-        limited: Datasets with a rate limit: at most ``slots`` of their chunks are in flight, since the rate is divided
-            evenly among the slots.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], slots: int, limited: Collection[str] = ()) -> None:
-        self._slots, self._limited = slots, set(limited)
+    def __init__(self, chunks: Sequence[Chunk], slots: int) -> None:
         self._most = IN_FLIGHT * slots
         self._waiting = deque(chunks)
         self._suspects: list[Chunk] = []
@@ -129,29 +126,34 @@ class ChunkScheduler:
         return bool(self._waiting or self._suspects or self._in_flight)
 
     @property
-    def in_flight(self) -> int:
-        """How many chunks are in flight."""
-        return len(self._in_flight)
+    def in_flight(self) -> Mapping[str, int]:
+        """How many chunks of each dataset are in flight; 0 if some wait and none is."""
+        found = Counter(chunk.dataset for chunk in self._in_flight)
+        return {chunk.dataset: 0 for chunk in (*self._waiting, *self._suspects)} | found
 
     def grown(self, slots: int) -> None:
         """More chunks may be in flight, since the cluster has more slots now. A smaller number changes nothing."""
         self._most = max(self._most, IN_FLIGHT * slots)
 
-    def ready(self) -> list[Chunk]:
+    def ready(self, most: Mapping[str, int] | None = None) -> list[Chunk]:
         """The chunks to submit now, marked as in flight.
 
         If nothing else is in flight or waiting, one partition of a lost chunk.
+
+        Args:
+            most: How many chunks of a dataset may be in flight, for those with a rate.
         """
+        most = most or {}
         submitted, held = [], deque[Chunk]()
         for chunk in self._waiting:
-            is_limited = chunk.dataset in self._limited and self._count(chunk.dataset) >= self._slots
+            is_limited = chunk.dataset in most and self._count(chunk.dataset) >= most[chunk.dataset]
             if is_limited or len(self._in_flight) >= self._most:
                 held.append(chunk)
             else:
                 self._in_flight.append(chunk)
                 submitted.append(chunk)
         self._waiting = held
-        if not self._in_flight and self._suspects:
+        if not self._in_flight and not held and self._suspects and most.get(self._suspects[-1].dataset, 1):
             self._in_flight.append(self._suspects.pop())
             submitted.append(self._in_flight[-1])
         return submitted

@@ -9,11 +9,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from dask.base import annotate
-from distributed import KilledWorker, WorkerPlugin
+from distributed import KilledWorker, Variable, WorkerPlugin, get_client
 from distributed.client import ClosedClientError
 from distributed.comm.core import CommClosedError
 from prefect import task
 from prefect.exceptions import CrashedRun
+from prefect.runtime import flow_run
 from prefect_dask.task_runners import DaskTaskRunner
 
 from ducklake_flows.errors import LakeError
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
     from ducklake_flows.orchestration.chunk_task import Extracted, Parameters
     from ducklake_flows.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+"""Seconds between two looks of a chunk at its pace."""
 
 DEATHS = (KilledWorker, CommClosedError, CrashedRun)
 """Errors of a task whose worker died or was stopped."""
@@ -60,7 +66,11 @@ def cluster(settings: Settings, workers: int) -> Iterator[OnDask]:
                 f"The Dask scheduler at {address} does not answer.",
                 "start it, or correct LAKE_DASK_ADDRESS; then run the same command again",
             ) from None
-        yield OnDask(runner, is_shared=settings.dask_address is not None)
+        found = OnDask(runner, is_shared=settings.dask_address is not None)
+        try:
+            yield found
+        finally:
+            found.forget()
 
 
 class OnDask:
@@ -73,6 +83,7 @@ class OnDask:
 
     def __init__(self, runner: DaskTaskRunner, *, is_shared: bool) -> None:
         self._runner, self.is_shared = runner, is_shared
+        self._told: set[str] = set()
 
     def slots(self) -> int:
         """The threads of all workers."""
@@ -92,6 +103,23 @@ class OnDask:
             raise self.lost() from None
         future.wrapped_future.add_done_callback(lambda _: ended())
         return _OnDask(self, future)
+
+    def tell(self, name: str, pace: float) -> bool:
+        """Write the pace to the scheduler, where workers read it: a worker that hangs delays no other one."""
+        if self.is_closed:
+            return False  # the chunks report it
+        try:
+            Variable(name, client=self._runner.client).set(pace, timeout=f"{LOOK_SECONDS} s")
+        except (OSError, ClosedClientError) as error:
+            log.warning("the pace of a chunk was not told: %s", error)
+            return False
+        self._told.add(name)
+        return True
+
+    def forget(self) -> None:
+        """Remove the paces from the scheduler."""
+        for name in self._told:
+            Variable(name, client=self._runner.client).delete()
 
     @property
     def is_closed(self) -> bool:
@@ -139,7 +167,8 @@ def extract(
     others: dict[str, dict[str, str]],
 ) -> Any:
     """Extract one chunk of partitions on a Dask worker; see `chunk_task.run`."""
-    return chunk_task.run(dataset, versions, table, pace, limit, others, given_at(), abandonment())
+    told = paces(chunk_task.pace_name(str(flow_run.id), dataset)) if pace else lambda: None
+    return chunk_task.run(dataset, versions, table, pace, limit, others, given_at(), abandonment(), told)
 
 
 class Tasks(WorkerPlugin):
@@ -190,6 +219,29 @@ def given_at() -> float:
     """Call in a task on its worker: the time at which the worker started the task, in seconds since the epoch."""
     key, tasks = _own()
     return tasks.started.get(key, time.time())
+
+
+def paces(name: str) -> Callable[[], float | None]:
+    """Call in a task on its worker: returns a function that gives the pace that the run has told, None if none.
+
+    Args:
+        name: See `chunk_task.pace_name`.
+    """
+    variable = Variable(name, client=get_client())
+    found: float | None = None
+    looked = -LOOK_SECONDS
+
+    def told() -> float | None:
+        nonlocal found, looked
+        if time.monotonic() >= looked + LOOK_SECONDS:
+            looked = time.monotonic()
+            try:
+                found = float(variable.get(timeout=LOOK_SECONDS))
+            except OSError as error:
+                log.warning("the pace of a chunk was not read: %s", error)
+        return found
+
+    return told
 
 
 def _warm_up() -> None:

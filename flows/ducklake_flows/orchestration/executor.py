@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefect import task
+from prefect.runtime import flow_run
 
 from ducklake_flows.errors import LakeError
 from ducklake_flows.orchestration import chunk_task
@@ -60,6 +61,17 @@ class Executor(Protocol):
             SchedulerLost: nothing more can be extracted.
         """
 
+    def tell(self, name: str, pace: float) -> bool:
+        """Tell the workers a new pace, in any thread.
+
+        Args:
+            name: See `chunk_task.pace_name`.
+            pace: Seconds between two items of each chunk.
+
+        Returns:
+            Whether they can know it.
+        """
+
 
 @contextlib.contextmanager
 def executor(settings: Settings, workers: int, todo: Sequence[Planned]) -> Iterator[Executor]:
@@ -93,11 +105,20 @@ class InProcess:
         """One: the run's thread."""
         return 1
 
+    def tell(self, name: str, pace: float) -> bool:
+        """Keep the pace for the chunk, which runs in this process."""
+        _told[name] = pace
+        return True
+
     def submit(self, parameters: Parameters, priority: int, ended: Callable[[], None]) -> Submitted:  # noqa: ARG002
         """Run a chunk to its end."""
         state: Any = extract(**parameters, return_state=True)
         ended()
         return _Done(state)
+
+
+_told: dict[str, float] = {}
+"""The paces by name."""
 
 
 class _Done:
@@ -122,4 +143,5 @@ def extract(
     others: dict[str, dict[str, str]],
 ) -> Any:
     """Extract one chunk of partitions in the run's process; see `chunk_task.run`."""
-    return chunk_task.run(dataset, versions, table, pace, limit, others)
+    name = chunk_task.pace_name(str(flow_run.id), dataset)
+    return chunk_task.run(dataset, versions, table, pace, limit, others, told=lambda: _told.get(name))

@@ -11,8 +11,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from prefect import get_run_logger
+from prefect.runtime import flow_run
 
 from ducklake_flows.errors import LakeError, redacted
+from ducklake_flows.orchestration.chunk_task import pace_name
 from ducklake_flows.orchestration.chunks import (
     BACKFILL_SECONDS,
     CHUNK_SECONDS,
@@ -23,13 +25,14 @@ from ducklake_flows.orchestration.chunks import (
     priority,
 )
 from ducklake_flows.orchestration.executor import SchedulerLost, WorkerDied
+from ducklake_flows.orchestration.rates import Shares
 from ducklake_flows.staging.layout import new_attempt
 from ducklake_flows.staging.receipt import Failure, Outcome
 from ducklake_flows.states import Order
 from ducklake_flows.testing.failpoints import failpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from ducklake_flows.datasets.dataset import Dataset
     from ducklake_flows.orchestration.executor import Executor, Submitted
@@ -66,6 +69,11 @@ class Extraction:
     ) -> None:
         self._executor, self._datasets, self._tables = executor, datasets, tables
         self._root, self._order = root, order
+        run = str(flow_run.id)
+        self._shares = Shares(
+            {key: dataset.rate for key, dataset in datasets.items() if dataset.rate is not None},
+            lambda key, pace: executor.tell(pace_name(run, key), pace),
+        )
         self._numbers = itertools.count()
         self._in_flight: dict[int, tuple[Submitted, Chunk, float]] = {}
         self._ended: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -77,7 +85,7 @@ class Extraction:
         self._looked = time.monotonic()
         self._seconds = BACKFILL_SECONDS if root.is_backfill and executor.is_shared else CHUNK_SECONDS
 
-    def groups(self, todo: Sequence[Planned]) -> Iterator[list[Outcome]]:
+    def groups(self, todo: Sequence[Planned]) -> Generator[list[Outcome]]:
         """Extract these partitions, in this order.
 
         A paused run submits no more chunks. Once those in flight are published, it waits, or its process ends.
@@ -88,18 +96,26 @@ class Extraction:
 
         Raises:
             LakeError: the connection to the Dask scheduler was lost.
+            GateError: the rate of a dataset cannot be shared with other runs.
             Pause: the run is suspended.
         """
-        limited = [key for key, dataset in self._datasets.items() if dataset.rate is not None]
-        scheduler = ChunkScheduler(cut(todo, self._slots), self._slots, limited)
+        scheduler = ChunkScheduler(cut(todo, self._slots), self._slots)
+        self._shares.in_flight(scheduler.in_flight)
+        with self._shares:
+            yield from self._groups(scheduler)
+
+    def _groups(self, scheduler: ChunkScheduler) -> Iterator[list[Outcome]]:
         waiting: list[Outcome] = []
         while waiting or scheduler.unfinished:
             if not self._root.is_held:
                 self._look(scheduler)
-                for chunk in scheduler.ready():
+                chunks = scheduler.ready(self._shares.most(self._slots))
+                self._shares.in_flight(scheduler.in_flight)
+                for chunk in chunks:
                     self._submit(chunk)
             elif not waiting and not self._in_flight:
-                self._root.wait()
+                with self._shares.left():
+                    self._root.wait()
             for number in self._next(wait=not waiting):
                 waiting += self._outcomes(scheduler, *self._in_flight.pop(number))
             group, waiting = waiting[:GROUP], waiting[GROUP:]
@@ -114,7 +130,6 @@ class Extraction:
                 scheduler.grown(self._executor.slots())
 
     def _submit(self, chunk: Chunk) -> None:
-        rate = self._datasets[chunk.dataset].rate
         start = self._datasets[chunk.dataset].partition(next(iter(chunk.versions))).start
         number, began = next(self._numbers), time.time()
         submitted = self._executor.submit(
@@ -122,7 +137,7 @@ class Extraction:
                 "dataset": chunk.dataset,
                 "versions": dict(chunk.versions),
                 "table": dict(self._tables.get(self._datasets[chunk.dataset].table, {})),
-                "pace": self._slots / rate if rate else 0.0,
+                "pace": self._shares.pace(chunk.dataset),
                 "limit": self._seconds,
                 "others": {
                     member.key: dict(self._tables.get(member.table, {}))
@@ -138,11 +153,12 @@ class Extraction:
         """The numbers of all chunks that have ended since the last call.
 
         Args:
-            wait: Wait until at least one has ended, at most `WAKE_SECONDS`.
+            wait: Wait until at least one has ended, at most `WAKE_SECONDS`. None is in flight while a run waits for its
+                share of a rate.
         """
         numbers = []
         with contextlib.suppress(queue.Empty):
-            if wait and self._in_flight:
+            if wait:
                 numbers.append(self._ended.get(timeout=WAKE_SECONDS))
             while True:
                 numbers.append(self._ended.get_nowait())

@@ -5,26 +5,54 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from zoneinfo import ZoneInfo
 
-from ducklake_flows.datasets.partitions import Grain, Partition
+from ducklake_flows.datasets.partitions import Grain
 from ducklake_flows.errors import BadInput
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ducklake_flows.datasets.scheme import Scheme
 
 NAMES = ("partition", "start", "end", "last", "segment", "period")
 
-_TIMES = ("start", "end", "last")
+TIMES = ("start", "end", "last")
 _PLACE = re.compile(rf"\{{({'|'.join(NAMES)})(?::([^{{}}]*))?\}}")
 _ANY = re.compile(r"\{[^{}\s]*\}")
 _UNIX = {"unix": 1, "unix_ms": 1000}
 
 
-def filled(value: Any, partition: Partition) -> Any:
+class Window(Protocol):
+    """What a request asks for: a partition, or a range of them."""
+
+    @property
+    def key(self) -> str:
+        """The partition's key."""
+
+    @property
+    def start(self) -> datetime:
+        """Its start, in UTC, without zone."""
+
+    @property
+    def end(self) -> datetime:
+        """Its end (exclusive), in UTC, without zone."""
+
+    @property
+    def timezone(self) -> str:
+        """The dataset's zone."""
+
+    @property
+    def segment(self) -> str:
+        """Its segment; "" if there is none."""
+
+    @property
+    def period(self) -> str:
+        """The key without the segment."""
+
+
+def filled(value: Any, partition: Window) -> Any:
     """A value with the placeholders of all its texts replaced, in mappings and lists, too.
 
     ``{partition}`` is the partition's key; ``{start}`` its start and ``{end}`` its end (exclusive), in UTC, as
@@ -46,16 +74,16 @@ def filled(value: Any, partition: Partition) -> Any:
     return value
 
 
-def moment(partition: Partition, name: str) -> datetime:
+def moment(partition: Window, name: str) -> datetime:
     """A bound of a partition, in its zone: ``start``, ``end`` (exclusive) or ``last``, its last microsecond."""
     bound = partition.start if name == "start" else partition.end
     bound = bound.replace(tzinfo=UTC) - timedelta(microseconds=name == "last")
     return bound if partition.timezone == "UTC" else bound.astimezone(ZoneInfo(partition.timezone))
 
 
-def _text(found: re.Match[str], partition: Partition) -> str:
+def _text(found: re.Match[str], partition: Window) -> str:
     name, form = found[1], found[2] or ""
-    if name not in _TIMES:
+    if name not in TIMES:
         if form:
             raise BadInput(f"{found[0]!r}: a partition's key has no format.", "use {start:%Y-%m-%d}")
         return {"partition": partition.key, "segment": partition.segment, "period": partition.period}[name]
@@ -67,6 +95,25 @@ def _text(found: re.Match[str], partition: Partition) -> str:
     if "%s" in form:
         raise BadInput(f"{found[0]!r}: %s depends on the machine.", "use {start:unix}")
     return bound.strftime(form) if form else bound.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def check_names(what: Any, key: str, known: Sequence[str] = NAMES) -> None:
+    """Check the placeholders of a request.
+
+    Args:
+        what: The parts of the request in which braces mean nothing else.
+        key: The dataset's key.
+        known: The placeholders that it may have.
+
+    Raises:
+        BadInput: one is not known.
+    """
+    for text in _texts(what):
+        for found in _ANY.findall(text):
+            place = _PLACE.fullmatch(found)
+            if place is None or place[1] not in known:
+                choice = ", ".join(f"{{{name}}}" for name in known)
+                raise BadInput(f"{key}: {found!r} in {text!r} is not a placeholder.", f"choose from {choice}")
 
 
 def check(what: Any, key: str, scheme: Scheme, *, strict: Any = ()) -> None:
@@ -82,10 +129,7 @@ def check(what: Any, key: str, scheme: Scheme, *, strict: Any = ()) -> None:
         BadInput: two partitions have the same request, a placeholder is not known, or a dataset of grain ``full`` has
             any.
     """
-    for text in _texts(strict):
-        if unknown := [found for found in _ANY.findall(text) if not _PLACE.fullmatch(found)]:
-            known = ", ".join(f"{{{name}}}" for name in NAMES)
-            raise BadInput(f"{key}: {unknown[0]!r} in {text!r} is not a placeholder.", f"choose from {known}")
+    check_names(strict, key)
     used = {found[1] for text in _texts(what) for found in _PLACE.finditer(text)}
     if not scheme.segmented and "segment" in used:
         raise BadInput(f"{key}: {{segment}} is used, but the dataset has no segments.", 'segment_column="region"')

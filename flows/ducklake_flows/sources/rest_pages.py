@@ -19,17 +19,20 @@ from ducklake_flows.sources.transient import is_transient
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ducklake_flows.datasets.partitions import Partition
+    from ducklake_flows.sources.placeholders import Window
     from ducklake_flows.sources.rest_api import RestApi
 
 LONGEST_WAIT = 3600
 """Seconds that a `Retry-After` may ask for."""
 
+WITHOUT_HEAD = (405, 501)
+"""Statuses of an API that knows no HEAD."""
+
 BODY = 200
 """Characters of a refused request's answer that an error shows."""
 
 
-def pages(api: RestApi, partition: Partition) -> Iterator[list[dict[str, Any]]]:
+def pages(api: RestApi, partition: Window) -> Iterator[list[dict[str, Any]]]:
     """The rows of each page; see `RestApi.read`, also for the errors."""
     secrets = api.secrets()
     number = 1
@@ -47,20 +50,67 @@ def pages(api: RestApi, partition: Partition) -> Iterator[list[dict[str, Any]]]:
     except HTTPError as error:
         raise _refusal(api, partition, error, number, secrets) from None
     except RequestException as error:
-        text = f"page {number}: {type(error).__name__}: {_hidden(str(error), secrets)}"
-        raise SourceUnavailable(text) if is_transient(error) else SourceError(text, "check the URL") from None
+        raise _failure(f"page {number}", error, secrets) from None
     except (PaginatorNotFound, ValueError, TypeError) as error:
         # dlt's paginators raise a ValueError if an answer lacks what they need.
         raise SourceError(f"page {number}: {_hidden(str(error), secrets)}", "correct the paginator") from None
 
 
-def _paginate(api: RestApi, partition: Partition) -> Iterator[list[dict[str, Any]]]:
-    def answered(response: Response, *_: Any, **__: Any) -> None:
-        if response.status_code >= 400:
-            # Raised within `send`, so that dlt's client retries it.
-            raise HTTPError(str(response.status_code), response=response)
-        response.json = partial(_exact, response, {})  # type: ignore[method-assign]
+def answer(api: RestApi, partition: Window, *, is_head: bool = False) -> Response:
+    """The answer to a GET of one partition, without further pages.
 
+    Args:
+        api: The API.
+        partition: The partition.
+        is_head: Only the header is needed.
+
+    Raises:
+        NoSource: the answer has one of the statuses of `missing`.
+        SourceError: the API refuses the request.
+        SourceUnavailable: the API does not answer.
+    """
+    secrets = api.secrets()
+    try:
+        found = _asked(api, partition, "HEAD" if is_head else "GET")
+        # Its body is not read.
+        return _asked(api, partition, "GET", stream=True) if found.status_code in WITHOUT_HEAD else found
+    except HTTPError as error:
+        raise _refusal(api, partition, error, 0, secrets) from None
+    except RequestException as error:
+        raise _failure(api.origin(partition), error, secrets) from None
+
+
+def _asked(api: RestApi, partition: Window, method: str, *, stream: bool = False) -> Response:
+    def send() -> Response:
+        with _sessions(api.tries, api.timeout).session.request(
+            method,
+            placeholders.filled(api.url, partition),
+            params=placeholders.filled(dict(api.params), partition),
+            headers=placeholders.filled(dict(api.headers), partition),
+            auth=api.authenticator,
+            allow_redirects=True,
+            stream=stream,
+            hooks={"response": [_answered]},
+        ) as found:
+            return found
+
+    try:
+        return send()
+    except HTTPError as error:
+        if error.response is None or error.response.status_code != 401 or not api.has_token:
+            raise
+    api.forget_token()
+    return send()
+
+
+def _answered(response: Response, *_: Any, **__: Any) -> None:
+    if response.status_code >= 400 and not (response.request.method == "HEAD" and response.status_code in WITHOUT_HEAD):
+        # Raised within `send`, so that dlt's client retries it.
+        raise HTTPError(str(response.status_code), response=response)
+    response.json = partial(_exact, response, {})  # type: ignore[method-assign]
+
+
+def _paginate(api: RestApi, partition: Window) -> Iterator[list[dict[str, Any]]]:
     client = _Client(
         "",
         headers=placeholders.filled(dict(api.headers), partition),
@@ -74,7 +124,7 @@ def _paginate(api: RestApi, partition: Partition) -> Iterator[list[dict[str, Any
         json=None if api.json is None else placeholders.filled(dict(api.json), partition),
         paginator=api.fresh_paginator(),
         data_selector=api.rows or "$",
-        hooks={"response": [answered]},
+        hooks={"response": [_answered]},
         allow_redirects=True,
     )
     client.is_list = not api.rows
@@ -136,6 +186,23 @@ def _exact(response: Response, known: dict[str, Any]) -> Any:
     return known["answer"]
 
 
+def selected(answer: Any, path: str, name: str) -> list[Any]:
+    """The values at a JSONPath.
+
+    Args:
+        answer: An answer, or a row of one.
+        path: The JSONPath.
+        name: The argument that gave it.
+
+    Raises:
+        SourceError: there is none.
+    """
+    found = jsonpath.find_values(path, answer)
+    if not found:
+        raise SourceError(f"there is no {path}: it is {_kind(answer)}", f"correct {name}=")
+    return list(found)
+
+
 def _kind(value: Any) -> str:
     if isinstance(value, dict):
         keys = ", ".join(list(value)[:10])
@@ -143,15 +210,29 @@ def _kind(value: Any) -> str:
     return {list: "a list", str: "text", type(None): "null", bool: "a boolean"}.get(type(value), "a number")
 
 
-def _refusal(api: RestApi, partition: Partition, error: HTTPError, number: int, secrets: list[str]) -> Exception:
-    """The error for a status of 400 or more."""
+def _failure(what: str, error: RequestException, secrets: list[str]) -> SourceError:
+    """The error for an answer that did not come."""
+    text = f"{what}: {type(error).__name__}: {_hidden(str(error), secrets)}"
+    return SourceUnavailable(text) if is_transient(error) else SourceError(text, "check the URL")
+
+
+def _refusal(api: RestApi, partition: Window, error: HTTPError, number: int, secrets: list[str]) -> Exception:
+    """The error for a status of 400 or more.
+
+    Args:
+        api: The API.
+        partition: What was asked for.
+        error: With the answer.
+        number: The page's number; 0: the answer has only one page.
+        secrets: Texts that the error must not contain.
+    """
     response = error.response
     status = response.status_code if response is not None else 0
     origin = api.origin(partition)
-    if number == 1 and status in api.missing:
+    if number <= 1 and status in api.missing:
         return NoSource(f"{origin} answers {status}")
     body = " ".join((response.text if response is not None else "").split())[:BODY]
-    text = _hidden(f"page {number} of {origin}: {status} {body}".rstrip(), secrets)
+    text = _hidden(f"{f'page {number} of ' if number else ''}{origin}: {status} {body}".rstrip(), secrets)
     if status == 401 and api.forget_token():
         return SourceUnavailable(text)
     if status in (401, 403):

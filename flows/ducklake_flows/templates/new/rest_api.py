@@ -12,6 +12,7 @@ DATASET = Dataset(
         # rows="data",  # where an answer has its rows, if it is not a list
         # paginator={"type": "offset", "limit": 100, "total_path": "total"},
         # auth={"type": "bearer", "token": Secret("__DATASET___TOKEN")},
+        # version="etag",  # what tells that a day has changed; then recheck="7 days" loads it again
     ),
     partition_column="day",
     audits=(at_least(1),),
