@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -309,3 +310,43 @@ def test_resources_of_one_dlt_source_are_tables_of_one_commit(lake: Lake) -> Non
 def test_a_wrong_table_is_refused_at_its_definition(arguments: dict[str, Any], why: str) -> None:
     with pytest.raises(BadInput, match=why):
         Dataset("orders", lambda _: [], Grain.day, "day", **arguments)
+
+
+NESTED: dict[str, Any] = {
+    "function": lambda _: [{"id": 1, "o": {"b": "x", "a": [1, 2]}}, {"id": 2, "o": None}],
+    "arrow": lambda _: pa.table({"id": [1, 2], "o": [{"a": [1, 2], "b": "x"}, None]}),
+    "json file": Files("orders/{partition}.jsonl", "jsonl"),
+}
+
+
+@pytest.mark.parametrize("kind", NESTED)
+@pytest.mark.parametrize(
+    ("nested", "data_type", "value"),
+    [
+        ("json", "JSON", ['{"a":[1,2],"b":"x"}', None]),
+        ("struct", "STRUCT(a BIGINT[], b VARCHAR)", [{"a": [1, 2], "b": "x"}, None]),
+    ],
+)
+def test_nested_values_are_stored_alike_from_every_source(
+    lake: Lake, kind: str, nested: str, data_type: str, value: Any
+) -> None:
+    lake.land(f"orders/{ONE}.jsonl", [{"id": 1, "o": {"a": [1, 2], "b": "x"}}, {"id": 2, "o": None}])
+    things = case(lake, "orders", NESTED[kind], nested=nested)
+    assert things.load(ONE).receipts
+    assert things.columns["o"] == data_type
+    found = lake.column("SELECT o FROM raw.orders ORDER BY id")
+    assert [json.loads(v) if isinstance(v, str) else v for v in found] == [
+        json.loads(v) if isinstance(v, str) else v for v in value
+    ]
+    assert things.errors() == []
+
+
+def test_values_without_a_common_structure_are_refused_or_stay_json(lake: Lake) -> None:
+    mixed = [{"id": 1, "o": {"a": 1}}, {"id": 2, "o": {"a": "x"}}]
+    things = case(lake, "orders", nested="struct")
+    assert "column o: its values have no common structure" in things.refused(mixed)
+    assert case(lake, "others", nested="json").each(mixed) == [""]
+    grown = case(lake, "grown", nested="struct")
+    assert grown.each([{"o": {"a": 1}}], [{"o": {"a": 2, "b": "x"}}]) == ["", ""]
+    assert grown.values("o", "day") == [{"a": 1, "b": None}, {"a": 2, "b": "x"}]
+    assert grown.errors() == []

@@ -27,6 +27,8 @@ TYPES = (
 Zone = tuple[str, Literal["raise", "earliest", "latest"]]
 """The zone of times without one, and which of two moments such a time is that comes twice."""
 
+Nested = Literal["keep", "json", "struct"]
+
 NewColumns = Literal["evolve", "freeze", "discard_value"]
 
 
@@ -42,6 +44,8 @@ class Contract:
             returns.
         timezone: The zone of timestamps without one, such as ``Europe/Berlin``, for columns declared as ``timestamp``.
             None: that of the dataset; in UTC, the default, such values are refused.
+        nested: How undeclared objects and lists are stored: ``keep`` as the source has them, as JSON from rows and JSON
+            files, as STRUCT and LIST from Parquet and Arrow; ``json`` or ``struct`` the same from all.
         ambiguous: Which of two moments a time without zone is that comes twice when clocks go back. ``raise``: such a
             value is refused. The pipeline fills it in for the partition of one of the two hours.
         known: The DuckDB type of each column in the raw table, for sources with less precise types. The pipeline fills
@@ -52,6 +56,7 @@ class Contract:
     new_columns: NewColumns = "evolve"
     rename: Mapping[str, str] = field(default_factory=dict)
     timezone: str | None = None
+    nested: Nested = "keep"
     ambiguous: Literal["raise", "earliest", "latest"] = field(default="raise", compare=False, repr=False)
     known: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -72,6 +77,8 @@ class Contract:
             raise BadInput(
                 f"new_columns={self.new_columns!r} is not known.", f"choose from {', '.join(get_args(NewColumns))}"
             )
+        if self.nested not in get_args(Nested):
+            raise BadInput(f"nested={self.nested!r} is not known.", f"choose from {', '.join(get_args(Nested))}")
         for source, name in self.rename.items():
             if not name or column_name(name) != name:
                 raise BadInput(f"rename: {source!r} cannot become {name!r}.", like(name))

@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import simplejson
 
-from ducklake_flows.datasets.contract import DECIMAL, Contract, Zone
+from ducklake_flows.datasets.contract import DECIMAL, Contract, Nested, Zone
+from ducklake_flows.errors import SourceError
 
 JSON = pa.json_(pa.string())
 """JSON text. DuckDB and DuckLake distinguish it from other text."""
@@ -584,12 +585,37 @@ def conform(
         if data_type is not None:
             made[name] = fit(table.column(name), data_type, name, contract.zone)
         elif name in also or not contract.columns or contract.new_columns == "evolve":
-            made[name] = stored(table.column(name), name)
+            made[name] = _nested(stored(table.column(name), name), name, contract.nested)
         elif contract.new_columns == "freeze":
             raise Unfit(name, "is not in the contract")
     for name, column in made.items():
         _check_text(column, name)
     return pa.table(made) if made else table.select([])
+
+
+def _nested(column: pa.ChunkedArray, name: str, nested: Nested) -> pa.ChunkedArray:
+    """Objects and lists as JSON, or as values of Arrow, as a contract asks for."""
+    is_json = column.type == JSON
+    if nested == "json" and pa.types.is_nested(column.type):
+        return fit(column, JSON, name)
+    if nested != "struct" or not is_json:
+        return column
+    from ducklake_flows.sources.json_files import parsed
+
+    try:
+        texts = [text for chunk in column.chunks for text in chunk.storage.to_pylist()]
+        values = [None if text is None else _sorted(parsed(text.encode(), "it")) for text in texts]
+        made = pa.chunked_array([pa.array(values)])
+    except (pa.ArrowException, ValueError, TypeError, OverflowError, SourceError) as error:
+        raise Unfit(name, f"its values have no common structure: {error}; use nested='json'") from None
+    return stored(made, name)
+
+
+def _sorted(value: Any) -> Any:
+    """A value of JSON with the keys of its objects in order, so that equal structures are equal types."""
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return [_sorted(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _check_text(column: pa.ChunkedArray, name: str) -> None:
