@@ -207,13 +207,13 @@ def test_a_partition_is_late_once_it_and_all_newer_ones_are_unpublished_for_too_
     )
     newest = parse_partition(last, grain) if last else None
     now = datetime(2024, 1, 2) + timedelta(hours=hours_later)
-    assert [p.key for p in dataset.late(newest, now)] == late
+    assert [p.key for p in dataset.overdue(newest, now)] == late
 
 
 def test_freshness_without_a_start_counts_from_the_first_published_partition() -> None:
     dataset = Dataset("a", lambda _: [], partition_column="day", end=date(2024, 1, 3), freshness="26 hours")
-    assert dataset.late(None, datetime(2024, 2, 1)) == []
-    assert [p.key for p in dataset.late(Partition("2024-01-02"), datetime(2024, 2, 1))] == ["2024-01-03"]
+    assert dataset.overdue(None, datetime(2024, 2, 1)) == []
+    assert [p.key for p in dataset.overdue(Partition("2024-01-02"), datetime(2024, 2, 1))] == ["2024-01-03"]
     with pytest.raises(BadInput, match="one of grain 'full' has none"):
         Dataset("a", lambda _: [], Grain.full, freshness="1 day")
 

@@ -156,6 +156,10 @@ class Dataset:
         recheck: How long after its end a published partition is loaded again if its source changes, without being asked
             for: ``"7 days"``, a timedelta, or a number of days. Older ones are counted as stale and run with the mode
             ``stale``. A partition of grain ``full`` never ends, so any value loads it again. None: never.
+        late: With so many of its next partitions, the source may also give rows of a partition: with ``late=2``, the
+            rows of the 5th are those with this day in the source's 5th, 6th and 7th. The others are left to their own
+            partitions; a row that is later, or older than that, is refused. A new partition of the source makes the
+            ones before it stale, so that `recheck` loads them again. Needs the partition column in the rows.
         freshness: How long after its end a partition must be published, written as `recheck` is: ``"26 hours"``. If
             neither the newest partition of that age nor a newer one is, the dataset is overdue: `lake status` names it,
             and an alert is sent. Without a `start` it counts from the first published partition. None: never overdue. A
@@ -190,6 +194,7 @@ class Dataset:
     rate: float | None = None
     schedule: str | None = None
     recheck: timedelta | str | int | None = None
+    late: int = 0
     freshness: timedelta | str | int | None = None
     retries: int = 2
     retry_delay: float = 5.0
@@ -230,10 +235,11 @@ class Dataset:
             )
         for name, value, low, high in (
             ("retries", self.retries, 0, 10),
+            ("late", self.late, 0, 366),
             ("retry_delay", self.retry_delay, 0, 60),
             ("timeout", self.timeout, 0.1, math.inf),
         ):
-            kinds = (int,) if name == "retries" else (int, float)
+            kinds = (int, float) if name in ("retry_delay", "timeout") else (int,)
             if (value is None and name != "timeout") or (value is not None and type(value) not in kinds):
                 raise BadInput(f"{self.key}: {name} is {value!r}, not a number.", f"for example: {name}={high // 2}")
             if value is not None and not low <= value <= high:
@@ -248,6 +254,8 @@ class Dataset:
                     f"{self.key}: the partition column {column} is declared as {self.contract.columns[column]}.",
                     f"declare it as {wanted}, or leave it out: the pipeline adds it",
                 )
+        if self.late and (self.partition_column is None or self.resources):
+            raise BadInput(f"{self.key}: late needs days or hours, and rows of one resource.", "leave it out")
         if isinstance(self.primary_key, str) or not all(isinstance(name, str) for name in self.primary_key):
             raise BadInput(f"{self.key}: primary_key is {self.primary_key!r}.", 'primary_key=("order_id",)')
         if wrong := [name for name in self.primary_key if column_name(name) != name]:
@@ -424,7 +432,7 @@ class Dataset:
         """
         return isinstance(self.recheck, timedelta) and now - partition.end <= self.recheck
 
-    def late(self, last: Partition | None, now: datetime) -> list[Partition]:
+    def overdue(self, last: Partition | None, now: datetime) -> list[Partition]:
         """The periods after the last published one that should be published by now, oldest first; see `freshness`.
 
         Args:
@@ -438,10 +446,28 @@ class Dataset:
         return [p for p in self.periods(start) if (last is None or p.start > last.start) and p.end + limit <= now]
 
     def versions(self, partitions: Sequence[Partition]) -> dict[str, str]:
-        """The version of each partition that the source has, by key; ``""`` if the source cannot tell before a read."""
-        if isinstance(self.source, Source):
+        """The version of each partition that the source has, by key; ``""`` if the source cannot tell before a read.
+
+        With `late`, those of its next partitions are part of it.
+        """
+        if not isinstance(self.source, Source):
+            return {p.key: "" for p in partitions}
+        if not self.late:
             return dict(self.source.versions(partitions))
-        return {p.key: "" for p in partitions}
+        of = {partition: self.read_from(partition) for partition in partitions}
+        found = self.source.versions(list({one.key: one for some in of.values() for one in some}.values()))
+        return {
+            partition.key: " ".join(found[one.key] for one in some if one.key in found)
+            for partition, some in of.items()
+            if partition.key in found
+        }
+
+    def read_from(self, partition: Partition) -> list[Partition]:
+        """The partitions of the source in which rows of a partition may be: itself, then the next ones; see `late`."""
+        found = [partition]
+        while len(found) <= self.late:
+            found.append(self.scheme.at(found[-1].end, partition.segment))
+        return found
 
     def origin(self, partition: Partition) -> str:
         """What a partition is read from: the source's file or URL, or its function and the module that defines it."""

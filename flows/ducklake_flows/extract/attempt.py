@@ -6,13 +6,16 @@ import contextlib
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from ducklake_flows.datasets.partitions import Grain
 from ducklake_flows.datasets.types import arrow_type, duckdb_type
 from ducklake_flows.errors import Rejected
-from ducklake_flows.sources.values import FILE, Unfit, conform
+from ducklake_flows.sources.values import FILE, Unfit, conform, fit
 from ducklake_flows.staging.lattice import contract_line, join
 from ducklake_flows.staging.layout import new_attempt
 
@@ -82,6 +85,34 @@ class Attempt:
     def again(self) -> Attempt:
         """Another try of the partition."""
         return Attempt(self.partition, self.source_version, tries=self.tries + 1)
+
+    def own(self, table: pa.Table, dataset: Dataset, source: Partition) -> pa.Table:
+        """The rows of a source's partition that this attempt takes, see `Dataset.late`.
+
+        Those that belong to another partition, which reads them too, are left out. Those that no partition would read
+        are kept in the attempt at the source's own, whose audit refuses them.
+
+        Raises:
+            Unfit: a value of the partition column does not fit.
+        """
+        column = dataset.partition_column
+        if not dataset.late or column is None:
+            return table
+        is_own = source == self.partition
+        if column not in table.column_names:
+            return table if is_own else table.slice(0, 0)
+        kind = arrow_type(dataset.partition_columns[column])
+        values = fit(table.column(column), kind, column, dataset.contract_of(source).zone)
+        read_by = [source]
+        while len(read_by) <= dataset.late:
+            before = read_by[-1].start - timedelta(microseconds=1)
+            read_by.append(dataset.scheme.at(before, source.segment))
+        lows = [p.low if dataset.grain is Grain.hour else p.low.date() for p in read_by]
+        mine = self.partition.low if dataset.grain is Grain.hour else self.partition.low.date()
+        keep = pc.fill_null(pc.equal(values, pa.scalar(mine, kind)), is_own)
+        if is_own:
+            keep = pc.or_(keep, pc.invert(pc.is_in(values, pa.array(lows, kind))))
+        return table.filter(keep)
 
     def take(self, table: pa.Table, dataset: Dataset) -> pa.Table:
         """Convert a table of rows to the contract, add the partition columns, count values and record types.

@@ -25,7 +25,7 @@ import pyarrow as pa
 from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_exponential, wait_random
 
 from ducklake_flows.datasets.dataset import Dataset
-from ducklake_flows.errors import Rejected
+from ducklake_flows.errors import NoSource, Rejected
 from ducklake_flows.extract import dlt_run
 from ducklake_flows.extract.attempt import ROWS, Attempt, said, timed
 from ducklake_flows.extract.items import items_of, parts_of, tables_of
@@ -266,8 +266,7 @@ class _Run:
         """The rows of all attempts. A source's error or an unfit value ends its attempt, which keeps the error."""
         for number, attempt in enumerate(attempts):
             try:
-                items = tables_of(self._items(attempt), self._dataset.contract)
-                with contextlib.closing(self._reader.read(items)) as tables:
+                with contextlib.closing(self._reader.read(self._read(attempt))) as tables:
                     for table in tables:
                         if table.num_rows:
                             found = self._taken(attempt, table)
@@ -296,10 +295,20 @@ class _Run:
                     raise Unfit(error.column, error.why, None if error.row is None else before + error.row) from None
         return found
 
-    def _items(self, attempt: Attempt) -> Iterator[Any]:
+    def _read(self, attempt: Attempt) -> Iterator[pa.Table | None]:
+        """The tables of an attempt's rows. None: no table is complete yet, see `tables_of`."""
+        for source in self._dataset.read_from(attempt.partition):
+            try:
+                for table in tables_of(self._items(attempt, source), self._dataset.contract):
+                    yield table if table is None else attempt.own(table, self._dataset, source)
+            except NoSource:
+                if source == attempt.partition:
+                    raise
+
+    def _items(self, attempt: Attempt, source: Partition) -> Iterator[Any]:
         """The source's items, no faster than the rate limit. The rows of other resources are kept for their tables."""
         self._pace.wait()
-        given, others = parts_of(self._dataset.read(attempt.partition, self._table, self.using), self._dataset)
+        given, others = parts_of(self._dataset.read(source, self._table, self.using), self._dataset)
         yield from self._paced(given)
         for member, resource in others:
             for table in tables_of(self._paced(resource), member.contract):

@@ -119,7 +119,7 @@ def _overdue(con: DuckDBPyConnection, dataset: Dataset, now: datetime) -> Overdu
     late = [
         found
         for segment in segments
-        for found in dataset.scheme.of_segments(dataset.late(newest.get(segment), now), [segment])
+        for found in dataset.scheme.of_segments(dataset.overdue(newest.get(segment), now), [segment])
     ]
     if not late:
         return None
