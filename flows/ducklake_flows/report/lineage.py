@@ -61,10 +61,7 @@ def lineage(settings: Settings, target: str, partition: str | None = None) -> di
         datasets = {dataset.key: dataset for dataset in all_tables()}
         raw = [step.table.removeprefix("raw.") for step in steps if step.table.startswith("raw.")]
         if asked.segment and not any(key in datasets and datasets[key].segment_column for key in raw):
-            raise BadInput(
-                f"--partition {partition!r}: no dataset that {target} is built from has segments.",
-                f"write it like one of these: {', '.join(EXAMPLES.values())}",
-            )
+            raise _no_partition(partition)
         with connected(settings, read_only=True) as con:
             found["partitions"] = [
                 one for key in raw if key in datasets for one in _partitions(con, datasets[key], asked)
@@ -115,7 +112,11 @@ def _parsed(key: str) -> Partition:
     try:
         return Scheme(grain, segmented=bool(segment) or (grain is Grain.full and key != FULL)).parse(key)
     except BadInput:
-        raise BadInput(
-            f"--partition {key!r} is no partition of any grain.",
-            f"write it like one of these: {', '.join(EXAMPLES.values())}",
-        ) from None
+        raise _no_partition(key) from None
+
+
+def _no_partition(key: str | None) -> BadInput:
+    return BadInput(
+        f"--partition {key!r} is no partition of any grain, nor of a dataset with segments that it is built from.",
+        f"write it like one of these: {', '.join(EXAMPLES.values())}",
+    )
