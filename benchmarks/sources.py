@@ -72,14 +72,14 @@ def api() -> Iterator[str]:
         server.shutdown()
 
 
-def fill(port: int, name: str, password: str) -> str:
+def fill(port: int, name: str, password: str, rows: int = ROWS) -> str:
     """Create the table in a PostgreSQL database; returns SQLAlchemy's URL without the password."""
     with psycopg.connect(f"host=127.0.0.1 port={port} dbname={name} user={name}", password=password) as con:
         con.execute(
             "CREATE TABLE orders AS SELECT n AS id, 'customer ' || n % 1000 AS name, "
             "(n / 7.0)::numeric(12, 2) AS amount, "
             f"timestamptz '{DAY}' + n * interval '10 ms' AS at, n % 2 = 0 AS paid, (n / 7.0)::float8 AS score "
-            f"FROM generate_series(1, {ROWS}) n"
+            f"FROM generate_series(1, {rows}) n"
         )
     return f"postgresql+psycopg://{name}@127.0.0.1:{port}/{name}"
 

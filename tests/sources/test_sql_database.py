@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import random
 import sqlite3
+import struct
 from collections import Counter
 from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
-from ducklake_flows import Dataset, Secret, SqlDatabase
+from ducklake_flows import Contract, Dataset, Secret, SqlDatabase
 from ducklake_flows.datasets.partitions import Grain, parse_partition
 from ducklake_flows.errors import BadInput, SourceError
 from ducklake_flows.extract.chunk import extract
@@ -129,6 +132,132 @@ def test_a_value_without_an_exact_form_is_refused_with_its_column(
     found = error(read(lake, of(url, table="things", window="at"), DAYS[0]))
     assert text in found, found
     assert "bad" in found
+
+
+EXTREMES: dict[str, list[Any]] = {
+    "bigint": [-(2**63), 2**63 - 1, 0],
+    "double precision": [5e-324, -1.7976931348623157e308, 0.1 + 0.2, float("nan"), float("-inf"), -0.0],
+    "numeric(10, 2)": [Decimal("-99999999.99"), Decimal("99999999.99"), Decimal("0.01")],
+    "numeric(38, 19)": [Decimal(f"{'9' * 19}.{'9' * 19}"), Decimal(f"-{'9' * 19}.{'9' * 19}"), Decimal("1e-19")],
+    "numeric": [Decimal("-1e-18"), Decimal("98765432109876543210.000000000000000001")],
+    "text": ["", "\U0001f600 'quoted' \"double\"", "a,b\nc\td\\N", "NULL"],
+    "boolean": [True, False],
+    "date": [date.min, date.max, date(1582, 10, 15)],
+    "timestamp": [datetime.min, datetime.max, datetime(1969, 12, 31, 23, 59, 59, 999999)],
+    "timestamptz": [
+        datetime(1, 1, 2, tzinfo=UTC),
+        datetime(9999, 12, 30, 23, 59, 59, 999999, tzinfo=UTC),
+        datetime(2024, 10, 27, 0, 30, tzinfo=UTC),
+        datetime(2024, 10, 27, 1, 30, tzinfo=UTC),
+    ],
+    "bytea": [b"", bytes(range(256))],
+}
+"""Values at the limits of each type, and where a zone repeats an hour."""
+
+
+def random_value(kind: str, chance: random.Random) -> Any:
+    """A value of a type, sometimes None or one of `EXTREMES`."""
+    if chance.random() < 0.3:
+        return chance.choice([None, *EXTREMES[kind]])
+    moment = datetime(1, 1, 2) + timedelta(microseconds=chance.randrange(315_537_724_800 * 10**6))
+    return {
+        "bigint": chance.randrange(-(2**63), 2**63),
+        "double precision": struct.unpack("d", struct.pack("Q", chance.randrange(0x7FF << 52)))[0],
+        "numeric(10, 2)": Decimal(chance.randrange(-(10**10) + 1, 10**10)).scaleb(-2),
+        "numeric(38, 19)": Decimal(chance.randrange(10**38)).scaleb(-19, Context(prec=38)),
+        "numeric": Decimal(chance.randrange(10**20)).scaleb(-chance.randrange(18)),
+        "text": "".join(chr(chance.choice([*range(1, 0x500), 0x10FFFF])) for _ in range(chance.randrange(9))),
+        "boolean": chance.random() < 0.5,
+        "date": moment.date(),
+        "timestamp": moment,
+        "timestamptz": moment.replace(tzinfo=UTC),
+        "bytea": chance.randbytes(chance.randrange(9)),
+    }[kind]
+
+
+def same(found: Any, given: Any) -> bool:
+    """Whether a value is the given one: the same sign of a zero, NaN is NaN, the same moment."""
+    if isinstance(given, float) and isinstance(found, float):
+        both_nan = math.isnan(found) and math.isnan(given)
+        return both_nan or struct.pack("d", found) == struct.pack("d", given)
+    return type(found) is type(given) and bool(found == given)
+
+
+@pytest.mark.short("sqlite+folder")
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_are_the_inserted_values_whichever_driver_reads_them_and_in_whichever_batches(
+    lake: Lake, shop: tuple[str, psycopg.Connection[Any]], driver: str, seed: int
+) -> None:
+    """psycopg's rows are read past SQLAlchemy, those of other drivers through it."""
+    url, con = shop
+    chance = random.Random(seed)
+    columns = {f"c{number}": kind for number, kind in enumerate(EXTREMES)}
+    con.execute(f"CREATE TABLE things (id int, at date, {', '.join(f'{n} {kind}' for n, kind in columns.items())})")
+    given = [[random_value(kind, chance) for kind in columns.values()] for _ in range(200)]
+    values = ", ".join(["%s"] * (2 + len(columns)))
+    with con.cursor() as cursor:
+        cursor.executemany(
+            f"INSERT INTO things VALUES ({values})",
+            [[number, DAYS[number % 2], *row] for number, row in enumerate(given)],
+        )
+    source = of(url.replace("psycopg", driver), table="things", window="at", batch=chance.choice([1, 7, 100, 1000]))
+    outcomes = read(
+        lake, source, *DAYS[:2], timezone="Europe/Berlin", contract=Contract(columns={"c4": "decimal(38,18)"})
+    )
+    rows = stored(lake, outcomes, "FROM raw.readings ORDER BY id")
+    assert [row["id"] for row in rows] == list(range(len(given)))
+    for row, expected in zip(rows, given, strict=True):
+        for (name, kind), value in zip(columns.items(), expected, strict=True):
+            assert same(row[name], value), (kind, row[name], value)
+
+
+@pytest.mark.short("sqlite+folder")
+@pytest.mark.parametrize(
+    ("bad", "text"),
+    [("numeric 'NaN'", "row 25: column bad"), ("date 'infinity'", "column bad: date too large")],
+)
+def test_a_value_of_a_later_batch_is_refused_with_its_column_and_row(
+    lake: Lake, shop: tuple[str, psycopg.Connection[Any]], bad: str, text: str
+) -> None:
+    url, con = shop
+    kind = bad.partition(" ")[0]
+    con.execute(
+        f"CREATE TABLE things AS SELECT n AS id, date '2024-01-01' + n / 100 AS at, "
+        f"CASE WHEN n = 24 THEN {bad} WHEN false THEN NULL::{kind} END AS bad FROM generate_series(0, 199) n"
+    )
+    outcomes = read(lake, of(url, table="things", window="at", batch=10), *DAYS[:2])
+    assert text in error([outcomes[0]])
+    assert isinstance(outcomes[1], Receipt), "the next partition is read over another connection"
+
+
+@pytest.mark.short("sqlite+folder")
+def test_a_query_may_have_percent_signs_colons_and_casts_with_and_without_bounds(
+    lake: Lake, shop: tuple[str, psycopg.Connection[Any]]
+) -> None:
+    url, _ = shop
+    text = "SELECT '50%'::text AS a, '%(start)s %s' AS b, 7 % 4 AS c, '12\\:30' AS d WHERE 'abc' LIKE 'a%'"
+    expected = {"a": "50%", "b": "%(start)s %s", "c": 3, "d": "12:30"}
+    bound = read(lake, of(url, query=f"{text} AND :end > timestamptz '2024-01-01'"), DAYS[0])
+    (row,) = stored(lake, bound, "SELECT a, b, c, d FROM raw.readings")
+    assert row == expected
+    whole = of(url, query=text)
+    full = parse_partition("full", Grain.full)
+    (table,) = whole.read(full, Contract())
+    assert table.to_pylist() == [expected]
+
+
+def test_two_partitions_may_be_read_at_the_same_time_over_one_connection(
+    shop: tuple[str, psycopg.Connection[Any]],
+) -> None:
+    url, con = shop
+    con.execute("CREATE TABLE things AS SELECT n AS id, date '2024-01-01' + n % 2 AS at FROM generate_series(0, 9) n")
+    days = [parse_partition(day, Grain.day) for day in DAYS[:2]]
+    with of(url, table="things", window="at", columns=("id",), batch=2).chunk() as read_day:
+        tables = list(zip(*(read_day(day, Contract()) for day in days), strict=True))
+    assert [[table["id"].to_pylist() for table in pair] for pair in tables] == [
+        [[n, n + 2], [n + 1, n + 3]] for n in (0, 4)
+    ] + [[[8], [9]]]
 
 
 def test_a_row_belongs_to_the_window_that_its_column_is_in(

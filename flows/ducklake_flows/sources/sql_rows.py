@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DataError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from ducklake_flows.datasets.names import columns_of
 from ducklake_flows.errors import BadInput, SourceError, SourceUnavailable, redacted
@@ -17,10 +18,9 @@ from ducklake_flows.sources.transient import is_transient
 from ducklake_flows.sources.values import JSON, NAIVE_US, UTC_US, Unfit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from sqlalchemy.engine import Connection, Engine
-    from sqlalchemy.sql.base import Executable
 
     from ducklake_flows.datasets.contract import Contract
     from ducklake_flows.datasets.partitions import Partition
@@ -97,13 +97,9 @@ class Opened:
         source = self._source
         if self._connection is None:
             self._connection = _connect(source, partition.timezone)
-        streamed = self._connection.execution_options(stream_results=True, yield_per=source.batch)
         done = 0
-        with contextlib.closing(streamed.execute(statement(source), source.values(partition))) as result:
-            names = list(result.keys())
-            described = result.cursor.description if result.cursor is not None else [None] * len(names)
-            kinds = [_kind(column) if source.dialect == "postgresql" else None for column in described]
-            for rows in result.partitions(source.batch):
+        with contextlib.closing(_batches(self._connection, source, source.values(partition))) as batches:
+            for names, kinds, rows in batches:
                 try:
                     yield _table(names, kinds, rows, contract)
                 except Unfit as error:
@@ -113,7 +109,51 @@ class Opened:
             self._connection.rollback()
 
 
-def statement(source: SqlDatabase, column: str | None = None) -> Executable:
+Batch = tuple[list[str], list[pa.DataType | None], "Sequence[Sequence[Any]]"]
+"""Names of the columns, their types if the database's description has an exact one, and rows."""
+
+
+def _batches(connection: Connection, source: SqlDatabase, values: Mapping[str, Any]) -> Generator[Batch]:
+    """The rows of a source's query, `batch` of them at once, through a cursor of the server.
+
+    Raises:
+        SQLAlchemyError: the database refuses the query, or the driver cannot give a value.
+    """
+    if connection.engine.driver == "psycopg":
+        yield from _batches_of_psycopg(connection, source, values)
+        return
+    streamed = connection.execution_options(stream_results=True, yield_per=source.batch)
+    with contextlib.closing(streamed.execute(statement(source), values)) as result:
+        names = list(result.keys())
+        described = result.cursor.description if result.cursor is not None else [None] * len(names)
+        kinds = [_kind(column) if source.dialect == "postgresql" else None for column in described]
+        for rows in result.partitions(source.batch):
+            yield names, kinds, rows
+
+
+def _batches_of_psycopg(connection: Connection, source: SqlDatabase, values: Mapping[str, Any]) -> Generator[Batch]:
+    """The same, as the driver's tuples: SQLAlchemy's rows take longer than reading and converting the values."""
+    query = statement(source).compile(connection)
+    dbapi = connection.dialect.loaded_dbapi
+    try:
+        with contextlib.closing(connection.connection.cursor(name=f"lake_{next(_NUMBERS)}")) as cursor:
+            cursor.execute(str(query), query.construct_params(dict(values)))
+            names = [column[0] for column in cursor.description]
+            kinds = [_kind(column) for column in cursor.description]
+            while rows := cursor.fetchmany(source.batch):
+                yield names, kinds, rows
+    except dbapi.Error as error:
+        # SQLAlchemy does not know that this connection may be lost.
+        connection.invalidate(error)
+        kind = DataError if isinstance(error, dbapi.DataError) else DBAPIError
+        raise kind(None, None, error) from None
+
+
+_NUMBERS = itertools.count()
+"""The cursors of a connection need different names."""
+
+
+def statement(source: SqlDatabase, column: str | None = None) -> sa.TextClause | sa.Select[Any]:
     """The query of a source, with quoted names and bound values.
 
     Args:
@@ -180,7 +220,7 @@ def _table_of(source: SqlDatabase, columns: Sequence[str]) -> sa.TableClause:
     return sa.table(name, *map(sa.column, {*columns, source.window, source.segment} - {""}), schema=schema or None)
 
 
-def _without_rows(source: SqlDatabase) -> Executable:
+def _without_rows(source: SqlDatabase) -> sa.TextClause | sa.Select[Any]:
     if source.query:
         return sa.text(f"SELECT * FROM ({source.query}) AS q WHERE 1 = 0")  # noqa: S608 - the dataset's query
     return _of_table(source).where(sa.false())
