@@ -1,10 +1,16 @@
-"""Planes by tail number: a reference table, refreshed whole."""
+"""Planes by tail number: a reference table in a database, refreshed whole.
 
-from ducklake_flows import Contract, Dataset, Files, Grain
+`lake demo` writes the database, a SQLite file in ``LAKE_HOME``. Workers on other machines do not have it, so the
+dataset has no schedule.
+"""
+
+from ducklake_flows import Contract, Dataset, Grain, SqlDatabase, load_settings
+
+FILE = load_settings().home / "demo.sqlite"
 
 DATASET = Dataset(
     key="planes",
-    source=Files("planes.csv", "csv", nulls=("NA", "")),
+    source=SqlDatabase(f"sqlite:///{FILE.as_uri()}?mode=ro&uri=true", table="planes"),
     grain=Grain.full,
     primary_key=("tailnum",),
     contract=Contract(
@@ -21,5 +27,4 @@ DATASET = Dataset(
         },
         new_columns="freeze",
     ),
-    schedule="0 5 * * *",
 )
