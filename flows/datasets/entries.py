@@ -1,23 +1,34 @@
 """Departure boards of New York's airports in 2013: one entry for each airport and hour, from an HTTP API.
 
-`lake demo` serves the API while it runs and sets ``DEMO_API`` to its address. Elsewhere nothing answers there, so the
-dataset has no schedule.
+`lake demo` serves the API while it runs, and gives its address to its workers in ``DEMO_API``. Without that variable,
+as in the deployments, the partitions are `no source`, which fails no run. So there is no schedule.
 """
 
 import os
 from datetime import date
+from typing import NoReturn
 
-from ducklake_flows import Contract, Dataset, RestApi, Table, at_least, expect
+from ducklake_flows import Contract, Dataset, NoSource, Partition, RestApi, Table, at_least, expect
+
+URL = os.environ.get("DEMO_API")
+
+
+def not_served(partition: Partition) -> NoReturn:
+    """The source without an API."""
+    raise NoSource(f"{partition}: DEMO_API is not set; `lake demo` serves the entries while it runs")
+
 
 DATASET = Dataset(
     key="entries",
     source=RestApi(
-        f"{os.environ.get('DEMO_API', 'http://127.0.0.1:8765')}/board",
+        f"{URL}/board",
         params={"day": "{partition}"},
         rows="entries",
         paginator={"type": "page_number", "base_page": 1, "total_path": "pages"},
         tries=2,
-    ),
+    )
+    if URL
+    else not_served,
     partition_column="entry_date",
     timezone="America/New_York",  # 2013-03-10 has 23 hours, 2013-11-03 has 25
     primary_key=("airport", "scheduled_hour"),

@@ -74,7 +74,14 @@ def oracle(path: str, columns: Sequence[str], day: str) -> str:
 
 def test_the_demo_prints_its_results_and_next_steps(year: tuple[Command, str]) -> None:
     printed = year[1]
-    for words in ("Hawaiian Airlines Inc.", "heavy rain", "La Guardia", "2013-12", "transform: total", "What to try next"):
+    for words in (
+        "Hawaiian Airlines Inc.",
+        "heavy rain",
+        "La Guardia",
+        "2013-12",
+        "transform: total",
+        "What to try next",
+    ):
         assert words in printed
     assert "Published 1,097 partitions, 387,173 rows" in printed
     assert "No source (yet): weather 2013-12-31." in printed

@@ -112,7 +112,7 @@ def test_each_schedule_of_the_datasets_is_one_of_the_ingest_deployment() -> None
     assert late["cron"] == "0 6 * * *"
     asked = [due_datasets(s["parameters"]["datasets"][0].removeprefix(DUE)) for s in (early, late)]
     assert [sorted(d.key for d in found) for found in asked] == [
-        ["airlines", "airports"],
+        ["airlines", "airports", "planes"],
         ["flights", "weather"],
     ]
     with pytest.raises(BadInput, match="No dataset has the schedule '0 4"):

@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 REFERENCE = ("airlines", "airports")
 DATASETS = ("flights", "weather", "entries", *REFERENCE, "planes")
-HERE = ("entries", "planes")
-"""The datasets of the API and the database: left out if the workers are on an existing cluster, perhaps elsewhere."""
-
 DATABASE = "demo.sqlite"
 """The file in ``LAKE_HOME`` that the dataset `planes` reads."""
 
@@ -184,7 +181,7 @@ def run(settings: Settings, start: date | None, end: date | None, workers: int) 
     """
     with contextlib.ExitStack() as held:
         if not settings.dask_address and demo_api.ADDRESS not in os.environ:
-            # Before the datasets are imported, here and in the workers.
+            # For this process and its own workers; those of an existing cluster may be on other machines.
             os.environ[demo_api.ADDRESS] = held.enter_context(demo_api.serve(settings))
         _run(settings, start, end, workers)
 
@@ -193,9 +190,10 @@ def _run(settings: Settings, start: date | None, end: date | None, workers: int)
     from ducklake_flows.cli import show
     from ducklake_flows.orchestration import forkserver, server
 
-    left_out = HERE if settings.dask_address else ()
-    datasets = get_datasets([key for key in DATASETS if key not in left_out])
     began = time.monotonic()
+    write_database(settings.home / DATABASE)
+    # Only now: the datasets' files look for the API and the database.
+    datasets = get_datasets(DATASETS)
     # A server's first start is slow, so it runs while the files are written and the flows are imported.
     api = server.begin(settings)
     forkserver.prepare_workers(settings)
@@ -203,12 +201,6 @@ def _run(settings: Settings, start: date | None, end: date | None, workers: int)
     show.console.print(
         f"Wrote {landed} files into {settings.landing}" if landed else f"The files are already in {settings.landing}"
     )
-    if left_out:
-        show.console.print(
-            f"Left out: {', '.join(left_out)}. Workers at LAKE_DASK_ADDRESS may not reach their sources."
-        )
-    else:
-        write_database(settings.home / DATABASE)
     from prefect import tags
 
     from ducklake_flows.orchestration.automations import TAG
