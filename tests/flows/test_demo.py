@@ -14,12 +14,14 @@ import pytest
 
 from ducklake_flows.cli import demo_api
 from ducklake_flows.cli.demo import _packaged, land, write_database
-from ducklake_flows.settings import Settings
+from tests.conftest import settings_from
 from tests.flows.test_cli import Command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from ducklake_flows.settings import Settings
 
 SPRING, AUTUMN = ("2013-03-09", "2013-03-11"), ("2013-11-02", "2013-11-04")
 """The clocks change on 2013-03-10 and 2013-11-03."""
@@ -45,7 +47,7 @@ def changes(loaded: tuple[Command, str]) -> Command:
 
 
 def settings(lake: Command) -> Settings:
-    return Settings(_env_file=None, project=lake.folder)
+    return settings_from({}, project=lake.folder)
 
 
 @contextlib.contextmanager
