@@ -59,14 +59,14 @@ def states(lake: Lake, dataset: str, start: str, end: str) -> dict[str, str]:
 
 
 def test_the_three_partitions_that_once_hung_are_published_together(gated_lake: Lake) -> None:
-    """2024-10-13, -14 and -15 of raw.entries: loaded concurrently, they hung the first version of the pipeline."""
+    """2024-10-13, -14 and -15 of raw.records: loaded concurrently, they hung the first version of the pipeline."""
     days = {"2024-10-13": 40, "2024-10-14": 50, "2024-10-15": 60}
     for day, count in days.items():
-        gated_lake.land(f"entries/{day}.json", [{"id": f"{day}/{n}", "amount": n / 4} for n in range(count)])
-    summary = run("entries", "2024-10-13", "2024-10-15", workers=3)
+        gated_lake.land(f"records/{day}.json", [{"id": f"{day}/{n}", "amount": n / 4} for n in range(count)])
+    summary = run("records", "2024-10-13", "2024-10-15", workers=3)
     assert (summary["published"], summary["failed"], summary["rows"]) == (3, [], 150)
     found = gated_lake.sql(
-        "SELECT entry_date::VARCHAR AS d, count(*) AS n, sum(amount) AS a FROM raw.entries GROUP BY ALL ORDER BY d"
+        "SELECT record_date::VARCHAR AS d, count(*) AS n, sum(amount) AS a FROM raw.records GROUP BY ALL ORDER BY d"
     )
     assert found == [{"d": d, "n": n, "a": sum(range(n)) / 4} for d, n in days.items()]
     assert gated_lake.errors() == []
@@ -178,8 +178,8 @@ def test_each_mode_selects_its_partitions(gated_lake: Lake) -> None:
 
 
 def test_no_source_fails_only_a_dataset_that_must_be_complete(gated_lake: Lake) -> None:
-    summary = run("entries", "2024-10-13", "2024-10-14")
-    assert (summary["published"], summary["no_source"]) == (0, ["entries 2024-10-13", "entries 2024-10-14"])
+    summary = run("records", "2024-10-13", "2024-10-14")
+    assert (summary["published"], summary["no_source"]) == (0, ["records 2024-10-13", "records 2024-10-14"])
     assert gated_lake.column("SELECT count(*) FROM ops.ledger") == [0]
     with pytest.raises(RunFailed, match=r"monthly 2024-01: no file matches monthly/2024-01\.parquet"):
         run("monthly", "2024-01-01", "2024-01-31")

@@ -262,10 +262,10 @@ def test_a_failure_is_recorded_and_the_published_rows_stay(lake: Lake) -> None:
 def test_an_empty_partition_is_published_with_no_rows_and_no_file(lake: Lake) -> None:
     land(lake, DAYS[0], 10)
     lake.load("readings", DAYS[0])
-    lake.land("entries/2024-01-01.json", [])
-    result = lake.load("entries", DAYS[0])
+    lake.land("records/2024-01-01.json", [])
+    result = lake.load("records", DAYS[0])
     assert [r.files for r in result.receipts] == [()], result
-    assert lake.column("SELECT rows_published FROM ops.ledger WHERE dataset = 'entries'") == [0]
+    assert lake.column("SELECT rows_published FROM ops.ledger WHERE dataset = 'records'") == [0]
     assert lake.errors() == []
 
 

@@ -35,22 +35,22 @@ def test_a_new_column_is_added_and_older_partitions_read_null(lake: Lake) -> Non
 
 
 def test_a_day_with_only_nulls_in_a_column_agrees_with_the_others(lake: Lake) -> None:
-    lake.land("entries/2024-01-01.json", [{"id": 1, "amount": None}])
-    lake.land("entries/2024-01-02.json", [{"id": 2, "amount": 1.5}])
-    lake.land("entries/2024-01-03.json", [{"id": 3, "amount": None}])
+    lake.land("records/2024-01-01.json", [{"id": 1, "amount": None}])
+    lake.land("records/2024-01-02.json", [{"id": 2, "amount": 1.5}])
+    lake.land("records/2024-01-03.json", [{"id": 3, "amount": None}])
     for day in ("2024-01-01", "2024-01-02", "2024-01-03"):
-        lake.load("entries", day)
-    assert columns(lake, "raw.entries")["amount"] == "DOUBLE"
-    assert lake.column("SELECT amount FROM raw.entries ORDER BY id") == [None, 1.5, None]
+        lake.load("records", day)
+    assert columns(lake, "raw.records")["amount"] == "DOUBLE"
+    assert lake.column("SELECT amount FROM raw.records ORDER BY id") == [None, 1.5, None]
     assert lake.errors() == []
 
 
 def test_the_order_of_partitions_does_not_change_the_types(lake: Lake) -> None:
-    lake.land("entries/2024-01-01.json", [{"id": 1, "amount": 1.5}])
-    lake.land("entries/2024-01-02.json", [{"id": 2, "amount": 2}])
-    lake.load("entries", "2024-01-01")
-    assert len(lake.load("entries", "2024-01-02").receipts) == 1
-    assert lake.column("SELECT amount FROM raw.entries ORDER BY id") == [1.5, 2.0]
+    lake.land("records/2024-01-01.json", [{"id": 1, "amount": 1.5}])
+    lake.land("records/2024-01-02.json", [{"id": 2, "amount": 2}])
+    lake.load("records", "2024-01-01")
+    assert len(lake.load("records", "2024-01-02").receipts) == 1
+    assert lake.column("SELECT amount FROM raw.records ORDER BY id") == [1.5, 2.0]
 
 
 def test_a_type_that_the_table_cannot_hold_is_rejected_with_the_column_named(lake: Lake) -> None:
@@ -65,9 +65,9 @@ def test_a_type_that_the_table_cannot_hold_is_rejected_with_the_column_named(lak
 
 
 def test_nested_values_are_stored_as_json_text(lake: Lake) -> None:
-    lake.land("entries/2024-01-01.json", [{"id": 1, "tags": ["a", "b"], "more": {"x": 1}}])
-    lake.load("entries", "2024-01-01")
-    assert lake.sql("SELECT tags->>0 AS tag, more->>'x' AS x FROM raw.entries") == [{"tag": "a", "x": "1"}]
+    lake.land("records/2024-01-01.json", [{"id": 1, "tags": ["a", "b"], "more": {"x": 1}}])
+    lake.load("records", "2024-01-01")
+    assert lake.sql("SELECT tags->>0 AS tag, more->>'x' AS x FROM raw.records") == [{"tag": "a", "x": "1"}]
 
 
 def test_declared_types_do_not_depend_on_the_rows(lake: Lake) -> None:
@@ -77,11 +77,11 @@ def test_declared_types_do_not_depend_on_the_rows(lake: Lake) -> None:
     assert lake.sql("SELECT name, count FROM raw.hourly") == [{"name": "1", "count": None}]
 
 
-@pytest.mark.parametrize("column", ['a"b', "select", "naïve", "x; DROP TABLE raw.entries", "_dlt_id"])
+@pytest.mark.parametrize("column", ['a"b', "select", "naïve", "x; DROP TABLE raw.records", "_dlt_id"])
 def test_hostile_column_names_do_no_harm(lake: Lake, column: str) -> None:
-    lake.land("entries/2024-01-01.json", [{"id": 1, column: "v"}])
-    lake.load("entries", "2024-01-01")
-    assert lake.column("SELECT count(*) FROM raw.entries") == [1]
+    lake.land("records/2024-01-01.json", [{"id": 1, column: "v"}])
+    lake.load("records", "2024-01-01")
+    assert lake.column("SELECT count(*) FROM raw.records") == [1]
     assert lake.errors() == []
 
 

@@ -79,9 +79,9 @@ def test_the_hang_is_a_sleep_between_retries_and_the_gate_has_none(lake: Lake, c
     wait, backoff = RETRIES["retry_wait_ms"] / 1000, RETRIES["retry_backoff"]
     assert sum(wait * backoff**losses for losses in range(9)) == pytest.approx(381, 0.01)
     for day in DAYS:
-        lake.land(f"entries/{day}.json", [{"id": n, "text": "x"} for n in range(3)])
+        lake.land(f"records/{day}.json", [{"id": n, "text": "x"} for n in range(3)])
     with connect(lake.settings) as con:
-        con.execute("CREATE TABLE lake.raw.direct (id BIGINT, entry_date DATE)")
+        con.execute("CREATE TABLE lake.raw.direct (id BIGINT, record_date DATE)")
     done: list[str] = []
 
     def write(day: str) -> None:
@@ -107,10 +107,10 @@ def test_the_hang_is_a_sleep_between_retries_and_the_gate_has_none(lake: Lake, c
     assert lake.column("SELECT count(*) FROM raw.direct") == [9]
 
     # The same three partitions in one transaction of ours: no race, so no try is lost.
-    lake.load("entries", DAYS[0])
+    lake.load("records", DAYS[0])
     before = catalog.tries()
-    published = lake.load("entries", *DAYS[1:])
+    published = lake.load("records", *DAYS[1:])
     assert len(published.receipts) == 2
     assert catalog.tries() == before + 1
-    assert lake.column("SELECT count(*) FROM raw.entries") == [9]
+    assert lake.column("SELECT count(*) FROM raw.records") == [9]
     assert lake.errors() == []

@@ -262,7 +262,7 @@ def test_an_added_column_rebuilds_no_model_and_a_changed_description_still_rebui
     project.write("models/codes.sql", "MODEL (name silver.codes, kind SEED (path '../seeds/codes.csv'));")
     project.write("seeds/codes.csv", "code\n1\n")
     # An external model with unknown columns: an older release left such models in SQLMesh's state.
-    project.write("external_models.yaml", "- name: lake.raw.entries\n")
+    project.write("external_models.yaml", "- name: lake.raw.records\n")
     load(lake, "2024-01-01", "2024-01-02")
     project.build()
     project.write("models/readings.sql", model("silver.readings", READINGS, "day", PUBLISHED, "description 'other'"))
@@ -270,8 +270,8 @@ def test_an_added_column_rebuilds_no_model_and_a_changed_description_still_rebui
     load(lake, "2024-01-01", value=7)
     lake.land("readings/2024-01-03.jsonl", [{"id": 1, "value": 1, "unit": "m"}])
     lake.load("readings", "2024-01-03")
-    lake.land("entries/2024-10-13.json", [{"id": 1}])
-    lake.load("entries", "2024-10-13")
+    lake.land("records/2024-10-13.json", [{"id": 1}])
+    lake.load("records", "2024-10-13")
     assert sorted(project.built("silver.readings")) == [("2024-01-01", "2024-01-01"), ("2024-01-03", "2024-01-03")]
     assert lake.column("SELECT value FROM silver.readings ORDER BY day") == [7, 1, 1]
     found = lake.sql("SELECT value, unit FROM silver.star ORDER BY day")

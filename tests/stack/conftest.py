@@ -157,7 +157,7 @@ def running(request: pytest.FixtureRequest) -> Iterator[Running]:
         Path(folder).chmod(0o755)
         datasets = Path(folder, "datasets")
         datasets.mkdir()
-        for name in ("entries.py", "big.py", "waiting.py"):
+        for name in ("records.py", "big.py", "waiting.py"):
             shutil.copy(DATASETS / name, datasets)
         folders = str(DEMO) if request.config.getoption("--screenshots") else f"{DEMO}:{datasets}"
         with Stack(Path(folder, "stack"), extra={"LAKE_DATASETS": folders}) as stack:

