@@ -75,6 +75,11 @@ class SqlDatabase:
             )
         if parts.password is not None:
             raise BadInput(f"The URL of {parts.hostname} contains a password.", 'use password=Secret("NAME")')
+        if parts.scheme.startswith("postgres") and parts.scheme.partition("+")[2] in ("", "psycopg2"):
+            raise BadInput(
+                "psycopg2 reads infinity, of a date or a timestamp, as another value.",
+                "use psycopg: postgresql+psycopg://",
+            )
         if bool(self.table) == bool(self.query):
             raise BadInput("A database source reads a table or a query.", 'table="shop.orders", or query="SELECT ..."')
         if self.query and (self.window or self.segment or self.columns or self.version):
