@@ -53,7 +53,6 @@ DATASET = Dataset(
                     "minutes": "bigint",
                 },
                 new_columns="freeze",
-                timezone="America/New_York",
             ),
             audits=(expect("only cancelled flights have no minutes", "(status = 'cancelled') = (minutes IS NULL)"),),
         ),

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ducklake_flows.datasets.audits import Audit, at_least, expect, not_null
     from ducklake_flows.datasets.contract import Contract
-    from ducklake_flows.datasets.dataset import Dataset, Source, Table
+    from ducklake_flows.datasets.dataset import Dataset, Table
     from ducklake_flows.datasets.partitions import Grain, Partition
+    from ducklake_flows.datasets.source import Source
     from ducklake_flows.errors import LakeError, NoSource, SourceError, SourceUnavailable
     from ducklake_flows.lake.query import open_lake
     from ducklake_flows.orchestration.sqlmesh_gate import sqlmesh_config
@@ -34,7 +35,7 @@ _PLACES = {
     "RestApi": "sources.rest_api",
     "Secret": "settings",
     "Settings": "settings",
-    "Source": "datasets.dataset",
+    "Source": "datasets.source",
     "SourceError": "errors",
     "SourceUnavailable": "errors",
     "SqlDatabase": "sources.sql_database",

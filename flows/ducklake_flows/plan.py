@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from ducklake_flows import storage
-from ducklake_flows.datasets.dataset import Dataset, Strays
 from ducklake_flows.datasets.partitions import Grain, Partition
+from ducklake_flows.datasets.source import Strays
 from ducklake_flows.errors import BadInput, LakeError, SourceError, StorageError, redacted
 from ducklake_flows.lake.connect import connected
 from ducklake_flows.lake.ledger import Entry, latest, published_by
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from duckdb import DuckDBPyConnection
 
+    from ducklake_flows.datasets.dataset import Dataset
     from ducklake_flows.settings import Settings
 
 

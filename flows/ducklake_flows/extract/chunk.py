@@ -51,8 +51,9 @@ if TYPE_CHECKING:
     from tenacity import AttemptManager
 
     from ducklake_flows.datasets.contract import Contract
-    from ducklake_flows.datasets.dataset import Member, Rows
+    from ducklake_flows.datasets.dataset import Member
     from ducklake_flows.datasets.partitions import Partition
+    from ducklake_flows.datasets.source import Rows
     from ducklake_flows.settings import Settings
     from ducklake_flows.staging.receipt import Outcome
 
