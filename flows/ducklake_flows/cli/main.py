@@ -123,12 +123,12 @@ def serve() -> None:
     """Serve the lake until Ctrl-C: Prefect's UI, schedules, triggers, `lake emit`, metrics. Creates what is missing."""
     settings = _project()
     from ducklake_flows.orchestration.serve import serve as run
-    from ducklake_flows.project import all_tables, broken_datasets
+    from ducklake_flows.project import all_datasets, broken_datasets
 
     for error in broken_datasets().values():
         _tell(error)
     _echo("Starting Prefect and a worker ...")
-    run(settings, all_tables(), _echo)
+    run(settings, list(all_datasets().values()), _echo)
     _echo("Stopped.")
 
 
@@ -184,9 +184,9 @@ def certificates(
 def init() -> None:
     """Create the catalog, its tables, the landing zone and the gate. Safe to repeat."""
     settings = load_settings()
-    from ducklake_flows.project import all_tables, broken_datasets
+    from ducklake_flows.project import all_datasets, broken_datasets
 
-    datasets = all_tables()
+    datasets = list(all_datasets().values())
     _server(settings)
     from ducklake_flows.orchestration.bootstrap import initialise
 

@@ -89,7 +89,7 @@ def bootstrap(settings: Settings, datasets: Iterable[Dataset]) -> list[str]:
                     con.execute(f"ALTER TABLE {LAKE}.ops.{name} ADD COLUMN {column_name} {data_type}")
                     made.append(f"ops.{name}.{column_name}")
         made += drop_old_fences(con, list(there))
-        for dataset in datasets:
+        for dataset in (one for given in datasets for one in (given, *given.members)):
             if not dataset.contract.columns:
                 continue
             if dataset.table not in there:
