@@ -164,7 +164,7 @@ def test_an_environment_has_tables_that_are_not_those_of_prod(gated_lake: Lake) 
     load(lake, 2, rows=7)
     transform("dev")
     assert tables("prod") == prod
-    assert len(tables("dev")) == len(prod) == 6
+    assert len(tables("dev")) == len(prod) == 9
     assert all(key.split("/")[3].endswith("__dev") for key in asset_events("transform dev", 7))
     in_dev = GOLD.replace("gold.", "gold__dev.")
     assert lake.sql(in_dev) == lake.sql(RECOMPUTED)
