@@ -81,6 +81,8 @@ def project(
 
 
 def test_an_upgrade_keeps_what_an_operator_set(project: Project) -> None:
+    due = {"datasets": ["@due 0 6 * * * UTC"]}
+    project.change(schedules=[{"slug": "daily", "cron": "0 6 * * *", "timezone": "UTC", "parameters": due}])
     first = project.deploy()
     name = f"ingest/{project.prefix}-ingest"
     assert f"created the work pool {project.pool}" in first.changes
