@@ -84,7 +84,7 @@ def test_every_day_of_every_snapshot_is_what_it_was(lake: Lake, partitioned: boo
 
 def test_a_dataset_may_keep_the_files_of_its_partitions_apart(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = replace(get_dataset("readings"), partitioned=True)
-    monkeypatch.setattr(maintenance, "all_datasets", lambda: {kept.key: kept})
+    monkeypatch.setattr(maintenance, "all_tables", lambda: [kept])
     load(lake)
     assert run(lake, "partition", "merge") == [("partition", "raw.readings", 1), ("merge", "raw.readings", 8)]
     before = rows(lake)

@@ -24,7 +24,7 @@ def test_long_values_are_found(
     lake: Lake, days: tuple[str, str], together: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = case(lake, "notes", contract={"v": "text", "b": "binary", "j": "json"})
-    monkeypatch.setattr(verification, "all_datasets", lambda: {"notes": told.dataset})
+    monkeypatch.setattr(verification, "all_tables", lambda: [told.dataset])
     texts: dict[str, list[str | None]] = {"long": [LONG], "short": ["x"], "both": [LONG + "a", "y", None]}
     rows: list[dict[str, Any]] = []
     for key, kind in zip(("2024-01-01", "2024-01-02"), days, strict=True):
