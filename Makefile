@@ -25,7 +25,7 @@ test: .venv/installed  ## All tests (ARGS="tests/lake -k name" selects some)
 	$(BIN)/python -m pytest $(ARGS)
 
 soak: .venv/installed  ## The long form of the tests of faults and values: every crash point, hundreds of seeds; prints a table
-	$(BIN)/python -m pytest --soak --timeout 7200 tests/faults tests/values tests/regressions $(ARGS)
+	$(BIN)/python -m pytest --soak --timeout 7200 tests/faults tests/values tests/regressions tests/flows/test_rates.py tests/flows/test_credentials.py $(ARGS)
 
 coverage: .venv/installed  ## All tests with branch coverage, subprocesses included
 	rm -f .coverage .coverage.*

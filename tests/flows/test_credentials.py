@@ -94,6 +94,7 @@ def test_a_backfill_outlives_its_tokens(token_lake: Lake, store: TokenStore) -> 
         assert len({request.key_id for request in store.seen if request.client == client}) > 1, client
 
 
+@pytest.mark.soak
 def test_models_are_built_while_tokens_expire(
     token_lake: Lake, store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,7 +133,9 @@ def exists(dataset: str) -> bool:
         return any(limit.name == rates.PREFIX + dataset for limit in client.read_global_concurrency_limits(200))
 
 
-@pytest.mark.parametrize("is_shared", [False, True], ids=["a cluster each", "one cluster"])
+@pytest.mark.parametrize(
+    "is_shared", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["a cluster each", "one cluster"]
+)
 def test_two_runs_of_a_dataset_take_half_of_its_rate_each_and_never_more_than_all_of_it(
     metered: Metered, is_shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +173,7 @@ def test_a_run_of_one_partition_without_a_cluster_keeps_the_rate_and_frees_its_s
     assert held("metered") == 0
 
 
+@pytest.mark.soak
 def test_runs_count_each_other_in_one_process_and_a_killed_one_frees_its_share(prefect_server: str) -> None:
     assert prefect_server
     told: dict[str, float] = {}
@@ -197,6 +200,7 @@ def test_runs_count_each_other_in_one_process_and_a_killed_one_frees_its_share(p
         assert until(lambda: held("x") == 0, 20), "no chunk of it is left"
 
 
+@pytest.mark.soak
 def test_a_server_that_is_away_for_a_moment_changes_no_pace_and_a_lost_lease_is_taken_again(
     prefect_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 ODD = ("007", "1e5", "None", "nan", "true", "2024-01-01", "New York", "são", "a.b", "x+y", "50@home", "eu-west-1", "_")
 """Segments that DuckDB could take for a value of another type, or write into a path in another way."""
 
+pytestmark = pytest.mark.short("sqlite+folder")
+
 
 def by_key(things: Case) -> dict[str, list[int]]:
     """The values of each partition by the columns' values, read from the table."""
@@ -47,6 +49,7 @@ def segments(lake: Lake, grain: Grain, names: Sequence[str]) -> Case:
     return case(lake, grain=grain, divided={"segment_column": "region", "segments": names})
 
 
+@pytest.mark.short("sqlite+folder", "postgres+s3")
 @pytest.mark.parametrize("partitioned", [False, True])
 def test_segments_are_stored_exactly_and_replaced_alone(lake: Lake, partitioned: bool) -> None:
     things = segments(lake, Grain.full, ODD)
@@ -70,7 +73,8 @@ def test_segments_are_stored_exactly_and_replaced_alone(lake: Lake, partitioned:
     assert things.columns["region"] == "VARCHAR"
 
 
-@pytest.mark.parametrize("grain", [Grain.hour, Grain.day, Grain.week])
+@pytest.mark.short("sqlite+folder", "postgres+s3")
+@pytest.mark.parametrize("grain", [pytest.param(Grain.hour, marks=pytest.mark.soak), Grain.day, Grain.week])
 def test_segments_and_periods_are_replaced_alone(lake: Lake, grain: Grain) -> None:
     names = ("eu", "New York", "007")
     things = segments(lake, grain, names)
@@ -174,6 +178,7 @@ def test_the_path_of_a_segment_must_be_that_of_its_rows(lake: Lake) -> None:
 NIGHT = ["2026-10-25T01", "2026-10-25T02+0200", "2026-10-25T02+0100", "2026-10-25T03"]
 
 
+@pytest.mark.short("sqlite+folder", "postgres+s3")
 def test_the_hour_that_comes_twice_is_two_partitions(lake: Lake) -> None:
     """Times without zone are read in the dataset's, each of the two hours in its own half."""
     things = case(

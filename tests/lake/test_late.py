@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FIRST = date(2024, 1, 1)
 
+pytestmark = pytest.mark.short("sqlite+folder")
+
 
 def key(number: int) -> str:
     return (FIRST + timedelta(days=number)).isoformat()
@@ -51,6 +53,7 @@ def late(lake: Lake, name: str = "things", number: int = 2, **divided: Any) -> C
     return things
 
 
+@pytest.mark.short("sqlite+folder", "postgres+s3")
 def test_a_late_row_is_stored_in_its_own_partition(lake: Lake) -> None:
     things = late(lake)
     things.given[key(0)] = [row(0, 1)]
@@ -72,7 +75,7 @@ def test_a_late_row_is_stored_in_its_own_partition(lake: Lake) -> None:
     assert things.errors() == []
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(days=st.lists(st.lists(st.integers(0, 2), max_size=4), min_size=5, max_size=5), batch=st.booleans())
 def test_no_row_within_reach_is_lost_or_doubled(lake: Lake, days: list[list[int]], batch: bool) -> None:
     things = late(lake, f"t{abs(hash((str(days), batch))) % 10**12}")

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 ONE, TWO, THREE = DAYS[:3]
 ITEMS = {"items": Table()}
 
+pytestmark = pytest.mark.short("sqlite+folder")
+
 
 def orders(lake: Lake, key: str = "orders", source: Any = None, **divided: Any) -> Case:
     return case(lake, key, source, divided={"primary_key": ("id",), "children": ITEMS, **divided})
@@ -45,6 +47,7 @@ def order(number: int, *skus: Any, **more: Any) -> dict[str, Any]:
     return {"id": number, "items": [{"sku": sku, **more} for sku in skus]}
 
 
+@pytest.mark.short("sqlite+folder", "postgres+s3")
 def test_a_list_becomes_a_table_with_partition_parent_and_position(lake: Lake) -> None:
     things = orders(lake)
     things.given |= {
@@ -208,6 +211,7 @@ def test_a_fault_of_an_element_refuses_its_partition_alone(
     assert things.errors() == []
 
 
+@pytest.mark.short("sqlite+folder", "postgres+s3")
 def test_a_table_of_another_type_refuses_the_parent_too(lake: Lake) -> None:
     things = orders(lake)
     things.given |= {ONE: [order(1, 5)], TWO: [order(2, "a")], THREE: [order(3, 6)]}
@@ -220,6 +224,7 @@ def test_a_table_of_another_type_refuses_the_parent_too(lake: Lake) -> None:
     assert items(lake) == [("01", 1, 0, 5), ("03", 3, 0, 6)]
 
 
+@pytest.mark.short("sqlite+folder", "postgres+s3")
 def test_a_rollback_restores_both_tables_together(lake: Lake) -> None:
     things = orders(lake)
     for given in ([order(1, "a")], [order(1, "b")], [order(2, "b")]):
