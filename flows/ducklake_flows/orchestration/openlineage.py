@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS = 5.0
 """Maximum seconds that a run waits for the receiver, twice for each event."""
 
-PRODUCER = "https://pypi.org/project/ducklake-flows"
+PRODUCER = "urn:project:ducklake-flows"
 """Identifies this software in the events."""
 
 
