@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from ducklake_flows.datasets.partitions import (
     EXAMPLES,
@@ -48,6 +48,11 @@ class Scheme:
     grain: Grain = Grain.day
     timezone: str = "UTC"
     segmented: bool = False
+
+    @classmethod
+    def of(cls, partition: Partition) -> Self:
+        """The scheme that a partition is one of."""
+        return cls(partition.grain, partition.timezone, bool(partition.segment))
 
     def parse(self, key: str) -> Partition:
         """The partition with this key.

@@ -113,7 +113,7 @@ class File:
 
     def may_hold(self, place: Place) -> bool:
         """Whether it may hold rows of the partition in this place."""
-        return _within(self.first[0], place[0], self.last[0]) and _within(self.first[1], place[1], self.last[1])
+        return within(self.first[0], place[0], self.last[0]) and within(self.first[1], place[1], self.last[1])
 
     @property
     def is_of_one(self) -> bool:
@@ -121,7 +121,7 @@ class File:
         return None not in self.first and self.first == self.last
 
 
-def _within(low: Any, value: Any, high: Any) -> bool:
+def within(low: Any, value: Any, high: Any) -> bool:
     """Whether a value is between two bounds, which may be unknown."""
     return (low is None or low <= value) and (high is None or value <= high)
 

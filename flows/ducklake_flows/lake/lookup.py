@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ducklake_flows.datasets.types import quoted
 from ducklake_flows.errors import CommitConflict
 from ducklake_flows.lake.connect import literal
 from ducklake_flows.lake.fence import META
-from ducklake_flows.lake.files import place_in
+from ducklake_flows.lake.files import place_in, within
 from ducklake_flows.lake.rows import condition
 from ducklake_flows.staging.layout import CHUNK
 
@@ -228,7 +228,7 @@ def held(con: DuckDBPyConnection, settings: Settings, dataset: Dataset, partitio
     merged: dict[str, tuple[int, int]] = {}
     for kind, name, low, high, *counts in found:
         between = (_moment(low), _moment(high)) if is_time else (low, high)
-        if kind == "other" and any(_is_between(partition.place[is_time], *between) for partition in asked):
+        if kind == "other" and any(within(between[0], partition.place[is_time], between[1]) for partition in asked):
             merged[name] = (int(counts[0]), int(counts[1]))
     if len(merged) > FEW_FILES or not all(name.rpartition("/")[2].startswith("ducklake-") for name in merged):
         return Held(partitions)
@@ -304,8 +304,3 @@ def _moment(text: str | None) -> datetime | None:
         return datetime.fromisoformat(text) if text is not None else None
     except ValueError:
         return None
-
-
-def _is_between(value: Any, low: Any, high: Any) -> bool:
-    """Whether a segment or a moment is between two bounds, which may be unknown."""
-    return (low is None or low <= value) and (high is None or value <= high)

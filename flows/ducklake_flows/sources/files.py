@@ -157,7 +157,7 @@ class Files:
         if not partitions:
             return []
         landing = self._landing()
-        scheme, first = _scheme(partitions[0]), min(p.local for p in partitions)
+        scheme, first = Scheme.of(partitions[0]), min(p.local for p in partitions)
         segments = {p.segment for p in partitions}
         match = matcher(self.pattern, scheme)
         marks = matcher(self.ready, scheme)
@@ -380,7 +380,7 @@ class Files:
         if "*" not in pattern and len(partitions) == 1:
             file = landing.find(_spelt(pattern, partitions[0]))
             return {partitions[0].key: [file]} if file else {}
-        match = matcher(pattern, _scheme(partitions[0]))
+        match = matcher(pattern, Scheme.of(partitions[0]))
         wanted = {p.key for p in partitions}
         found: dict[str, list[File]] = defaultdict(list)
         folder = _fixed_folder(pattern if len(partitions) > 1 else _spelt(pattern, partitions[0]))
@@ -495,11 +495,6 @@ def _partition_of(parts: Mapping[str, str], scheme: Scheme) -> Partition:
 def _part(partition: Partition, name: str) -> str:
     """A part of a partition's start, as in a pattern."""
     return partition.local.strftime(f"%{name}").rjust(_WIDTHS[name], "0")
-
-
-def _scheme(partition: Partition) -> Scheme:
-    """How the dataset of a partition is divided."""
-    return Scheme(partition.grain, partition.timezone, bool(partition.segment))
 
 
 def _is_hidden(name: str, pattern: str) -> bool:

@@ -95,7 +95,7 @@ def _answer(api: RestApi, partition: Partition, *, is_head: bool = False) -> Res
 
 def _listed(asked: RestApi, given: Versions, partitions: Sequence[Partition]) -> dict[str, str]:
     first = partitions[0]
-    scheme = Scheme(first.grain, first.timezone, bool(first.segment))
+    scheme = Scheme.of(first)
     window = _Range("", min(p.start for p in partitions), max(p.end for p in partitions), first.timezone)
     wanted: dict[str, list[str]] = {partition.key: [] for partition in partitions}
     for number, row in enumerate(_rows(asked, window), 1):
