@@ -189,6 +189,70 @@ def test_tenants_are_refreshed_alone_and_their_model_follows(divided: Lake, proj
     assert divided.errors() == []
 
 
+def test_a_model_by_partition_builds_the_changed_tenants_alone(divided: Lake, project: Project) -> None:
+    """`seen` shows which tenants were built: its value is another in each build."""
+    kind = "kind INCREMENTAL_BY_PARTITION, partitioned_by (tenant)"
+    for name, table, seen in (("bronze", "raw.tenants", "now()::VARCHAR"), ("silver", "bronze.tenants", "max(seen)")):
+        project.write(
+            f"models/{name}.sql",
+            f"MODEL (name {name}.tenants, {kind}, audits (few), signals (published(dataset := 'tenants')));\n"
+            f"SELECT tenant, id, {seen} AS seen FROM {table} GROUP BY tenant, id",
+        )
+    # The key is computed: which rows of `named` a tenant has is not known, so all are built.
+    upper = "SELECT upper(tenant) AS tenant, count(*)::INT AS n FROM raw.tenants GROUP BY 1"
+    project.write("models/named.sql", f"MODEL (name gold.named, {kind});\n{upper}")
+    project.write(
+        "models/unique.sql",
+        "MODEL (name gold.ids, kind INCREMENTAL_BY_UNIQUE_KEY (unique_key (tenant, id)));\n"
+        "SELECT tenant, id FROM silver.tenants",
+    )
+    project.write("audits/few.sql", "AUDIT (name few);\nSELECT * FROM @this_model WHERE id > 90")
+
+    def check(tenants: dict[str, list[int]]) -> dict[str, set[str]]:
+        wanted = [{"tenant": name, "ids": ids} for name, ids in sorted(tenants.items()) if ids]
+        for table in ("bronze.tenants", "silver.tenants", "gold.ids"):
+            query = f"SELECT tenant, list(id ORDER BY id) AS ids FROM {table} GROUP BY 1 ORDER BY 1"
+            assert divided.sql(query) == wanted, table
+        counts = [{"tenant": name.upper(), "n": len(ids)} for name, ids in sorted(tenants.items()) if ids]
+        assert divided.sql("SELECT * FROM gold.named ORDER BY 1") == counts
+        seen = "SELECT tenant, list(DISTINCT seen) AS seen FROM silver.tenants GROUP BY 1"
+        assert divided.errors() == []
+        return {row["tenant"]: set(row["seen"]) for row in divided.sql(seen)}
+
+    for tenant in ("acme", "zeta"):
+        divided.land(f"tenants/{tenant}.csv", "id\n1\n2\n")
+    assert loaded(["tenants"]) == 2
+    assert len(project.build()) == 5
+    first = check({"acme": [1, 2], "zeta": [1, 2]})
+    divided.land("tenants/acme.csv", "id\n3\n")
+    assert loaded(["tenants"], mode="stale") == 1
+    assert len(project.build()) == 4
+    second = check({"acme": [3], "zeta": [1, 2]})
+    assert second["zeta"] == first["zeta"]
+    assert not second["acme"] & first["acme"]
+    # A tenant without rows has none in the models.
+    divided.land("tenants/acme.csv", "id\n")
+    assert loaded(["tenants"], mode="stale") == 1
+    project.build()
+    assert check({"zeta": [1, 2]}) == {"zeta": first["zeta"]}
+    # A part that an audit refuses keeps its rows. The next build has them all, though it is of another tenant.
+    divided.land("tenants/acme.csv", "id\n91\n")
+    assert loaded(["tenants"], mode="stale") == 1
+    project.build()
+    assert {(r.model, r.name) for r in project.refused} == {("bronze.tenants", "few")}
+    assert divided.sql("SELECT DISTINCT tenant FROM silver.tenants") == [{"tenant": "zeta"}]
+    project.write("audits/few.sql", "AUDIT (name few);\nSELECT * FROM @this_model WHERE id > 99")
+    divided.land("tenants/zeta.csv", "id\n5\n")
+    assert loaded(["tenants"], mode="stale") == 1
+    project.build()
+    third = check({"acme": [91], "zeta": [5]})
+    # And after that, again the changed one alone.
+    divided.land("tenants/zeta.csv", "id\n6\n")
+    assert loaded(["tenants"], mode="stale") == 1
+    project.build()
+    assert check({"acme": [91], "zeta": [6]})["acme"] == third["acme"]
+
+
 def test_many_segments_are_shown_together() -> None:
     few = make_grid([(f"{s}/2024-01-0{d}", "published") for s in ("eu", "us") for d in (1, 2)])
     assert (few.unit, list(few.lines)) == ("day", ["eu 2024-01", "us 2024-01"])

@@ -385,6 +385,7 @@ def test_a_refused_interval_keeps_its_earlier_rows_and_a_changed_audit_tries_it_
     project.build()
     assert project.refused == []
     assert lake.column("SELECT total::INT FROM gold.months") == [34]
+    assert lake.column("SELECT s::INT FROM gold.whole") == [34]
     assert [f for f in verify(lake.settings) if f.check == "model audit"] == []
 
 

@@ -30,7 +30,7 @@ from ducklake_flows.settings import LAKE, Settings, load_settings
 from ducklake_flows.testing.failpoints import failpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from sqlmesh.core.engine_adapter.base import EngineAdapter
 
@@ -50,6 +50,8 @@ class _Shared:
     """Whether files can be added to every model's table safely. False after a new table was created."""
     credentials: Credentials | None = None
     """Those of the S3 secret; None if they are not known."""
+    replaced: tuple[str, Sequence[str]] | None = None
+    """A column and the values whose rows the next replacement by partition replaces; None: those of its query."""
 
 
 class LakeAdapter(DuckDBEngineAdapter):
@@ -184,6 +186,37 @@ class LakeAdapter(DuckDBEngineAdapter):
             target_columns_to_types = self.columns(table_name)
         exact = self._exact_source(query_or_df, target_columns_to_types)
         super().replace_query(table_name, exact, target_columns_to_types, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def replacing(self, column: str, values: Sequence[str]) -> Iterator[None]:
+        """Within the block, `insert_overwrite_by_partition` replaces the rows with these values of a column."""
+        self._shared.replaced = column, values
+        try:
+            yield
+        finally:
+            self._shared.replaced = None
+
+    def insert_overwrite_by_partition(
+        self,
+        table_name: Any,
+        query_or_df: Any,
+        partitioned_by: list[exp.Expr],
+        target_columns_to_types: Any = None,
+        source_columns: Any = None,
+    ) -> None:
+        """Replace the partitions that the query has rows of, or those of `replacing`, also those without new rows."""
+        if self._shared.replaced is None:
+            super().insert_overwrite_by_partition(
+                table_name, query_or_df, partitioned_by, target_columns_to_types, source_columns
+            )
+            return
+        column, values = self._shared.replaced
+        wanted = exp.column(column, quoted=True).isin(*values)
+        with self.transaction():
+            self.delete_from(table_name, wanted)
+            # DuckDB applies the filter where the rows are read, below a GROUP BY of the column.
+            rows = exp.select("*").from_(query_or_df.subquery("changed")).where(wanted)
+            self.insert_append(table_name, rows, target_columns_to_types, source_columns=source_columns)
 
     @contextlib.contextmanager
     def temp_table(

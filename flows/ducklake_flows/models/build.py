@@ -7,8 +7,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from sqlglot import exp
 from sqlmesh.core.config import AutoCategorizationMode, CategorizerConfig
 from sqlmesh.core.console import NoopConsole, set_console
+from sqlmesh.core.model.kind import IncrementalByPartitionKind
 from sqlmesh.core.snapshot import Snapshot, SnapshotChangeCategory, SnapshotId, start_date
 from sqlmesh.core.snapshot.definition import snapshots_to_dag
 from sqlmesh.utils.date import to_datetime
@@ -16,6 +18,7 @@ from sqlmesh.utils.errors import SQLMeshError
 
 from ducklake_flows.datasets.partitions import Grain
 from ducklake_flows.errors import RunFailed
+from ducklake_flows.models.lineage import copied_from
 from ducklake_flows.models.scheduler import Interval, LakeContext, Refusal, Refused, named, short
 from ducklake_flows.project import get_dataset
 from ducklake_flows.settings import load_settings
@@ -69,17 +72,19 @@ def build(
         context = _context(report)
         found = context.state_reader.get_environment(environment)
         built = {s.snapshot_id for s in found.snapshots} if found else set()
-        # Includes the environment's old models: a changed model may inherit the intervals of its predecessor.
-        # Includes the project's current models: a failed plan may have built some of their intervals.
-        touched = list(_touched(context, built, changed))
-        for one in touched:  # one call each: given several intervals of a model, SQLMesh removes only the last
-            context.state_sync.remove_intervals([one], remove_shared_versions=True)
         # If SQLMesh's state was lost, there is no environment: build everything. Repeat an unfinished plan.
         whole = found is not None and found.finalized_ts is not None
         plans = replan or not whole or {s.snapshot_id for s in context.snapshots.values()} != built
+        context.changed = dict(_parts(context, built, changed, refused))
+        # Includes the environment's old models: a changed model may inherit the intervals of its predecessor.
+        # Includes the project's current models: a failed plan may have built some of their intervals.
+        touched = list(_touched(context, built, changed))
+        again = list(_without_refused(context, built, refused)) if plans else []
+        for one in touched + again:  # one call each: given several intervals of a model, SQLMesh removes only the last
+            context.state_sync.remove_intervals([one], remove_shared_versions=True)
         if plans:
             _plan(context, environment)
-            touched = list(_touched(context, set(), changed))
+            touched = [*_touched(context, set(), changed), *again]
         else:
             _keep_refused(context, refused, touched)
         if touched:
@@ -223,6 +228,58 @@ def _touched(
             stretches = spans or [(start_date(snapshot, by_id), datetime.now(UTC))]
             for interval in dict.fromkeys(snapshot.get_removal_interval(*s, strict=False) for s in stretches):
                 yield snapshot, interval
+
+
+def _without_refused(
+    context: LakeContext, built: set[SnapshotId], refused: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[Snapshot, Interval]]:
+    """The models that were built as a whole without an interval that was refused, downstream of it."""
+    by_id = context.state_reader.get_snapshots(built | {s.snapshot_id for s in context.snapshots.values()})
+    dag = snapshots_to_dag(by_id.values())
+    names = {old["model"] for old in refused}
+    ids = {i for parent in by_id if short(parent.name) in names for i in dag.downstream(parent)}
+    for snapshot in map(by_id.__getitem__, sorted(ids)):
+        by_time = not snapshot.is_model or not snapshot.is_materialized or snapshot.is_incremental_by_time_range
+        if not by_time and snapshot.intervals:
+            yield snapshot, (snapshot.intervals[0][0], snapshot.intervals[-1][1])
+
+
+def _parts(
+    context: LakeContext,
+    built: set[SnapshotId],
+    changed: Mapping[str, Sequence[str]],
+    refused: Sequence[Mapping[str, Any]],
+) -> Iterator[tuple[SnapshotId, tuple[str, list[str]]]]:
+    """The models of which only the changed segments are built again: a column of each, and its values.
+
+    A model of kind INCREMENTAL_BY_PARTITION, one of whose partition columns is the segment column of each changed
+    dataset that it is built from, copied unchanged. All others are built as a whole, and so is one that does not have
+    every earlier change: it, or a model that it reads, was not ready or was refused, or is built by time.
+    """
+    wanted = built | {s.snapshot_id for s in context.snapshots.values()}
+    by_id = context.state_reader.get_snapshots(wanted)
+    dag = snapshots_to_dag(by_id.values())
+    behind = {old["model"] for old in refused}
+
+    def complete(found: Snapshot) -> bool:
+        if not found.is_model or found.model.kind.is_external or not found.is_materialized:
+            return True
+        return bool(found.intervals) and not found.is_incremental_by_time_range and short(found.name) not in behind
+
+    for found in by_id.values():
+        if not found.is_model or not isinstance(found.model.kind, IncrementalByPartitionKind):
+            continue
+        upstream = [by_id[i] for i in dag.upstream(found.snapshot_id) if i in by_id]
+        if not all(map(complete, [found, *upstream])):
+            continue
+        names = {short(parent.name) for parent in upstream}
+        datasets = [dataset for key in changed if (dataset := get_dataset(key)).table in names]
+        segments = {f"{dataset.table}.{dataset.segment_column}" for dataset in datasets}
+        for column in (each.name for each in found.model.partitioned_by if isinstance(each, exp.Column)):
+            if segments and segments <= copied_from(context, found.model, column):
+                values = {dataset.partition(key).segment for dataset in datasets for key in changed[dataset.key]}
+                yield found.snapshot_id, (column, sorted(values))
+                break
 
 
 def _spans(key: str, partitions: Sequence[str]) -> list[Span]:

@@ -6,9 +6,10 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sqlglot import exp
 from sqlmesh.core.console import NoopConsole, set_console
 from sqlmesh.core.context import Context
-from sqlmesh.core.lineage import column_dependencies
+from sqlmesh.core.lineage import column_dependencies, lineage
 from sqlmesh.utils.errors import SQLMeshError
 
 from ducklake_flows.errors import BadInput
@@ -86,6 +87,31 @@ def _step(context: Context, model: Model, columns: Sequence[str]) -> Step:
         parents = {} if model.kind.is_external else column_dependencies(context, model.fqn, column)
         found[column] = sorted(f"{_name(table)}.{part}" for table, parts in parents.items() for part in parts)
     return Step(_name(model.fqn), found, sorted(map(_name, model.depends_on or ())))
+
+
+def copied_from(context: Context, model: Model, column: str) -> set[str]:
+    """The raw columns that a column is an unchanged copy of, through all models between, as ``raw.table.column``.
+
+    Empty if any of its sources is an expression, or a model that is not written in SQL.
+    """
+    if model.kind.is_external:
+        return {f"{_name(model.fqn)}.{column}"}
+    if not model.is_sql:
+        return set()
+    found: set[str] = set()
+    for node in lineage(column, model, trim_selects=False).walk():
+        if node.downstream:
+            # A whole query stands for the branches of a UNION.
+            if not isinstance(node.expression.unalias(), exp.Column | exp.Query):
+                return set()
+            continue
+        table = node.expression.find(exp.Table)
+        parent = context.get_model(exp.table_name(table, identify=True)) if table else None
+        sources = copied_from(context, parent, exp.to_column(node.name).name) if parent else set()
+        if not sources:
+            return set()
+        found |= sources
+    return found
 
 
 def _name(fqn: str) -> str:

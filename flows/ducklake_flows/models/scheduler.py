@@ -14,6 +14,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from sqlmesh.core.model.definition import AuditResult
+    from sqlmesh.core.snapshot import SnapshotId
 
 Interval = tuple[int, int]
 """Start and end, end excluded, in ms since 1970, UTC: SQLMesh's own form."""
@@ -160,6 +162,8 @@ class LakeScheduler(Scheduler):
     """Builds what can be built of a batch; see the module's text."""
 
     refused: Refused
+    changed: Mapping[SnapshotId, tuple[str, Sequence[str]]] = MappingProxyType({})
+    """By-partition models of which only a part is built again: a column, and its values."""
 
     def evaluate(  # type: ignore[override]
         self, snapshot: Snapshot, *, start: Any, end: Any, batch_index: int, **kwargs: Any
@@ -172,6 +176,7 @@ class LakeScheduler(Scheduler):
         """
         results: list[AuditResult] = []
         built = False
+        column_values = self.changed.get(snapshot.snapshot_id) if kwargs.get("target_table_exists") else None
 
         def build(interval: Interval) -> None:
             nonlocal built
@@ -188,10 +193,17 @@ class LakeScheduler(Scheduler):
 
         if not snapshot.is_incremental_by_time_range:
             try:
-                build((start, end))
+                if column_values is None:
+                    build((start, end))
+                else:
+                    batch_index += 1  # otherwise SQLMesh replaces the whole table: its intervals were removed
+                    adapter: Any = self.snapshot_evaluator.get_adapter(snapshot.model_gateway)
+                    with adapter.replacing(*column_values):
+                        build((start, end))
             except ROW_ERRORS as error:
                 # The models downstream can still read the earlier rows of a table that is always built as a whole.
-                if not (snapshot.is_full and kwargs.get("target_table_exists")):
+                # A part that is refused leaves its model without intervals: the next change builds it as a whole.
+                if not (column_values or (snapshot.is_full and kwargs.get("target_table_exists"))):
                     raise
                 self._refuse(snapshot, (start, end), error)
             return results
@@ -270,11 +282,12 @@ class LakeContext(Context):
     """A context whose plans and runs use the lake's scheduler."""
 
     refused: Refused
+    changed: Mapping[SnapshotId, tuple[str, Sequence[str]]] = MappingProxyType({})
 
     def create_scheduler(self, snapshots: Iterable[Snapshot], snapshot_evaluator: SnapshotEvaluator) -> Scheduler:
         """The lake's scheduler for these models."""
         made = _with_evaluator(LakeScheduler, self, snapshots, snapshot_evaluator)
-        made.refused = self.refused
+        made.refused, made.changed = self.refused, self.changed
         return made
 
 
