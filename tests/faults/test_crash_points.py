@@ -17,6 +17,8 @@ from ducklake_flows.testing.failpoints import POINTS, Point
 from tests.faults.conftest import Contents, Killer, found, land, load, staged, staged_as, told
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.conftest import Lake
 
 OLD: Contents = {"2024-01-01": (10, 1), "2024-01-02": (20, 1)}
@@ -43,6 +45,56 @@ def test_a_kill_in_extract_or_publish_leaves_no_row_lost_duplicated_or_partially
     assert (len(again.receipts), len(again.unchanged)) == ((0, 3) if done else (2, 1))
     assert found(lake) == {**OLD, **NEW}
     assert told(lake) == {day: rows for day, (rows, _) in sorted({**OLD, **NEW}.items())}
+    assert lake.errors() == []
+
+
+TABLES = """
+from ducklake_flows import Dataset, Files, Table
+
+ORDERS = Dataset(
+    "orders",
+    Files("orders/{partition}.jsonl", "jsonl"),
+    partition_column="day",
+    primary_key=("id",),
+    children={"items": Table()},
+)
+"""
+
+
+def load_orders(lake: Lake, *days: str) -> None:
+    lake.load("orders", *days)
+
+
+@pytest.mark.parametrize("point", [*EXTRACT, *PUBLISH])
+@pytest.mark.short("sqlite+folder")
+def test_a_kill_leaves_the_tables_of_a_dataset_together(
+    lake: Lake, kill: Killer, point: Point, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "orders.py").write_text(TABLES)
+    monkeypatch.setenv("LAKE_DATASETS", str(tmp_path / "tables"))
+
+    def landed(contents: Contents) -> dict[str, tuple[int, int, int]]:
+        for day, (count, items) in contents.items():
+            rows = [{"id": i, "items": [{"n": items} for _ in range(items)]} for i in range(count)]
+            lake.land(f"orders/{day}.jsonl", rows)
+        return {day: (count, count * items, items) for day, (count, items) in contents.items()}
+
+    def there() -> dict[str, tuple[int, int, int]]:
+        found = lake.sql(
+            "SELECT day::VARCHAR AS day, count(DISTINCT id) AS parents, count(*) AS items, max(n) AS n "
+            "FROM raw.orders JOIN raw.orders__items i USING (day) WHERE i.orders_id = id GROUP BY ALL ORDER BY ALL"
+        )
+        return {row["day"]: (row["parents"], row["items"], row["n"]) for row in found}
+
+    old = landed(OLD)
+    lake.load("orders", *OLD)
+    new = {**old, **landed(NEW)}
+    kill.at(point, load_orders, *DAYS)
+    assert there() == (new if point == "after COMMIT" else old)
+    assert lake.errors() == []
+    lake.load("orders", *DAYS)
+    assert there() == new
     assert lake.errors() == []
 
 
