@@ -7,6 +7,6 @@ DATASET = Dataset(
     source=Files("airlines.csv", "csv"),
     grain=Grain.full,
     primary_key=("carrier",),
-    contract=Contract(columns={"carrier": "text", "name": "text"}, new_columns="freeze"),
+    contract=Contract(columns={"carrier": "text", "name": "text"}, schema_contract="freeze"),
     schedule="0 5 * * *",
 )

@@ -18,7 +18,7 @@ DATASET = Dataset(
             "dst": "text",
             "tzone": "text",
         },
-        new_columns="freeze",
+        schema_contract="freeze",
     ),
     schedule="0 5 * * *",
 )

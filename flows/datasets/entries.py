@@ -39,7 +39,7 @@ DATASET = Dataset(
             "scheduled": "bigint",
             "departed": "bigint",
         },
-        new_columns="freeze",
+        schema_contract="freeze",
     ),
     children={
         "delays": Table(
@@ -52,7 +52,7 @@ DATASET = Dataset(
                     "status": "text",
                     "minutes": "bigint",
                 },
-                new_columns="freeze",
+                schema_contract="freeze",
             ),
             audits=(expect("only cancelled flights have no minutes", "(status = 'cancelled') = (minutes IS NULL)"),),
         ),

@@ -31,7 +31,7 @@ DATASET = Dataset(
             "minute": "bigint",
             "time_hour": "timestamp",
         },
-        new_columns="freeze",
+        schema_contract="freeze",
     ),
     audits=(
         at_least(1),

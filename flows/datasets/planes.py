@@ -33,7 +33,7 @@ DATASET = Dataset(
             "speed": "bigint",
             "engine": "text",
         },
-        new_columns="freeze",
+        schema_contract="freeze",
     ),
     schedule="0 5 * * *",
 )

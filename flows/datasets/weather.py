@@ -27,7 +27,7 @@ DATASET = Dataset(
             "visib": "double",
             "time_hour": "timestamp",
         },
-        new_columns="freeze",
+        schema_contract="freeze",
     ),
     audits=(
         at_least(1),

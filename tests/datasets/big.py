@@ -11,7 +11,7 @@ DATASET = Dataset(
     source=Files("big/{partition}.parquet", "parquet"),
     partition_column="big_date",
     primary_key=("id",),
-    contract=Contract({"id": "bigint", "name": "text", "amount": "double"}, new_columns="freeze"),
+    contract=Contract({"id": "bigint", "name": "text", "amount": "double"}, schema_contract="freeze"),
     start=date(2024, 1, 1),
     end=date(2024, 1, 1),
 )

@@ -10,5 +10,5 @@ DATASET = Dataset(
     source=Files("hourly/{partition}/*.csv", "csv"),
     grain=Grain.hour,
     partition_column="hour_at",
-    contract=Contract(columns={"name": "text", "count": "bigint"}, new_columns="freeze"),
+    contract=Contract(columns={"name": "text", "count": "bigint"}, schema_contract="freeze"),
 )

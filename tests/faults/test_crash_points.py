@@ -98,6 +98,61 @@ def test_a_kill_leaves_the_tables_of_a_dataset_together(
     assert lake.errors() == []
 
 
+RULED = """
+from ducklake_flows import Contract, Dataset, Files
+
+RULED = Dataset(
+    "ruled",
+    Files("ruled/{partition}.csv", "csv"),
+    partition_column="day",
+    contract=Contract({"id": "bigint", "n": "bigint"}, schema_contract={"data_type": "discard_row"}),
+)
+"""
+
+
+def load_ruled(lake: Lake, *days: str) -> None:
+    lake.load("ruled", *days)
+
+
+@pytest.mark.parametrize("point", [*EXTRACT, *PUBLISH])
+@pytest.mark.short("sqlite+folder")
+def test_a_kill_leaves_each_row_in_its_table_or_in_quarantine(
+    lake: Lake, kill: Killer, point: Point, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ruled").mkdir()
+    (tmp_path / "ruled" / "ruled.py").write_text(RULED)
+    monkeypatch.setenv("LAKE_DATASETS", str(tmp_path / "ruled"))
+
+    def landed(contents: Contents) -> dict[str, tuple[int, int]]:
+        """Of each day, the rows that are good and those that are not."""
+        for day, (count, value) in contents.items():
+            lines = [f"{i},{value if i % 3 else 'x'}\n" for i in range(count)]
+            lake.land(f"ruled/{day}.csv", "id,n\n" + "".join(lines))
+        return {
+            day: (sum(i % 3 > 0 for i in range(n)), sum(i % 3 == 0 for i in range(n)))
+            for day, (n, _) in contents.items()
+        }
+
+    def there() -> dict[str, tuple[int, int]]:
+        found = lake.sql(
+            "SELECT day::VARCHAR AS day, count(*) FILTER (good) AS good, count(*) FILTER (NOT good) AS bad FROM ("
+            "  SELECT day, true AS good FROM raw.ruled UNION ALL SELECT day, false FROM raw.ruled__quarantine"
+            ") GROUP BY ALL ORDER BY ALL"
+        )
+        return {row["day"]: (row["good"], row["bad"]) for row in found}
+
+    old = landed(OLD)
+    lake.load("ruled", *OLD)
+    assert there() == old
+    new = {**old, **landed(NEW)}
+    kill.at(point, load_ruled, *DAYS)
+    assert there() == (new if point == "after COMMIT" else old)
+    assert lake.errors() == []
+    lake.load("ruled", *DAYS)
+    assert there() == new
+    assert lake.errors() == []
+
+
 def widen(lake: Lake) -> None:
     """Publish a day whose values are no longer integers and that has a new column."""
     rows = pa.table({"id": range(3), "value": [2.0] * 3, "unit": ["new"] * 3})

@@ -29,7 +29,7 @@ CSV = {"id": "bigint", "v": "text"}
 
 def files(lake: Lake, kind: Any = "csv", contract: Any = None, key: str = "things", **more: Any) -> Case:
     """A dataset with one file a day; ``more`` holds options of the source and of the contract."""
-    mine = {name: more.pop(name) for name in ("rename", "timezone", "new_columns") if name in more}
+    mine = {name: more.pop(name) for name in ("rename", "timezone", "schema_contract") if name in more}
     end = more.pop("end", "")
     return case(lake, key, Files(f"{key}/{{partition}}.{kind}{end}", kind, **more), contract, **mine)
 
@@ -404,7 +404,7 @@ def test_header_names_are_matched_to_contract_columns(lake: Lake) -> None:
         ("csv", "Order ID,größe,Amount €\n1,2.5,3\n"),
         ("jsonl", '{"orderId": 1, "größe": 2.5, "Amount €": 3}\n'),
     ):
-        things = files(lake, kind, contract, key=f"of_{kind}", rename={"Amount €": "total"}, new_columns="freeze")
+        things = files(lake, kind, contract, key=f"of_{kind}", rename={"Amount €": "total"}, schema_contract="freeze")
         assert land(things, content) == [""]
         assert lake.sql(f"SELECT order_id, größe, total FROM {things.dataset.table}") == [
             {"order_id": 1, "größe": 2.5, "total": 3.0}

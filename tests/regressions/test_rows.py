@@ -130,11 +130,11 @@ def test_integers_beyond_64_bits_are_exact(lake: Lake) -> None:
 
 def test_a_contract_discards_or_refuses_undeclared_columns_as_configured(lake: Lake) -> None:
     rows = [{"a": 1, "b": 2}]
-    discarding = case(lake, "discarding", contract={"a": "bigint"}, new_columns="discard_value")
+    discarding = case(lake, "discarding", contract={"a": "bigint"}, schema_contract={"columns": "discard_value"})
     assert discarding.each(rows) == [""]
     assert discarding.types() == {"a": "BIGINT"}
     assert "column b: is not in the contract" in case(
-        lake, "frozen", contract={"a": "bigint"}, new_columns="freeze"
+        lake, "frozen", contract={"a": "bigint"}, schema_contract="freeze"
     ).refused(rows)
 
 

@@ -187,11 +187,11 @@ def test_widening_a_damaged_table_does_not_hide_the_damage(lake: Lake) -> None:
 
 
 def test_a_column_added_to_a_frozen_contract_is_added_to_the_table(lake: Lake) -> None:
-    things = case(lake, contract={"v": "bigint"}, new_columns="freeze")
+    things = case(lake, contract={"v": "bigint"}, schema_contract="freeze")
     things.publish([staged(things, ONE, values("BIGINT", 1))])
     (said,) = publish(things, (TWO, "SELECT 2::BIGINT AS v, 'x' AS w"))
     assert said == "column w is not in the contract"
-    _declare(things, {"v": "bigint", "w": "text"}, new_columns="freeze")
+    _declare(things, {"v": "bigint", "w": "text"}, schema_contract="freeze")
     assert publish(things, (TWO, "SELECT 2::BIGINT AS v, 'x' AS w")) == [""]
     check_reads(things, "w", [None, "x"])
 

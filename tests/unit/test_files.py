@@ -17,7 +17,7 @@ from ducklake_flows.sources.files import Files, Format
 if TYPE_CHECKING:
     from pathlib import Path
 
-CONTRACT = Contract(columns={"id": "bigint", "name": "text", "at": "timestamp"}, new_columns="freeze")
+CONTRACT = Contract(columns={"id": "bigint", "name": "text", "at": "timestamp"}, schema_contract="freeze")
 DAY = Partition("2024-01-01")
 GOOD = "id,name,at\n1,NA,2024-01-01T10:00:00Z\n2,b,2024-01-01T12:00:00+01:00\n"
 

@@ -123,7 +123,7 @@ def contracts(draw: st.DrawFn, columns: dict[str, Kind]) -> tuple[dict[str, str]
             declared[column(name)] = kind.contract
     new = draw(st.sampled_from(["evolve", "evolve", "freeze", "discard_value"]))
     zone = draw(st.sampled_from([None, None, "Europe/Berlin"]))
-    return declared, {"new_columns": new, "timezone": zone}
+    return declared, {"schema_contract": {"columns": new}, "timezone": zone}
 
 
 @st.composite

@@ -62,7 +62,7 @@ class Told:
     def names(self, day: int) -> dict[str, str]:
         """The columns, by source name, that the contract keeps for a day."""
         contract = self.story.contract
-        is_kept = not contract or self.story.more.get("new_columns", "evolve") != "discard_value"
+        is_kept = not contract or self.story.more.get("schema_contract", {}).get("columns") != "discard_value"
         columns = {name: oracle.column(name) for name in self.given[day]}
         return {name: column for name, column in columns.items() if is_kept or column in contract}
 

@@ -343,6 +343,7 @@ def status(
         raise BadInput("--watch and --json cannot be combined.", "choose one")
     from ducklake_flows.lake.builds import refused_of
     from ducklake_flows.lake.connect import connected, one_snapshot
+    from ducklake_flows.lake.quarantine import counts
     from ducklake_flows.project import get_datasets
     from ducklake_flows.report.overdue import overdue_in
 
@@ -350,12 +351,12 @@ def status(
     first, last = _range(start, end)
     datasets = get_datasets(names)
 
-    def read() -> tuple[list[Planned], list[LeftOut], list[RefusedInterval], list[Overdue]]:
+    def read() -> tuple[list[Planned], list[LeftOut], list[RefusedInterval], list[Overdue], dict[str, tuple[int, int]]]:
         with connected(settings, read_only=True) as con, one_snapshot(con):
             plan = _plan(names, first, last, Mode.missing_failed.option, recorded=True, con=con)
-            return *plan, refused_of(con, name), overdue_in(con, datasets)
+            return *plan, refused_of(con, name), overdue_in(con, datasets), counts(con, datasets)
 
-    planned, left_out, refused, late = read()
+    planned, left_out, refused, late, aside = read()
     if as_json:
         from ducklake_flows.report import causes
 
@@ -368,13 +369,13 @@ def status(
         from ducklake_flows.cli import show
 
         def print_once() -> None:
-            planned, _, refused, late = read()
-            show.status(planned, by, refused, late)
+            planned, _, refused, late, aside = read()
+            show.status(planned, by, refused, late, aside)
 
         if watch:
             show.watch(print_once)
             return
-        show.status(planned, by, refused, late)
+        show.status(planned, by, refused, late, aside)
     _end_of_plan(left_out)
 
 
@@ -536,6 +537,61 @@ def repair(
         from ducklake_flows.cli import show
 
         show.repaired(summary)
+
+
+@app.command()
+def quarantine(
+    name: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset.")],
+    partition: Annotated[list[str] | None, typer.Option(help="Only this partition. May be repeated.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="The most rows to show.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Show the rows of a dataset that are set aside: how many, why, and some of them."""
+    from ducklake_flows.lake.quarantine import read
+    from ducklake_flows.project import get_datasets
+
+    (dataset,) = get_datasets([name])
+    found = read(load_settings(), dataset, partition or (), limit)
+    if as_json:
+        reasons = [{"column": column, "reason": why, "rows": n} for (column, why), n in found.reasons.items()]
+        _json({"partitions": found.partitions, "reasons": reasons, "rows": found.sample})
+    else:
+        from ducklake_flows.cli import show
+
+        show.quarantine(name, found)
+
+
+@app.command()
+def replay(
+    name: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset.")],
+    partition: Annotated[list[str] | None, typer.Option(help="Only this partition. May be repeated.")] = None,
+    reason: Annotated[str, typer.Option(help="Why it is run; kept in the ledger.")] = "replay",
+    workers: Workers = DEFAULT_WORKERS,
+    as_json: AsJson = False,
+) -> None:
+    """Load the partitions with rows in quarantine again, after a fix of the source, the contract or the audits."""
+    from ducklake_flows.lake.quarantine import read
+    from ducklake_flows.project import get_datasets
+
+    settings, datasets = load_settings(), get_datasets([name])
+    keys = list(read(settings, datasets[0], partition or (), 0).partitions)
+    if not keys:
+        if as_json:
+            _json({})
+        else:
+            _echo(f"Nothing of {name} is in quarantine.")
+        return
+    _server(settings, local_workers=len(keys) > 1)
+    from ducklake_flows.ingest import ingest
+    from ducklake_flows.orchestration.root_run import BACKFILL
+
+    run = partial(ingest, [name], None, None, Mode.all, workers, keys, Order.newest, None, reason)
+    summary = _finish(run, as_json, BACKFILL)
+    if not as_json:
+        from ducklake_flows.cli import show
+
+        show.ingested(summary)
+        show.quarantine(name, read(settings, datasets[0], keys, 0))
 
 
 @app.command()

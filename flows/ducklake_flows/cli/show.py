@@ -6,6 +6,7 @@ import time
 from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import groupby
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.cells import cell_len
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ducklake_flows.lake.builds import Environment, RefusedInterval
+    from ducklake_flows.lake.quarantine import Quarantined
     from ducklake_flows.lake.verify import Finding
     from ducklake_flows.report.overdue import Overdue
 
@@ -77,6 +79,7 @@ def status(
     unit: str | None = None,
     refused: Sequence[RefusedInterval] = (),
     late: Sequence[Overdue] = (),
+    aside: Mapping[str, tuple[int, int]] = MappingProxyType({}),
 ) -> None:
     """Print the partition grid of each dataset, counts, what is overdue, and the failures by cause with the next steps.
 
@@ -85,8 +88,12 @@ def status(
         unit: What a mark stands for (hour, day, week, month, quarter, year); None: the finest unit that fits.
         refused: The intervals of models that were refused.
         late: The datasets that are overdue.
+        aside: By dataset, the rows that are set aside, and the number of partitions that have some.
     """
     grid(planned, unit)
+    for key, (rows, partitions) in aside.items():
+        what = f"{key}: {count(rows, 'row')} of {count(partitions, 'partition')} in quarantine"
+        console.print(f"  {what}\nnext:  lake quarantine {key}", style="yellow", soft_wrap=True)
     for dataset in late:
         console.print(f"  {dataset.line}\n      {dataset.cause}", style="red", soft_wrap=True)
         console.print(f"next:  {dataset.next_step}", soft_wrap=True)
@@ -103,6 +110,27 @@ def status(
         console.print(line, style="red", soft_wrap=True)
     if found:
         console.print(f"next:  {causes.next_steps(found)}", soft_wrap=True)
+
+
+def quarantine(key: str, found: Quarantined) -> None:
+    """Print how many rows of a dataset are set aside, why, and some of them."""
+    if not found.partitions:
+        console.print(f"Nothing of {key} is in quarantine.")
+        return
+    rows, partitions = sum(found.partitions.values()), len(found.partitions)
+    console.print(f"{key}: {count(rows, 'row')} of {count(partitions, 'partition')} in quarantine", soft_wrap=True)
+    for (column, reason), number in found.reasons.items():
+        console.print(f"  {number:>8,}  {f'{column}: ' if column else ''}{reason}", soft_wrap=True, markup=False)
+    for row in found.sample:
+        where = " ".join(
+            part for part in (row["partition"], row["file"], row["line"] and f"line {row['line']}") if part
+        )
+        column = f"{row['column_name']}: " if row["column_name"] else ""
+        console.print(f"\n{where}: {column}{row['reason']}", style="yellow", soft_wrap=True, markup=False)
+        console.print(f"  {row['content']}", soft_wrap=True, markup=False)
+    console.print(
+        f"\nnext:  correct the source, the contract or the audit, then run: lake replay {key}", soft_wrap=True
+    )
 
 
 def grid(planned: Sequence[Planned], unit: str | None = None) -> None:

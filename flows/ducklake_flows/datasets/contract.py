@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, get_args
 from zoneinfo import available_timezones
 
@@ -11,7 +12,7 @@ from ducklake_flows.datasets.names import column_name
 from ducklake_flows.errors import BadInput
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 DECIMAL = re.compile(r"decimal\((\d{1,2}), ?(\d{1,2})\)")
 
@@ -29,7 +30,18 @@ Zone = tuple[str, Literal["raise", "earliest", "latest"]]
 
 Nested = Literal["keep", "json", "struct"]
 
-NewColumns = Literal["evolve", "freeze", "discard_value"]
+Entity = Literal["tables", "columns", "data_type"]
+
+Mode = Literal["evolve", "freeze", "discard_row", "discard_value"]
+
+MODES: Mapping[Entity, tuple[Mode, ...]] = MappingProxyType(
+    {
+        "tables": ("freeze", "discard_row"),
+        "columns": ("evolve", "freeze", "discard_row", "discard_value"),
+        "data_type": ("evolve", "freeze", "discard_row"),
+    }
+)
+"""The modes of each entity of a `Contract.schema_contract`; the first is the default."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +50,16 @@ class Contract:
 
     Args:
         columns: Name and data type of every column, in order. Empty: they are inferred.
-        new_columns: How to handle undeclared columns: ``evolve`` adds them to the table, ``freeze`` rejects the
-            partition, ``discard_value`` drops them.
+        schema_contract: What happens to data that the contract does not know, in dlt's terms: a mode for each of
+            ``tables``, ``columns`` and ``data_type``, or one mode for all that have it. A discarded row is set aside in
+            the dataset's quarantine table, see `Dataset`.
+
+            - ``columns``, those that are not declared: ``evolve`` adds them to the table; ``freeze`` rejects the
+              partition; ``discard_row`` sets aside the rows with a value in them; ``discard_value`` drops the values.
+            - ``data_type``: a value that its declared type cannot hold rejects the partition, and the type of an
+              undeclared column becomes wider (``evolve``), or not (``freeze``). ``discard_row`` sets aside the row.
+            - ``tables``: other resources of a dlt source than the dataset's tables are an error (``freeze``), or are
+              left out (``discard_row``).
         rename: Column by source name, for names that must not become what `ducklake_flows.datasets.names.column_name`
             returns.
         timezone: The zone of timestamps without one, such as ``Europe/Berlin``, for columns declared as ``timestamp``.
@@ -50,15 +70,28 @@ class Contract:
             value is refused. The pipeline fills it in for the partition of one of the two hours.
         known: The DuckDB type of each column in the raw table, for sources with less precise types. The pipeline fills
             it in.
+        aside: Takes the rows that are set aside. The pipeline fills it in if the contract discards rows.
     """
 
     columns: Mapping[str, DataType] = field(default_factory=dict)
-    new_columns: NewColumns = "evolve"
+    schema_contract: Mode | Mapping[Entity, Mode] = field(default_factory=dict)
     rename: Mapping[str, str] = field(default_factory=dict)
     timezone: str | None = None
     nested: Nested = "keep"
     ambiguous: Literal["raise", "earliest", "latest"] = field(default="raise", compare=False, repr=False)
     known: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    aside: Callable[[Refused], None] | None = field(default=None, compare=False, repr=False)
+
+    def mode(self, entity: Entity) -> Mode:
+        """The mode of an entity of the schema contract."""
+        if isinstance(self.schema_contract, str):
+            return self.schema_contract if self.schema_contract in MODES[entity] else MODES[entity][0]
+        return self.schema_contract.get(entity, MODES[entity][0])
+
+    @property
+    def discards_rows(self) -> bool:
+        """Whether rows that do not fit are set aside."""
+        return "discard_row" in (self.mode("columns"), self.mode("data_type"))
 
     @property
     def zone(self) -> Zone | None:
@@ -73,10 +106,7 @@ class Contract:
                 raise BadInput(
                     f"{name}: {data_type!r} is not a column type.", f"choose from {', '.join(TYPES)}, decimal(p,s)"
                 )
-        if self.new_columns not in get_args(NewColumns):
-            raise BadInput(
-                f"new_columns={self.new_columns!r} is not known.", f"choose from {', '.join(get_args(NewColumns))}"
-            )
+        self._check_modes()
         if self.nested not in get_args(Nested):
             raise BadInput(f"nested={self.nested!r} is not known.", f"choose from {', '.join(get_args(Nested))}")
         for source, name in self.rename.items():
@@ -84,6 +114,39 @@ class Contract:
                 raise BadInput(f"rename: {source!r} cannot become {name!r}.", like(name))
         if self.timezone is not None and self.timezone not in available_timezones():
             raise BadInput(f"{self.timezone!r} is not a time zone.", "use a name such as Europe/Berlin or UTC")
+
+    def _check_modes(self) -> None:
+        given = self.schema_contract
+        if isinstance(given, str):
+            if given not in get_args(Mode):
+                raise BadInput(f"schema_contract={given!r} is not known.", f"choose from {', '.join(get_args(Mode))}")
+            return
+        for entity, mode in given.items():
+            if entity not in MODES:
+                raise BadInput(f"schema_contract: {entity!r} is not known.", f"choose from {', '.join(MODES)}")
+            if mode not in MODES[entity]:
+                raise BadInput(
+                    f"schema_contract: {entity} cannot be {mode!r}.", f"choose from {', '.join(MODES[entity])}"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A row of a source that is set aside.
+
+    Args:
+        reason: Why, in one line.
+        content: The row, as JSON or as the file's own text.
+        column: The column whose value does not fit; "" if the row as a whole does not.
+        file: The file that it comes from; "" if its source has none.
+        line: Its line in the file, or its place among the rows of the file or the source, from 1.
+    """
+
+    reason: str
+    content: str
+    column: str = ""
+    file: str = ""
+    line: int = 0
 
 
 def _is_decimal(data_type: object) -> bool:

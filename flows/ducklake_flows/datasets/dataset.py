@@ -7,6 +7,7 @@ import re
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING
 from zoneinfo import available_timezones
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from ducklake_flows.datasets.audits import Audit
+    from ducklake_flows.datasets.contract import Refused
+
+QUARANTINE = "quarantine"
+"""The name of the table of the rows that are set aside, among the tables of its dataset."""
 
 KEY = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
@@ -46,6 +51,10 @@ class Table:
 @dataclass(frozen=True)
 class Dataset:
     """Everything that the pipeline knows about one dataset.
+
+    Rows that the contract discards (``discard_row``), and rows that break an audit with ``on_fail="quarantine"``, are
+    set aside: they go to ``raw.<key>__quarantine`` in the same commit as the rest, with the reason, the column, the
+    file, the line and the row's content. They are replaced, rolled back and repaired with their partition.
 
     Args:
         key: The dataset's name; the raw table is ``raw.<key>``.
@@ -79,6 +88,8 @@ class Dataset:
             rows of the 5th are those with this day in the source's 5th, 6th and 7th. The others are left to their own
             partitions; a row that is later, or older than that, is refused. A new partition of the source makes the
             ones before it stale, so that `recheck` loads them again. Needs the partition column in the rows.
+        quarantine_limit: The most rows of a partition that may be set aside, as a number or as a part of its rows:
+            ``"1 %"``. A partition with more is rejected. None: no limit.
         freshness: How long after its end a partition must be published, written as `recheck` is: ``"26 hours"``. If
             neither the newest partition of that age nor a newer one is, the dataset is overdue: `lake status` names it,
             and an alert is sent. Without a `start` it counts from the first published partition. None: never overdue. A
@@ -114,6 +125,7 @@ class Dataset:
     schedule: str | None = None
     recheck: timedelta | str | int | None = None
     late: int = 0
+    quarantine_limit: int | str | None = None
     freshness: timedelta | str | int | None = None
     retries: int = 2
     retry_delay: float = 5.0
@@ -187,7 +199,48 @@ class Dataset:
             )
         if isinstance(self.source, Checked):
             self.source.check(self.key, self.scheme)
+        self._check_quarantine()
         object.__setattr__(self, "members", tuple(self._members()))
+
+    def _check_quarantine(self) -> None:
+        if self.quarantine_limit is not None:
+            if not self.sets_aside:
+                raise BadInput(f"{self.key}: no rule sets rows aside.", 'schema_contract={"data_type": "discard_row"}')
+            _checked_limit(self.key, self.quarantine_limit)
+        others = {**self.children, **self.resources}
+        if self.sets_aside and (self.children or self.late or QUARANTINE in others):
+            what = "late" if self.late else f"a table for {min(others)}"
+            raise BadInput(f"{self.key}: a dataset with {what} cannot set rows aside.", "reject the partition instead")
+        for name, table in others.items():
+            if table.contract.discards_rows or any(audit.on_fail == QUARANTINE for audit in table.audits):
+                raise BadInput(f"{self.key}: {name} cannot set rows aside.", "reject the partition instead")
+
+    @property
+    def sets_aside(self) -> bool:
+        """Whether rows that break a rule are set aside, so that the dataset has a quarantine table."""
+        return self.contract.discards_rows or any(audit.on_fail == QUARANTINE for audit in self.audits)
+
+    @property
+    def quarantine(self) -> Member | None:
+        """The table of the rows that are set aside; None if none are."""
+        return next((member for member in self.members if member.is_quarantine), None)
+
+    @property
+    def is_quarantine(self) -> bool:
+        """Whether this is the table of rows that a dataset sets aside."""
+        return False
+
+    def is_over_limit(self, set_aside: int, rows: int) -> bool:
+        """Whether more rows are set aside than `quarantine_limit` allows.
+
+        Args:
+            set_aside: Number of rows that are set aside.
+            rows: Number of the others.
+        """
+        limit = self.quarantine_limit
+        if isinstance(limit, str):
+            return set_aside > (set_aside + rows) * Decimal(limit.rstrip("% ")) / 100
+        return limit is not None and set_aside > limit
 
     def _members(self) -> Iterator[Member]:
         """The datasets of the other tables."""
@@ -197,7 +250,8 @@ class Dataset:
             )
         if twice := self.children.keys() & self.resources.keys():
             raise BadInput(f"{self.key}: {min(twice)} is both a column and a resource.")
-        for name, table in (*self.children.items(), *self.resources.items()):
+        tables = {**self.children, **self.resources, **({QUARANTINE: _QUARANTINE} if self.sets_aside else {})}
+        for name, table in tables.items():
             if column_name(name) != name or not KEY.fullmatch(f"{self.key}__{name}"):
                 raise BadInput(f"{self.key}: {name!r} is not the name of a table.", like(name))
             if name in self.contract.columns or name in self.primary_key:
@@ -404,6 +458,7 @@ class Dataset:
         partition: Partition,
         known: Mapping[str, str] | None = None,
         using: Callable[[Partition, Contract], Rows] | None = None,
+        aside: Callable[[Refused], None] | None = None,
     ) -> Rows:
         """Read one partition from the source; raises what the source raises.
 
@@ -411,19 +466,45 @@ class Dataset:
             partition: The partition.
             known: The raw table's columns and DuckDB types.
             using: From `chunk`.
+            aside: Takes the rows that are set aside.
         """
         if using is None and not isinstance(self.source, Source):
             return self.source(partition)
-        contract = replace(self.contract_of(partition), known=self.partition_columns | dict(known or {}))
+        known = self.partition_columns | dict(known or {})
+        contract = replace(self.contract_of(partition, aside), known=known)
         return using(partition, contract) if using else self.source.read(partition, contract)  # type: ignore[union-attr]
 
-    def contract_of(self, partition: Partition) -> Contract:
-        """The contract of a partition's rows, which knows which of two hours of one name the partition is."""
+    def contract_of(self, partition: Partition, aside: Callable[[Refused], None] | None = None) -> Contract:
+        """The contract of a partition's rows, which knows which of two hours of one name the partition is.
+
+        Args:
+            partition: The partition.
+            aside: Takes the rows that are set aside, if the contract discards any.
+        """
+        found = self.contract
+        if aside is not None and found.discards_rows:
+            found = replace(found, aside=aside)
         twice = len(partition.period) > len("2026-10-25T02") and self.contract.timezone == self.timezone
         if not twice:
-            return self.contract
+            return found
         first = in_utc(partition.local, self.timezone) == partition.start
-        return replace(self.contract, ambiguous="earliest" if first else "latest")
+        return replace(found, ambiguous="earliest" if first else "latest")
+
+
+_QUARANTINE = Table(
+    Contract(
+        {"reason": "text", "column_name": "text", "file": "text", "line": "bigint", "content": "text"},
+        schema_contract="freeze",
+    )
+)
+
+
+def _checked_limit(key: str, limit: object) -> None:
+    """Raises `BadInput` if a `quarantine_limit` is neither a number of rows nor a percentage."""
+    is_number = isinstance(limit, int) and not isinstance(limit, bool) and limit >= 0
+    is_part = isinstance(limit, str) and re.fullmatch(r"\d{1,2}(\.\d{1,6})? ?%", limit)
+    if not is_number and not is_part:
+        raise BadInput(f"{key}: quarantine_limit is {limit!r}.", 'write it like this: 100, or "1 %"')
 
 
 def _is_cron(text: object) -> bool:
@@ -448,6 +529,11 @@ class Member(Dataset):
     parent: str = ""
     name: str = ""
     added: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def is_quarantine(self) -> bool:
+        """Whether this is the table of rows that its parent sets aside."""
+        return self.name == QUARANTINE
 
     @property
     def added_columns(self) -> dict[str, str | None]:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from ducklake_flows.datasets.partitions import Grain
 from ducklake_flows.datasets.types import arrow_type, duckdb_type
 from ducklake_flows.errors import Rejected
-from ducklake_flows.sources.values import FILE, Unfit, conform, fit
+from ducklake_flows.sources.values import FILE, Unfit, conform, fit, sifted
 from ducklake_flows.staging.lattice import contract_line, join
 from ducklake_flows.staging.layout import new_attempt
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from ducklake_flows.datasets.contract import Contract
+    from ducklake_flows.datasets.contract import Contract, Refused
     from ducklake_flows.datasets.dataset import Dataset, Member
     from ducklake_flows.datasets.partitions import Partition
     from ducklake_flows.staging.inspect import Inspection
@@ -70,6 +70,10 @@ class Attempt:
     tries: int = 1
     members: list[tuple[Member, Attempt]] = field(default_factory=list)
     """The attempts at the partition of the dataset's other tables."""
+    set_aside: Counter[str] = field(default_factory=Counter)
+    """Number of rows that are set aside, by reason."""
+    refused: list[Refused] = field(default_factory=list)
+    """Rows that are set aside, and not kept in a file yet."""
 
     @property
     def seconds(self) -> float:
@@ -81,6 +85,12 @@ class Attempt:
         self.id = new_attempt()
         self.error, self.seen, self.files, self.paths = None, None, [], []
         self.given, self.natural, self.origins = Counter(), {}, {}
+        self.set_aside, self.refused = Counter(), []
+
+    def refuse(self, row: Refused) -> None:
+        """Set a row aside."""
+        self.set_aside[f"{row.column}: {row.reason}" if row.column else row.reason] += 1
+        self.refused.append(row)
 
     def again(self) -> Attempt:
         """Another try of the partition."""
@@ -120,20 +130,29 @@ class Attempt:
         Raises:
             Unfit: a value or a column does not fit. The row is counted from the partition's first.
         """
-        contract = dataset.contract_of(self.partition)
+        contract = dataset.contract_of(self.partition, self.refuse)
         added = dataset.added_columns
         kinds = {column: arrow_type(data_type) if data_type else None for column, data_type in added.items()}
+        file = (table.schema.metadata or {}).get(FILE, b"").decode()
+        before = self.given[ROWS] + sum(self.set_aside.values())
+        try:
+            # The result may have no columns, but the rows still count.
+            parts = list(
+                sifted(table, lambda t: conform(t, contract, kinds), contract, lambda row: (file, before + row + 1))
+            )
+        except Unfit as error:
+            raise Unfit(error.column, error.why, None if error.row is None else before + error.row) from None
+        if len(parts) == 1:
+            ((table, found),) = parts
+        else:
+            nothing = table.slice(0, 0)
+            table = pa.concat_tables([part for part, _ in parts] or [nothing])
+            found = pa.concat_tables([made for _, made in parts] or [conform(nothing, contract, kinds)])
         counts = {
             name: table.num_rows - table.column(name).null_count
             for name in table.column_names
             if _is_kept(name, contract) or name in kinds
         }
-        before = self.given[ROWS]
-        try:
-            # The result may have no columns, but the rows still count.
-            found = conform(table, contract, kinds)
-        except Unfit as error:
-            raise Unfit(error.column, error.why, None if error.row is None else before + error.row) from None
         rows = table.num_rows
         segment, low = self.partition.place
         for column in dataset.partition_columns:
@@ -143,7 +162,6 @@ class Attempt:
                 value = pa.scalar(of_kind, kind)
                 found = found.append_column(column, pa.chunked_array([pa.repeat(value, rows)]))
                 counts[column] = rows
-        file = (table.schema.metadata or {}).get(FILE, b"").decode()
         for field_ in found.schema:
             self._widen(field_.name, duckdb_type(field_.type), file)
         self.given.update({ROWS: rows, **counts})
@@ -211,7 +229,7 @@ def with_neighbours(table: Mapping[str, str], attempts: Sequence[Attempt]) -> di
 
 
 def _is_kept(name: str, contract: Contract) -> bool:
-    return not contract.columns or name in contract.columns or contract.new_columns != "discard_value"
+    return not contract.columns or name in contract.columns or contract.mode("columns") in ("evolve", "freeze")
 
 
 def _joined(there: str, new: str) -> str | None:

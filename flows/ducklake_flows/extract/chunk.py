@@ -28,8 +28,9 @@ from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.errors import NoSource, Rejected
 from ducklake_flows.extract import dlt_run
 from ducklake_flows.extract.attempt import ROWS, Attempt, said, timed
+from ducklake_flows.extract.items import ROWS as ITEM_ROWS
 from ducklake_flows.extract.items import items_of, parts_of, tables_of
-from ducklake_flows.extract.nested import Spool, cut, named, rows_of
+from ducklake_flows.extract.nested import Spool, cut, named, refused_rows, rows_of
 from ducklake_flows.extract.outcome import cause_of, outcome_of
 from ducklake_flows.extract.pace import Pace
 from ducklake_flows.extract.reader import Reader
@@ -217,6 +218,8 @@ class _Run:
             shapes = dlt_run.run(tables, self._dataset.key, work, partial(timed, begun))
             with timed(begun, "inspect"):
                 split(self._dataset, begun, shapes, self._table, work)
+                for attempt in begun:
+                    self._check_quarantine(attempt)
         except (PipelineStepFailed, duckdb.Error) as error:
             if mark:
                 return None
@@ -271,6 +274,8 @@ class _Run:
                     for table in tables:
                         if table.num_rows:
                             found = self._taken(attempt, table)
+                            if len(attempt.refused) >= ITEM_ROWS:
+                                self._keep_refused(attempt)
                             if mark:
                                 found = found.append_column(
                                     MARK, pa.chunked_array([pa.repeat(pa.scalar(number, pa.int64()), found.num_rows)])
@@ -281,6 +286,24 @@ class _Run:
             except Exception as error:  # noqa: BLE001 - an error of a source fails its partition, not the chunk
                 attempt.error = error
                 self._pace.asked()
+
+    def _keep_refused(self, attempt: Attempt) -> None:
+        """Keep the rows that are set aside for the quarantine table."""
+        if self.spool is not None and attempt.refused and (quarantine := self._dataset.quarantine):
+            self.spool.put(quarantine, attempt, refused_rows(attempt.refused))
+        attempt.refused = []
+
+    def _check_quarantine(self, attempt: Attempt) -> None:
+        """Keep what is left to keep; reject the attempt if more rows are set aside than the dataset allows."""
+        self._keep_refused(attempt)
+        rows, total = attempt.given[ROWS], sum(attempt.set_aside.values())
+        if attempt.error is None and total and self._dataset.is_over_limit(total, rows):
+            why = "; ".join(f"{reason}: {count:,}" for reason, count in attempt.set_aside.most_common(3))
+            attempt.error = Rejected(
+                f"{total:,} of {total + rows:,} rows would be set aside, more than the dataset's limit of "
+                f"{self._dataset.quarantine_limit}: {why}",
+                "correct the source or the rule, or raise quarantine_limit in the dataset",
+            )
 
     def _taken(self, attempt: Attempt, table: pa.Table) -> pa.Table:
         """A table as its attempt takes it. The lists with a table of their own are kept for that."""
@@ -300,7 +323,10 @@ class _Run:
         """The tables of an attempt's rows. None: no table is complete yet, see `tables_of`."""
         for source in self._dataset.read_from(attempt.partition):
             try:
-                for table in tables_of(self._items(attempt, source), self._dataset.contract):
+                contract = self._dataset.contract
+                if contract.discards_rows:
+                    contract = replace(contract, aside=attempt.refuse)
+                for table in tables_of(self._items(attempt, source), contract):
                     yield table if table is None else attempt.own(table, self._dataset, source)
             except NoSource:
                 if source == attempt.partition:
@@ -309,7 +335,7 @@ class _Run:
     def _items(self, attempt: Attempt, source: Partition) -> Iterator[Any]:
         """The source's items, no faster than the rate limit. The rows of other resources are kept for their tables."""
         self._pace.wait()
-        given, others = parts_of(self._dataset.read(source, self._table, self.using), self._dataset)
+        given, others = parts_of(self._dataset.read(source, self._table, self.using, attempt.refuse), self._dataset)
         yield from self._paced(given)
         for member, resource in others:
             for table in tables_of(self._paced(resource), member.contract):

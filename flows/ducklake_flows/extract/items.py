@@ -11,7 +11,7 @@ import pyarrow as pa
 from ducklake_flows.datasets.names import clash, clash_text, columns_of
 from ducklake_flows.errors import SourceError
 from ducklake_flows.sources.rows import column_of, rows_to_table
-from ducklake_flows.sources.values import Unfit
+from ducklake_flows.sources.values import Unfit, sifted
 
 if TYPE_CHECKING:
     from ducklake_flows.datasets.contract import Contract
@@ -32,15 +32,22 @@ def parts_of(given: Any, dataset: Dataset) -> tuple[Any, list[tuple[Member, Any]
         SourceError: the dlt source lacks one of these resources, or has others.
     """
     wanted = {member.name: member for member in dataset.members if member.name in dataset.resources}
-    if not wanted:
-        return given, []
+    left_out = dataset.contract.mode("tables") == "discard_row"
     resources = dict(_resources(given) or {})
+    if not wanted and not (left_out and len(resources) > 1):
+        return given, []
     if lacking := wanted.keys() - resources.keys():
         raise SourceError(
             f"the dataset has a table for {min(lacking)}, but the source has these resources: {', '.join(resources)}",
             "return a dlt source or a list of resources, and name its resources in the dataset",
         )
     others = [(member, resources.pop(name)) for name, member in wanted.items()]
+    if left_out and len(resources) > 1:
+        if dataset.key not in resources:
+            raise SourceError(
+                f"none of the resources is the dataset's: {', '.join(resources)}", f"name one of them {dataset.key}"
+            )
+        return [resources[dataset.key]], others
     return list(resources.values()), others
 
 
@@ -94,15 +101,15 @@ def tables_of(items: Iterable[Any], contract: Contract) -> Iterator[pa.Table | N
     waiting: list[Mapping[str, Any]] = []
     done = 0
 
-    def gathered() -> pa.Table:
+    def gathered() -> Iterator[pa.Table]:
         nonlocal waiting, done
         try:
-            table = rows_to_table(waiting, contract)
+            for _, table in sifted(waiting, lambda rows: rows_to_table(rows, contract), contract, first=done):
+                yield table
         except Unfit as error:
             raise _later(error, done) from None
         done += len(waiting)
         waiting = []
-        return table
 
     for item in items:
         if isinstance(item, Mapping):
@@ -111,7 +118,7 @@ def tables_of(items: Iterable[Any], contract: Contract) -> Iterator[pa.Table | N
             waiting += item
         else:
             if waiting:
-                yield gathered()
+                yield from gathered()
             for table in _arrow(item, contract):
                 try:
                     yield _named(table, contract)
@@ -119,9 +126,11 @@ def tables_of(items: Iterable[Any], contract: Contract) -> Iterator[pa.Table | N
                     raise _later(error, done) from None
                 done += table.num_rows
             continue
-        yield gathered() if len(waiting) >= ROWS else None
+        if len(waiting) >= ROWS:
+            yield from gathered()
+        yield None
     if waiting:
-        yield gathered()
+        yield from gathered()
 
 
 def _later(error: Unfit, rows: int) -> Unfit:

@@ -18,9 +18,10 @@ from ducklake_flows.sources.json_files import parsed
 from ducklake_flows.sources.values import Unfit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from ducklake_flows.datasets.contract import Refused
     from ducklake_flows.datasets.dataset import Dataset, Member
     from ducklake_flows.extract.attempt import Attempt
 
@@ -53,6 +54,23 @@ class Spool:
         for path in self._files[member.key, attempt.id]:
             with pa.memory_map(str(path)) as file:
                 yield pa.ipc.open_file(file).read_all()
+
+
+def refused_rows(rows: Sequence[Refused]) -> pa.Table:
+    """Rows that are set aside, as rows of the quarantine table."""
+    columns = {
+        "reason": [_plain(row.reason) for row in rows],
+        "column_name": [row.column or None for row in rows],
+        "file": [_plain(row.file) or None for row in rows],
+        "content": [_plain(row.content) for row in rows],
+    }
+    texts = {name: pa.array(values, pa.string()) for name, values in columns.items()}
+    return pa.table({**texts, "line": pa.array([row.line or None for row in rows], pa.int64())})
+
+
+def _plain(text: str) -> str:
+    """A text that can be stored: without a NUL, and without halves of characters."""
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
 def cut(table: pa.Table, dataset: Dataset) -> tuple[pa.Table, dict[str, pa.ChunkedArray]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ducklake_flows.datasets.contract import Refused
 from ducklake_flows.errors import LakeError, Rejected
 from ducklake_flows.extract.attempt import ROWS, Attempt, as_arrow, with_neighbours
-from ducklake_flows.sources.values import Unfit, fit
+from ducklake_flows.sources.values import Unfit, fit, row_text
 from ducklake_flows.staging.footers import complete
-from ducklake_flows.staging.inspect import MARK, inspect
+from ducklake_flows.staging.inspect import MARK, broken_rows, inspect
 from ducklake_flows.staging.lattice import contract_line
 
 if TYPE_CHECKING:
@@ -64,6 +66,10 @@ def split(
             if attempt.error is None:
                 _inspect(dataset, [attempt], [str(f) for f in attempt.files], {0: targets[number]})
     for number, attempt in enumerate(attempts):
+        if attempt.error is None and attempt.seen is not None and attempt.seen.aside:
+            _set_aside(dataset, attempt, work / f"kept-{number}")
+            _inspect(dataset, [attempt], [str(f) for f in attempt.files], {0: targets[number]})
+    for number, attempt in enumerate(attempts):
         if attempt.error is None:
             is_json = [name for name, data_type in targets[number].items() if data_type == "JSON"]
             attempt.files = [complete(file, is_json) for file in attempt.files]
@@ -78,6 +84,30 @@ def _inspect(
     for number, (attempt, seen) in enumerate(zip(attempts, found, strict=True)):
         # A text column of the file may be JSON in the target.
         attempt.seen = replace(seen, columns={n: targets.get(number, {}).get(n, t) for n, t in seen.columns.items()})
+
+
+def _set_aside(dataset: Dataset, attempt: Attempt, work: Path) -> None:
+    """Take the rows that break an audit which sets rows aside out of an attempt's files."""
+    work.mkdir()
+    names = [audit.name for audit in dataset.audits if audit.on_fail == "quarantine"]
+    kept: list[Path] = []
+    for number, file in enumerate(attempt.files):
+        rows = pq.read_table(file)
+        broken = broken_rows(dataset, str(file))
+        bad = functools.reduce(pc.or_, broken.columns)
+        for row, audits in zip(rows.filter(bad).to_pylist(), broken.filter(bad).to_pylist(), strict=True):
+            why = ", ".join(name for name, is_broken in zip(names, audits.values(), strict=True) if is_broken)
+            row.pop(MARK, None)
+            attempt.refuse(Refused(f"audit {why} failed", row_text(row)))
+        gone = rows.filter(bad)
+        attempt.given[ROWS] -= gone.num_rows
+        for name in gone.column_names:
+            if values := gone.num_rows - gone.column(name).null_count:
+                attempt.given[name] -= values
+        if gone.num_rows < rows.num_rows:
+            kept.append(work / f"{number}.parquet")
+            pq.write_table(rows.filter(pc.invert(bad)), kept[-1])
+    attempt.files = kept
 
 
 def _cut(

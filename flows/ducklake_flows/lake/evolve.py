@@ -113,13 +113,13 @@ def wanted_columns(dataset: Dataset, there: Mapping[str, str], staged: Mapping[s
         The table's columns first, then the new ones.
 
     Raises:
-        Rejected: a column is new and the contract is frozen, two columns differ in case only, or no type holds the
-            values of both.
+        Rejected: a column is new, or its type would change, and the contract freezes that; two columns differ in case
+            only; or no type holds the values of both.
     """
     wanted = dict(there)
     names = {name.casefold(): name for name in there}
     seen: dict[str, str] = {}
-    frozen = bool(dataset.contract.columns) and dataset.contract.new_columns != "evolve"
+    frozen = bool(dataset.contract.columns) and dataset.contract.mode("columns") != "evolve"
     for name, data_type in staged.items():
         folded = name.casefold()
         if folded in seen:
@@ -136,6 +136,12 @@ def wanted_columns(dataset: Dataset, there: Mapping[str, str], staged: Mapping[s
             joined = join(wanted[known], data_type)
             if joined is None:
                 raise Rejected(_no_join(dataset, known, wanted[known], data_type))
+            is_declared = known in dataset.contract.columns or known in dataset.added_columns
+            if joined != wanted[known] and not is_declared and dataset.contract.mode("data_type") == "freeze":
+                raise Rejected(
+                    f"column {known} would become {joined}: it is {data_type} in this partition, {wanted[known]} in "
+                    f"{dataset.table}, and the contract freezes types"
+                )
             wanted[known] = joined
     return wanted
 

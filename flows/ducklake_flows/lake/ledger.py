@@ -71,21 +71,23 @@ class Recorded:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-_PUBLISHED = str(tuple(state.value for state in PUBLISHED))
+PUBLISHED_STATES = str(tuple(state.value for state in PUBLISHED))
+"""The states of a ledger row with published rows, as a list in SQL."""
 
 _LATEST = f"""
            dataset, partition,
            arg_max(state, token) FILTER (state <> '{RETYPED}') AS state,
            coalesce(arg_max_null(error, token) FILTER (state <> '{RETYPED}'), '') AS error,
-           coalesce(arg_max(attempt_id, token) FILTER (state IN {_PUBLISHED}), '') AS attempt_id,
-           coalesce(arg_max(rows_published, token) FILTER (state IN {_PUBLISHED}), 0) AS rows,
-           coalesce(arg_max(bytes, token) FILTER (state IN {_PUBLISHED}), 0) AS bytes,
+           coalesce(arg_max(attempt_id, token) FILTER (state IN {PUBLISHED_STATES}), '') AS attempt_id,
+           coalesce(arg_max(rows_published, token) FILTER (state IN {PUBLISHED_STATES}), 0) AS rows,
+           coalesce(arg_max(bytes, token) FILTER (state IN {PUBLISHED_STATES}), 0) AS bytes,
            arg_max(seconds, token) FILTER (state <> '{RETYPED}') AS seconds,
-           coalesce(arg_max(fingerprint, token) FILTER (state IN {_PUBLISHED} OR state = '{RETYPED}'), '')
+           coalesce(arg_max(fingerprint, token) FILTER (state IN {PUBLISHED_STATES} OR state = '{RETYPED}'), '')
                AS fingerprint,
-           coalesce(arg_max(source_version, token) FILTER (state IN {_PUBLISHED}), '') AS source_version,
+           coalesce(arg_max(source_version, token) FILTER (state IN {PUBLISHED_STATES}), '') AS source_version,
            epoch_us(max(recorded_at)) AS recorded_us,
-           coalesce(arg_max(coalesce(confirmed_by, attempt_id), token) FILTER (state IN {_PUBLISHED}), '') AS newest
+           coalesce(arg_max(coalesce(confirmed_by, attempt_id), token) FILTER (state IN {PUBLISHED_STATES}), '')
+               AS newest
 """
 
 
@@ -230,7 +232,7 @@ def published_by(con: DuckDBPyConnection, flow_run_id: str) -> set[tuple[str, st
     return set(
         con.execute(
             f"SELECT DISTINCT dataset, partition FROM {LAKE}.ops.ledger "
-            f"WHERE flow_run_id = {literal(flow_run_id)} AND state IN {_PUBLISHED}"
+            f"WHERE flow_run_id = {literal(flow_run_id)} AND state IN {PUBLISHED_STATES}"
         ).fetchall()
     )
 
@@ -245,7 +247,7 @@ def history(con: DuckDBPyConnection, dataset: str, partition: str) -> list[dict[
         f"""SELECT attempt_id, min(token) AS token, any_value(restores) AS restores,
                    arg_max(fingerprint, token) AS fingerprint, arg_max(source_version, token) AS source_version
             FROM {LAKE}.ops.ledger
-            WHERE dataset = ? AND partition = ? AND (state IN {_PUBLISHED} OR state = '{RETYPED}')
+            WHERE dataset = ? AND partition = ? AND (state IN {PUBLISHED_STATES} OR state = '{RETYPED}')
             GROUP BY attempt_id ORDER BY token""",
         [dataset, partition],
     )
@@ -255,7 +257,7 @@ def fingerprints(con: DuckDBPyConnection, attempt_id: str) -> set[str]:
     """The fingerprints of an attempt's rows: as published, and after its columns were widened."""
     found = con.execute(
         f"SELECT DISTINCT fingerprint FROM {LAKE}.ops.ledger WHERE attempt_id = {literal(attempt_id)} "
-        f"AND (state IN {_PUBLISHED} OR state = '{RETYPED}')"
+        f"AND (state IN {PUBLISHED_STATES} OR state = '{RETYPED}')"
     ).fetchall()
     return {fingerprint for (fingerprint,) in found}
 
@@ -267,9 +269,9 @@ def receipt_row(receipt: Receipt) -> dict[str, Any]:
         "partition": receipt.partition,
         "attempt_id": receipt.attempt_id,
         "state": State.rolled_back if receipt.restores else State.published,
-        "rows_in": receipt.rows,
+        "rows_in": receipt.rows + receipt.quarantined,
         "rows_published": receipt.rows,
-        "rows_quarantined": 0,
+        "rows_quarantined": receipt.quarantined,
         "files": len(receipt.files),
         "bytes": receipt.bytes,
         "fingerprint": receipt.fingerprint,
@@ -328,7 +330,7 @@ def earliest(con: DuckDBPyConnection) -> dict[str, str]:
     # Without the segment, which comes first in a key.
     found = con.execute(
         f"SELECT dataset, arg_min(partition, split_part(partition, '/', -1)) FROM {LAKE}.ops.ledger "
-        f"WHERE state IN {_PUBLISHED} GROUP BY ALL"
+        f"WHERE state IN {PUBLISHED_STATES} GROUP BY ALL"
     ).fetchall()
     return dict(found)
 
@@ -336,7 +338,8 @@ def earliest(con: DuckDBPyConnection) -> dict[str, str]:
 def newest(con: DuckDBPyConnection, dataset: str) -> list[str]:
     """The newest partition of each segment of a dataset that was ever published, by its key, or of the dataset."""
     found = con.execute(
-        f"SELECT max(partition) FROM {LAKE}.ops.ledger WHERE dataset = {literal(dataset)} AND state IN {_PUBLISHED} "
+        f"SELECT max(partition) FROM {LAKE}.ops.ledger WHERE dataset = {literal(dataset)} "
+        f"AND state IN {PUBLISHED_STATES} "
         "GROUP BY CASE WHEN contains(partition, '/') THEN split_part(partition, '/', 1) END ORDER BY ALL"
     ).fetchall()
     return [key for (key,) in found]
@@ -347,7 +350,7 @@ def unbuilt(con: DuckDBPyConnection, environment: str) -> dict[tuple[str, str], 
     found = con.execute(
         f"""WITH published AS (
                 SELECT dataset, partition,
-                       arg_max(attempt_id, token) FILTER (state IN {_PUBLISHED}) AS attempt_id
+                       arg_max(attempt_id, token) FILTER (state IN {PUBLISHED_STATES}) AS attempt_id
                 FROM {LAKE}.ops.ledger GROUP BY ALL
             ), built AS (
                 SELECT dataset, partition, arg_max(attempt_id, token) AS attempt_id

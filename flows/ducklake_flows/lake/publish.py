@@ -357,7 +357,7 @@ class Publisher:
                 rows.append(ledger.failure_row(outcome))
                 continue
             try:
-                ready = [self._fitted(con, receipt, tables, evolved.refused) for receipt in outcome.all]
+                ready = [self._fitted(con, receipt, tables, evolved.refused) for receipt in self._all([outcome])]
             except Rejected as error:
                 failure = replace(_failed(outcome, "rejected", error.message), fix=error.fix)
                 result.failures.append(failure)
@@ -435,7 +435,17 @@ class Publisher:
         """
         result = Published()
         new = [outcome for outcome in group if self._is_new(outcome, result)]
-        return result, new, _all(outcome for outcome in new if isinstance(outcome, Receipt))
+        return result, new, self._all(outcome for outcome in new if isinstance(outcome, Receipt))
+
+    def _all(self, receipts: Iterable[Receipt]) -> list[Receipt]:
+        """The receipts and those of the datasets' other tables, without a quarantine that is empty and always was."""
+
+        def has_something(receipt: Receipt) -> bool:
+            if not self._datasets[receipt.dataset].is_quarantine or receipt.rows:
+                return True
+            return (receipt.dataset, receipt.partition) in self._ledger.entries
+
+        return [one for one in _all(receipts) if has_something(one)]
 
     def _is_new(self, outcome: Outcome, result: Published) -> bool:
         """Whether an outcome must be written. If not, it is added to the list of `result` that fits the ledger.

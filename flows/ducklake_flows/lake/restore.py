@@ -24,7 +24,7 @@ from ducklake_flows.lake.rows import condition
 from ducklake_flows.lake.schema import qualified
 from ducklake_flows.scratch import scratch
 from ducklake_flows.settings import LAKE, Settings
-from ducklake_flows.staging.inspect import inspect
+from ducklake_flows.staging.inspect import fingerprint_text, inspect
 from ducklake_flows.staging.layout import new_attempt, staged_path
 from ducklake_flows.staging.receipt import Receipt
 from ducklake_flows.storage import open_storage
@@ -60,7 +60,10 @@ def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -
         of = [{row["token"]: row for row in history(con, one.key, partition.key)} for one in tables]
 
         def whole(row: Mapping[str, Any]) -> list[Any]:
-            return [rows.get(row["token"], {}).get("fingerprint") for rows in of]
+            return [
+                rows.get(row["token"], {}).get("fingerprint") or (NONE if one.is_quarantine else None)
+                for one, rows in zip(tables, of, strict=True)
+            ]
 
         before = [row for row in _still_meant(published) if whole(row) != whole(current)]
         if not before:
@@ -70,7 +73,10 @@ def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -
         snapshot = _snapshot_before(con, name, published[last_seen + 1]["token"])
         receipts = []
         for one, rows in zip(tables, of, strict=True):
-            if (wanted := rows.get(target["token"])) is None:
+            if (wanted := rows.get(target["token"])) is None and one.is_quarantine:
+                receipts.append(_staged(settings, one, partition, work, inspect(one, [partition], [])[0], started))
+                continue
+            if wanted is None:
                 raise BadInput(
                     f"The previous attempt at {name} is older than {one.table}.",
                     f"load another version from its source: {backfill(dataset, partition, '--mode all')}",
@@ -86,6 +92,10 @@ def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -
             version = current["source_version"] or ""
             receipts.append(replace(receipt, source_version=version, restores=wanted["attempt_id"]))
     return replace(receipts[0], supersedes=current["attempt_id"], members=tuple(receipts[1:]))
+
+
+NONE = fingerprint_text(0, None)
+"""The fingerprint of no rows. The ledger does not name a quarantine table until it has a row."""
 
 
 def stage_published(settings: Settings, dataset: Dataset, partition: Partition) -> Receipt:

@@ -119,6 +119,7 @@ def verify(settings: Settings, since: datetime | None = None) -> Iterator[Findin
                 yield Finding("error", "file readable", dataset.table, " ".join(str(error).split())[:300])
         yield from _statistics(settings, con, None if since is None else files.keys(), since, lost)
         with one_snapshot(con):
+            yield from _quarantines(con, since)
             yield from _snapshots(con, since)
             yield from _builds(con)
 
@@ -361,6 +362,35 @@ def _snapshots(con: DuckDBPyConnection, since: datetime | None) -> Iterator[Find
                 f"no snapshot has token {token} ({count} ledger rows)",
                 BACKUP,
             )
+
+
+def _quarantines(con: DuckDBPyConnection, since: datetime | None) -> Iterator[Finding]:
+    """Check that every extracted row of a published partition is published or set aside."""
+    recent = f"AND p.recorded_at >= TIMESTAMPTZ {literal(since.isoformat())}" if since is not None else ""
+    for dataset in all_tables():
+        if (quarantine := dataset.quarantine) is None:
+            continue
+        for partition, extracted, published, set_aside, there in con.execute(
+            f"""WITH latest AS (
+                    SELECT dataset, partition, arg_max(rows_in, token) AS extracted,
+                           arg_max(rows_published, token) AS published, arg_max(rows_quarantined, token) AS set_aside,
+                           max(recorded_at) AS recorded_at
+                    FROM {LAKE}.ops.ledger
+                    WHERE dataset IN ({literal(dataset.key)}, {literal(quarantine.key)})
+                          AND state IN {ledger.PUBLISHED_STATES}
+                    GROUP BY ALL
+                )
+                SELECT p.partition, p.extracted, p.published, p.set_aside, coalesce(q.published, 0)
+                FROM latest p LEFT JOIN latest q ON q.partition = p.partition AND q.dataset <> p.dataset
+                WHERE p.dataset = {literal(dataset.key)} {recent}
+                      AND (p.extracted <> p.published + p.set_aside OR p.set_aside <> coalesce(q.published, 0))
+                ORDER BY ALL"""
+        ).fetchall():
+            what = (
+                f"extracted: {extracted:,} rows, published: {published:,}, set aside: {set_aside:,}; "
+                f"{quarantine.table} has {there:,}"
+            )
+            yield Finding("error", "quarantine", f"{dataset.key} {partition}", what, f"lake replay {dataset.key}")
 
 
 def _builds(con: DuckDBPyConnection) -> Iterator[Finding]:

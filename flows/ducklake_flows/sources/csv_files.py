@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import re
 import shutil
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, TextIO
 from ducklake_flows.errors import SourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence, Set
+    from collections.abc import Callable, Iterator, Mapping, Sequence, Set
     from pathlib import Path
 
     import pyarrow as pa
@@ -173,7 +174,12 @@ def _reader(lines: Iterator[str], dialect: Dialect) -> Iterator[list[str]]:
 
 
 def read(
-    path: Path, dialect: Dialect, columns: Mapping[str, str], size: int, integers: Set[str] = frozenset()
+    path: Path,
+    dialect: Dialect,
+    columns: Mapping[str, str],
+    size: int,
+    integers: Set[str] = frozenset(),
+    aside: Callable[[int, str, str], None] | None = None,
 ) -> Iterator[pa.Table]:
     """Stream a file's rows, every value as text, or null if the dialect says so.
 
@@ -183,6 +189,8 @@ def read(
         columns: The column of each name in the header, in order.
         size: Size of the file in bytes.
         integers: Columns that may be returned as integers, if that is faster and all of their texts are integers.
+        aside: Takes a line that breaks the dialect: its number, why, and its text. None: it is an error. A quote that
+            is not closed is an error in any case: where its value ends is not known.
 
     Raises:
         SourceError: the file breaks the dialect (names the line), or the header is repeated among the rows.
@@ -194,17 +202,38 @@ def read(
         yield table
         return
     try:
-        reader = _database().cursor().execute(f"FROM {_scan(path, dialect, len(columns), size)}").to_arrow_reader(BATCH)
+        con = _database().cursor()
+        scan = _scan(path, dialect, len(columns), size, keeps_rejects=aside is not None)
+        reader = con.execute(f"FROM {scan}").to_arrow_reader(BATCH)
         names: list[str] | None = list(columns)
         for found in reader:
             batch = _without_header(found, names, dialect) if names else found
             names = None
             _check_no_header(batch, list(columns))
             yield pa.table(batch.columns, names=list(columns.values()))
+        if aside is not None:
+            _set_aside(con, path, aside)
     except duckdb.Error as error:
         raise _named(error) from None
     except pa.ArrowException as error:  # how Arrow reports an error of DuckDB in mid-stream
         raise _named(error) from None
+
+
+def _set_aside(con: DuckDBPyConnection, path: Path, aside: Callable[[int, str, str], None]) -> None:
+    """Set aside the lines of a file that the scan of this connection has rejected."""
+    found = con.execute(
+        f"SELECT line, any_value(error_type)::VARCHAR, any_value(error_message), any_value(csv_line) FROM {REJECTS} "
+        "GROUP BY line ORDER BY line"
+    ).fetchall()
+    for line, kind, message, read in found:
+        text = read
+        error = _named(Exception(message))
+        if kind not in ("MISSING COLUMNS", "TOO MANY COLUMNS", "INVALID ENCODING"):
+            raise SourceError(f"line {line}: {error.message}", error.fix)
+        if kind == "INVALID ENCODING":  # DuckDB gives a ? for each byte that is not UTF-8
+            with path.open(encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+                text = next(itertools.islice(file, line - 1, None))
+        aside(line, error.message, text.strip("\r\n"))
 
 
 def _without_header(batch: pa.RecordBatch, names: Sequence[str], dialect: Dialect) -> pa.RecordBatch:
@@ -267,8 +296,12 @@ def _check_no_header(batch: pa.RecordBatch | pa.Table, names: Sequence[str]) -> 
         raise SourceError("the header is repeated among the rows", "export the file again")
 
 
-def _scan(path: Path, dialect: Dialect, columns: int, size: int) -> str:
-    """SQL of the table function that reads a file as text."""
+REJECTS = "rejects"
+"""The table of the lines that a scan has left out, in its connection."""
+
+
+def _scan(path: Path, dialect: Dialect, columns: int, size: int, keeps_rejects: bool = False) -> str:
+    """SQL of the table function that reads a file as text, and of lines that break the dialect keeps a table."""
     options = {
         "columns": "{" + ", ".join(f"'c{number}': 'VARCHAR'" for number in range(columns)) + "}",
         "auto_detect": "false",
@@ -290,6 +323,8 @@ def _scan(path: Path, dialect: Dialect, columns: int, size: int) -> str:
         # DuckDB allocates 32 MB by default for a file of any size.
         "buffer_size": str(min(max(size, 1 << 16), 2 * LONGEST) + 64),
     }
+    if keeps_rejects:
+        options |= {"store_rejects": "true", "rejects_table": _literal(REJECTS), "rejects_scan": "'rejecting_scans'"}
     if size < LONGEST:
         options["max_line_size"] = str(max(size, 1 << 14))
     given = ", ".join(f"{name} = {value}" for name, value in options.items())
@@ -390,7 +425,14 @@ KINDS = {
 """The SQL condition on a text of each kind. Ids such as 007 are of no kind, so they stay text."""
 
 
-def look(path: Path, dialect: Dialect, columns: Mapping[int, Facts], names: Sequence[str], size: int) -> None:
+def look(
+    path: Path,
+    dialect: Dialect,
+    columns: Mapping[int, Facts],
+    names: Sequence[str],
+    size: int,
+    leaves_out: bool = False,
+) -> None:
     """Read a file once and update the facts of some of its columns.
 
     Args:
@@ -399,6 +441,7 @@ def look(path: Path, dialect: Dialect, columns: Mapping[int, Facts], names: Sequ
         columns: The facts to update, by column number.
         names: The header's names.
         size: Size of the file in bytes.
+        leaves_out: Leave out lines that break the dialect.
 
     Raises:
         SourceError: the file breaks the dialect.
@@ -416,13 +459,9 @@ def look(path: Path, dialect: Dialect, columns: Mapping[int, Facts], names: Sequ
             f"coalesce(max(CASE WHEN {point} = 0 THEN {whole} ELSE strpos(ltrim({text}, '-'), '.') - 1 END), 0)"
         )
         selected.append(f"coalesce(max(CASE WHEN {point} = 0 THEN 0 ELSE length({text}) - {point} END), 0)")
+    scan = _scan(path, dialect, len(names), size, keeps_rejects=leaves_out)
     try:
-        found = (
-            _database()
-            .cursor()
-            .execute(f"SELECT {', '.join(selected)} FROM (FROM {_scan(path, dialect, len(names), size)} OFFSET 1)")
-            .fetchall()[0]
-        )
+        found = _database().cursor().execute(f"SELECT {', '.join(selected)} FROM (FROM {scan} OFFSET 1)").fetchall()[0]
     except duckdb.Error as error:
         raise _named(error) from None
     width = len(KINDS) + 3
@@ -431,8 +470,16 @@ def look(path: Path, dialect: Dialect, columns: Mapping[int, Facts], names: Sequ
         facts.add(values, dict(zip(KINDS, kinds, strict=True)), left, places)
 
 
-def line_of(path: Path, dialect: Dialect, record: int, columns: int) -> int:
-    """The line of a file on which a record ends. Lines count from 1; records count from 0, after the header."""
+def line_of(path: Path, dialect: Dialect, record: int, columns: int, leaves_out: bool = False) -> int:
+    """The line of a file on which a record ends. Lines count from 1; records count from 0, after the header.
+
+    Args:
+        path: A local file.
+        dialect: Its dialect.
+        record: The record's number.
+        columns: The number of columns in the header.
+        leaves_out: Do not count records that break the dialect.
+    """
     read = 0
 
     def lines() -> Iterator[str]:
@@ -446,6 +493,8 @@ def line_of(path: Path, dialect: Dialect, record: int, columns: int) -> int:
     left = record + 1
     for fields in _reader(lines(), dialect):
         # A blank line is not a record, except in a file of one column, where it is a null.
+        if leaves_out and (len(fields) != columns or any("\udc80" <= c <= "\udcff" for f in fields for c in f)):
+            continue
         left -= bool(fields) or columns == 1
         if left < 0:
             break

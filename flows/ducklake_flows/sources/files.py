@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ducklake_flows.datasets.partitions import FULL, Grain, Partition
 from ducklake_flows.datasets.scheme import SEGMENT, Scheme, checked_segment
@@ -237,9 +237,11 @@ class Files:
         integers = {name for name, data_type in contract.columns.items() if data_type == "bigint"}
         for name, path, size, columns, dialect in local:
             with _in_file(name, self.format) as place:
-                place.find = partial(_line, path, dialect, len(columns))
-                for table in csv_files.read(path, dialect, columns, size, integers):
-                    yield place.tell(_typed(self._with_points(table, contract, types), contract, types))
+                place.find = partial(_line, path, dialect, len(columns), contract.aside is not None)
+                for table in csv_files.read(path, dialect, columns, size, integers, place.aside(contract)):
+                    yield from place.sifted(
+                        table, lambda rows: _typed(self._with_points(rows, contract, types), contract, types), contract
+                    )
                     place.row += table.num_rows
 
     def _look(
@@ -259,7 +261,7 @@ class Files:
             }
             if wanted:
                 with _in_file(name, self.format):
-                    csv_files.look(path, dialect, wanted, list(columns), size)
+                    csv_files.look(path, dialect, wanted, list(columns), size, contract.aside is not None)
         return facts
 
     def _with_points(self, table: pa.Table, contract: Contract, types: Mapping[str, pa.DataType]) -> pa.Table:
@@ -296,9 +298,13 @@ class Files:
                 path = self._plain(landing, info, opened)
                 if self._is_empty(path.stat().st_size):
                     continue
-                for number, rows in json_files.read(path):
+                for number, rows in json_files.read(path, place.aside(contract)):
                     place.find = partial(_row, number)
-                    yield place.tell(conform(rows_to_table(rows, contract), contract, dict.fromkeys(contract.known)))
+                    yield from place.sifted(
+                        rows,
+                        lambda some: conform(rows_to_table(some, contract), contract, dict.fromkeys(contract.known)),
+                        contract,
+                    )
 
     def _parquet(
         self,
@@ -317,7 +323,9 @@ class Files:
                     continue
                 file = ParquetFile(opened.enter_context(landing.fs.open_input_file(info.path)))
                 for table in file.read(_columns(file.names, contract)):
-                    yield place.tell(conform(table, contract, dict.fromkeys(contract.known)))
+                    yield from place.sifted(
+                        table, lambda rows: conform(rows, contract, dict.fromkeys(contract.known)), contract
+                    )
                     place.row += table.num_rows
 
     def _is_empty(self, size: int) -> bool:
@@ -508,13 +516,13 @@ def _fixed_folder(pattern: str) -> str:
 
 def _is_taken(contract: Contract) -> bool:
     """Whether undeclared columns are kept."""
-    return not contract.columns or contract.new_columns == "evolve"
+    return not contract.columns or contract.mode("columns") == "evolve"
 
 
-def _line(path: Path, dialect: Dialect, columns: int, row: int) -> str:
+def _line(path: Path, dialect: Dialect, columns: int, leaves_out: bool, row: int) -> str:
     from ducklake_flows.sources.csv_files import line_of
 
-    return f"line {line_of(path, dialect, row, columns)}"
+    return f"line {line_of(path, dialect, row, columns, leaves_out)}"
 
 
 def _row(first: int, row: int) -> str:
@@ -533,6 +541,24 @@ class _Place:
         from ducklake_flows.sources.values import FILE
 
         return table.replace_schema_metadata({FILE: self.name})
+
+    def sifted(self, rows: Any, convert: Callable[[Any], pa.Table], contract: Contract) -> Iterator[pa.Table]:
+        """Convert rows of the file, see `ducklake_flows.sources.values.sifted`."""
+        from ducklake_flows.sources.values import sifted
+
+        def where(row: int) -> tuple[str, int]:
+            return self.name, int(self.find(self.row + row).rpartition(" ")[2])
+
+        for _, table in sifted(rows, convert, contract, where):
+            yield self.tell(table)
+
+    def aside(self, contract: Contract) -> Callable[[int, str, str], None] | None:
+        """Takes a line of the file that cannot be read: its number, why, and its text. None: it is an error."""
+        from ducklake_flows.datasets.contract import Refused
+
+        if (take := contract.aside) is None:
+            return None
+        return lambda line, why, text: take(Refused(why, text, "", self.name, line))
 
 
 @contextlib.contextmanager
@@ -617,7 +643,7 @@ def _columns(names: Sequence[str], contract: Contract) -> dict[str, str]:
         raise SourceError(clash_text(*pair, columns[pair[0]]), "correct the contract or the file")
     missing = [c for c in contract.columns if c not in columns.values()]
     extra = [n for n, c in columns.items() if c not in contract.columns and c not in contract.known]
-    if missing or (extra and contract.columns and contract.new_columns == "freeze"):
+    if missing or (extra and contract.columns and contract.mode("columns") == "freeze"):
         raise SourceError(
             "wrong header:"
             + (f" lacks {', '.join(missing)};" if missing else "")

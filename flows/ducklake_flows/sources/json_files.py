@@ -11,7 +11,7 @@ from ducklake_flows.errors import SourceError
 from ducklake_flows.sources.values import is_exact_double
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 BATCH = 10_000
@@ -20,13 +20,16 @@ BATCH = 10_000
 _FIX = "export the file again"
 
 
-def read(path: Path) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+def read(
+    path: Path, aside: Callable[[int, str, str], None] | None = None
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """Stream a file's objects in lists, each with the number of its first object: its line, or its place in the array.
 
     Lines and places count from 1. A number is an int, a float if that holds all of its digits, or a Decimal.
 
     Args:
         path: A local UTF-8 file of JSON lines or one JSON array of objects. An array is read as a whole.
+        aside: Takes a line that is no JSON object: its number, why, and its text. None: it is an error.
 
     Raises:
         SourceError: a line or element is not a JSON object; names the line.
@@ -40,14 +43,23 @@ def read(path: Path) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         rows: list[dict[str, Any]] = []
         first = 1
         for number, line in enumerate(file, 1):
-            if not line.strip(b" \t\r\n\xef\xbb\xbf" if number == 1 else b" \t\r\n"):
+            row = None
+            if line.strip(b" \t\r\n\xef\xbb\xbf" if number == 1 else b" \t\r\n"):
+                try:
+                    row = _quickly(line) or _object(parsed(line, f"line {number}"), f"line {number}")
+                except SourceError as error:
+                    if aside is None:
+                        raise
+                    what = error.message.removeprefix(f"line {number} ")
+                    aside(number, what, line.decode(errors="backslashreplace").rstrip("\r\n"))
+            if row is None:
                 if rows:  # a list contains consecutive lines only
                     yield first, rows
                     rows = []
                 continue
             if not rows:
                 first = number
-            rows.append(_quickly(line) or _object(parsed(line, f"line {number}"), f"line {number}"))
+            rows.append(row)
             if len(rows) == BATCH:
                 yield first, rows
                 rows = []

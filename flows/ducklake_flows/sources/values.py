@@ -10,18 +10,18 @@ import base64
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal, InvalidOperation
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import simplejson
 
-from ducklake_flows.datasets.contract import DECIMAL, Contract, Nested, Zone
+from ducklake_flows.datasets.contract import DECIMAL, Contract, Nested, Refused, Zone
 from ducklake_flows.errors import SourceError
 
 JSON = pa.json_(pa.string())
@@ -559,7 +559,7 @@ def is_missing(value: Any) -> bool:
 def conform(
     table: pa.Table, contract: Contract, also: Mapping[str, pa.DataType | None] = MappingProxyType({})
 ) -> pa.Table:
-    """Apply a contract to a source's table: declared columns in its types and order, others by its ``new_columns``.
+    """Apply a contract to a source's table: declared columns in its types and order, others by its ``schema_contract``.
 
     Args:
         table: The table, with column names as in the lake.
@@ -567,7 +567,7 @@ def conform(
         also: Undeclared columns to keep in any case, with their type; None: the type that the column is stored as.
 
     Raises:
-        Unfit: a value does not fit its declared type, or a column is not declared and ``new_columns`` is ``freeze``.
+        Unfit: a value does not fit its declared type, or a column is not declared and the contract does not let it in.
     """
     wanted = {name: contract_type(data_type) for name, data_type in contract.columns.items()}
     rows = table.num_rows
@@ -584,13 +584,70 @@ def conform(
         data_type = also.get(name)
         if data_type is not None:
             made[name] = fit(table.column(name), data_type, name, contract.zone)
-        elif name in also or not contract.columns or contract.new_columns == "evolve":
+        elif name in also or not contract.columns or contract.mode("columns") == "evolve":
             made[name] = _nested(stored(table.column(name), name), name, contract.nested)
-        elif contract.new_columns == "freeze":
+        elif contract.mode("columns") == "freeze":
             raise Unfit(name, "is not in the contract")
+        elif contract.mode("columns") == "discard_row" and table.column(name).null_count < rows:
+            row = pc.index(pc.is_valid(table.column(name)), True).as_py()
+            raise Unfit(name, f"is not in the contract, but holds {_short(table.column(name)[row].as_py())}", row)
     for name, column in made.items():
         _check_text(column, name)
     return pa.table(made) if made else table.select([])
+
+
+Rows = TypeVar("Rows", pa.Table, Sequence[Mapping[str, Any]])
+
+
+def sifted(
+    rows: Rows,
+    convert: Callable[[Rows], pa.Table],
+    contract: Contract,
+    where: Callable[[int], tuple[str, int]] = lambda row: ("", row + 1),
+    first: int = 0,
+) -> Iterator[tuple[Rows, pa.Table]]:
+    """Convert rows. If the contract discards rows, those that do not fit are set aside, each on its own.
+
+    Args:
+        rows: A table, or a list of rows.
+        convert: Converts them, or raises `Unfit`.
+        contract: The contract.
+        where: The file and the line of a row, by its number; see `Refused`.
+        first: The number of the first row.
+
+    Yields:
+        The rows that were kept, as they came and converted, in order. Without a discarded row, they come at once.
+
+    Raises:
+        Unfit: the contract does not discard rows, or a column as a whole does not fit.
+    """
+    try:
+        converted = convert(rows)
+    except Unfit as error:
+        if contract.aside is None or error.row is None:
+            raise
+        if len(rows) > 1:
+            half = len(rows) // 2
+            yield from sifted(_between(rows, 0, half), convert, contract, where, first)
+            yield from sifted(_between(rows, half, len(rows)), convert, contract, where, first + half)
+            return
+        row = rows.to_pylist()[0] if isinstance(rows, pa.Table) else rows[0]
+        file, line = where(first)
+        contract.aside(Refused(error.why, row_text(row), error.column, file, line))
+        return
+    yield rows, converted
+
+
+def _between(rows: Any, start: int, end: int) -> Any:
+    return rows.slice(start, end - start) if isinstance(rows, pa.Table) else rows[start:end]
+
+
+def row_text(row: Mapping[str, Any]) -> str:
+    """A row as JSON. Values that JSON cannot hold are written as Python writes them."""
+    try:
+        return json_text(row)
+    except ValueError:
+        return json.dumps({str(name): value for name, value in row.items()}, default=repr, ensure_ascii=False)
 
 
 def _nested(column: pa.ChunkedArray, name: str, nested: Nested) -> pa.ChunkedArray:

@@ -17,6 +17,7 @@ from ducklake_flows.scratch import scratch_of_process
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import pyarrow as pa
     from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
     from ducklake_flows.datasets.dataset import Dataset
@@ -80,6 +81,7 @@ class Inspection:
         fingerprint: See `fingerprint_sql`.
         broken: Failed audits that reject, with counts.
         warnings: Failed audits that warn, with counts.
+        aside: Failed audits that set rows aside, with counts.
         values: Number of non-null values of each nested column. A file's footer has the numbers of other columns.
     """
 
@@ -89,6 +91,7 @@ class Inspection:
     broken: tuple[str, ...]
     warnings: tuple[str, ...]
     values: dict[str, int]
+    aside: tuple[str, ...] = ()
 
 
 @cache
@@ -184,7 +187,20 @@ def _inspection(
         tuple(text for text, on_fail in broken if on_fail == "reject"),
         tuple(text for text, on_fail in broken if on_fail == "warn"),
         dict(zip((name for name, data_type in columns.items() if is_nested(data_type)), values, strict=True)),
+        tuple(text for text, on_fail in broken if on_fail == "quarantine"),
     )
+
+
+def broken_rows(dataset: Dataset, path: str) -> pa.Table:
+    """Which rows of a local Parquet file break which of the audits that set rows aside.
+
+    Returns:
+        A boolean column for each of these audits, in their order, and a row for each row of the file, in its order.
+    """
+    audits = [audit for audit in dataset.audits if audit.on_fail == "quarantine"]
+    selected = ", ".join(f"coalesce(NOT ({a.condition}), false) AS a{number}" for number, a in enumerate(audits))
+    with _database().cursor() as con:
+        return con.read_parquet(path, hive_partitioning=False).project(selected).to_arrow_table()
 
 
 def _as_name(mark: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from ducklake_flows.datasets.dataset import QUARANTINE
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -60,6 +62,11 @@ class Receipt:
     def all(self) -> tuple[Receipt, ...]:
         """This receipt and those of the other tables."""
         return self, *self.members
+
+    @property
+    def quarantined(self) -> int:
+        """The partition's rows that are set aside."""
+        return sum(member.rows for member in self.members if member.dataset == f"{self.dataset}__{QUARANTINE}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ DATASET = Dataset(
     source=Files("__dataset__/{partition}.csv", "csv"),
     partition_column="day",
     # primary_key=("id",),
-    # contract=Contract({"id": "bigint", "value": "double"}, new_columns="freeze"),
+    # contract=Contract({"id": "bigint", "value": "double"}, schema_contract="freeze"),
     audits=(at_least(1),),
     start=date(2024, 1, 1),
 )

@@ -15,7 +15,7 @@ DATASET = Dataset(
     primary_key=("order_id",),
     contract=Contract(
         {"order_id": "bigint", "customer": "text", "amount": "decimal(12, 2)", "ordered_at": "timestamp"},
-        new_columns="freeze",
+        schema_contract="freeze",
     ),
     audits=(at_least(1), expect("amounts are positive", "amount > 0")),
     start=date(2024, 1, 1),
