@@ -10,7 +10,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ducklake_flows.datasets.audits import Audit, at_least, expect, not_null
+    from ducklake_flows.datasets.audits import (
+        Audit,
+        accepted_values,
+        at_least,
+        expect,
+        measured,
+        not_null,
+        null_rate,
+        references,
+        steady,
+        unique,
+    )
     from ducklake_flows.datasets.contract import Contract
     from ducklake_flows.datasets.dataset import Dataset, Table
     from ducklake_flows.datasets.partitions import Grain, Partition
@@ -41,12 +52,18 @@ _PLACES = {
     "SqlDatabase": "sources.sql_database",
     "Table": "datasets.dataset",
     "Versions": "sources.rest_api",
+    "accepted_values": "datasets.audits",
     "at_least": "datasets.audits",
     "expect": "datasets.audits",
     "load_settings": "settings",
+    "measured": "datasets.audits",
     "not_null": "datasets.audits",
+    "null_rate": "datasets.audits",
     "open_lake": "lake.query",
+    "references": "datasets.audits",
     "sqlmesh_config": "orchestration.sqlmesh_gate",
+    "steady": "datasets.audits",
+    "unique": "datasets.audits",
 }
 
 __all__ = [
@@ -67,12 +84,18 @@ __all__ = [
     "SqlDatabase",
     "Table",
     "Versions",
+    "accepted_values",
     "at_least",
     "expect",
     "load_settings",
+    "measured",
     "not_null",
+    "null_rate",
     "open_lake",
+    "references",
     "sqlmesh_config",
+    "steady",
+    "unique",
 ]
 
 

@@ -69,7 +69,7 @@ def test_audits_count_the_rows_that_break_them(tmp_path: Path) -> None:
     assert found.broken == (
         "null in the primary key (a): 1 row",
         "duplicate of the primary key (a): 1 row",
-        "audit 'at_least(5)' failed",
+        "audit 'at_least(5)' failed: 3, expected at least 5",
         "audit 'short' failed: 1 row",
     )
     assert found.warnings == ("audit 'no x' failed: 1 row",)
@@ -81,7 +81,7 @@ def test_audits_without_rows_pass_except_at_least() -> None:
     )
     found = inspect(dataset, [FULL], [])[0]
     assert found.rows == 0
-    assert found.broken == ("audit 'at_least(1)' failed",)
+    assert found.broken == ("audit 'at_least(1)' failed: 0, expected at least 1",)
 
 
 @pytest.mark.parametrize("said", ["2024-01-01", "2024-01-02"])

@@ -562,6 +562,30 @@ def quarantine(
 
 
 @app.command()
+def checks(
+    name: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset.")],
+    partition: Annotated[list[str] | None, typer.Option(help="Only this partition. May be repeated.")] = None,
+    check: Annotated[str | None, typer.Option(help="Only this audit.")] = None,
+    history: Annotated[
+        bool, typer.Option("--history", help="All results, the newest first; default: the last of each partition.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=0, help="The most results to show.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Show the results of a dataset's audits: what was observed, what is expected, and rows that break them."""
+    from ducklake_flows.lake.checks import read
+    from ducklake_flows.project import get_dataset
+
+    found = read(load_settings(), get_dataset(name), partition or (), check, limit, history)
+    if as_json:
+        _json({"audits": found.names, "results": found.found})
+    else:
+        from ducklake_flows.cli import show
+
+        show.checks(name, found, history)
+
+
+@app.command()
 def replay(
     name: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset.")],
     partition: Annotated[list[str] | None, typer.Option(help="Only this partition. May be repeated.")] = None,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ducklake_flows.lake.builds import Environment, RefusedInterval
+    from ducklake_flows.lake.checks import Results
     from ducklake_flows.lake.quarantine import Quarantined
     from ducklake_flows.lake.verify import Finding
     from ducklake_flows.report.overdue import Overdue
@@ -110,6 +111,31 @@ def status(
         console.print(line, style="red", soft_wrap=True)
     if found:
         console.print(f"next:  {causes.next_steps(found)}", soft_wrap=True)
+
+
+def checks(key: str, found: Results, history: bool = False) -> None:
+    """Print the results of a dataset's audits: each audit, then the failures, or with `history` all results."""
+    if not found.names:
+        console.print(f"No results of audits of {key} are recorded.")
+        return
+    table = Table(box=None, header_style="dim")
+    for column in ("audit", "if it fails", "passed", "failed", "last failed"):
+        table.add_column(column, justify="right" if column in ("passed", "failed") else "left")
+    for row in found.names:
+        style = "red" if row["failed"] else None
+        numbers = (f"{row['passed']:,}", f"{row['failed']:,}")
+        table.add_row(row["name"], row["on_fail"], *numbers, row["last_failed"] or "", style=style)
+    console.print(table)
+    for row in found.found:
+        if row["passed"] and not history:
+            continue
+        when = f"{row['recorded_at']:%Y-%m-%d %H:%M}  " if history else ""
+        what = "passed" if row["passed"] else "failed"
+        seen = f": {row['observed']}, expected {row['expected']}" if row["observed"] else ""
+        line = f"{when}{row['partition']}  {row['name']} {what}{seen}"
+        console.print(line, style=None if row["passed"] else "red", soft_wrap=True, markup=False)
+        if row["sample"] not in (None, "[]"):
+            console.print(f"  {row['sample']}", soft_wrap=True, markup=False)
 
 
 def quarantine(key: str, found: Quarantined) -> None:

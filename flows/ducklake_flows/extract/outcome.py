@@ -50,6 +50,7 @@ def _receipt(dataset: Dataset, attempt: Attempt, origin: str) -> Receipt:
         source_values=dict(attempt.given),
         values=attempt.staged,
         source=origin,
+        checks=seen.checks,
     )
 
 
@@ -70,6 +71,7 @@ def _failure(dataset: Dataset, attempt: Attempt, error: Exception) -> Failure:
         attempt.profile,
         error.fix if isinstance(error, LakeError) else "",
         _traceback(error),
+        attempt.seen.checks if attempt.seen is not None else (),
     )
 
 

@@ -17,7 +17,7 @@ from ducklake_flows.errors import LakeError, Rejected
 from ducklake_flows.extract.attempt import ROWS, Attempt, as_arrow, with_neighbours
 from ducklake_flows.sources.values import Unfit, fit, row_text
 from ducklake_flows.staging.footers import complete
-from ducklake_flows.staging.inspect import MARK, broken_rows, inspect
+from ducklake_flows.staging.inspect import MARK, breaking, broken_rows, inspect
 from ducklake_flows.staging.lattice import contract_line
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
     from ducklake_flows.datasets.dataset import Dataset
     from ducklake_flows.extract.dlt_run import Shape
+    from ducklake_flows.staging.receipt import Checked
+
+LONGEST_SAMPLE = 10_000
+"""Characters of a row that is shown as an example."""
 
 BATCH = 122_880
 """Rows per batch: one row group of DuckDB's size."""
@@ -66,9 +70,18 @@ def split(
             if attempt.error is None:
                 _inspect(dataset, [attempt], [str(f) for f in attempt.files], {0: targets[number]})
     for number, attempt in enumerate(attempts):
-        if attempt.error is None and attempt.seen is not None and attempt.seen.aside:
+        if attempt.error is not None or attempt.seen is None:
+            continue
+        if all(check.passed for check in attempt.seen.checks):
+            continue
+        aside: dict[str, Checked] = {}
+        if attempt.seen.aside:
+            found = [check for check in attempt.seen.checks if check.on_fail == "quarantine"]
+            aside = {check.name: _with_sample(dataset, check, attempt.files) for check in found}
             _set_aside(dataset, attempt, work / f"kept-{number}")
             _inspect(dataset, [attempt], [str(f) for f in attempt.files], {0: targets[number]})
+        checks = (aside.get(c.name) or _with_sample(dataset, c, attempt.files) for c in attempt.seen.checks)
+        attempt.seen = replace(attempt.seen, checks=tuple(checks))
     for number, attempt in enumerate(attempts):
         if attempt.error is None:
             is_json = [name for name, data_type in targets[number].items() if data_type == "JSON"]
@@ -84,6 +97,15 @@ def _inspect(
     for number, (attempt, seen) in enumerate(zip(attempts, found, strict=True)):
         # A text column of the file may be JSON in the target.
         attempt.seen = replace(seen, columns={n: targets.get(number, {}).get(n, t) for n, t in seen.columns.items()})
+
+
+def _with_sample(dataset: Dataset, check: Checked, files: Sequence[Path]) -> Checked:
+    """The result of an audit, with some of the rows that break it."""
+    audit = next((audit for audit in dataset.audits if audit.name == check.name and not audit.is_of_the_whole), None)
+    if not check.failed_rows or audit is None:
+        return check
+    texts = [text for row in breaking(audit, list(map(str, files))) if len(text := row_text(row)) <= LONGEST_SAMPLE]
+    return replace(check, sample=f"[{', '.join(texts)}]")
 
 
 def _set_aside(dataset: Dataset, attempt: Attempt, work: Path) -> None:

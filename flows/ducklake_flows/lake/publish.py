@@ -36,7 +36,7 @@ from tenacity import (
 
 from ducklake_flows.datasets.dataset import Member
 from ducklake_flows.errors import CatalogError, CommitConflict, LakeError, PublishedInBetween, Rejected
-from ducklake_flows.lake import ledger, statistics
+from ducklake_flows.lake import checks, ledger, statistics
 from ducklake_flows.lake.connect import check_access, commit_message, connect, renew
 from ducklake_flows.lake.damage import lost_files
 from ducklake_flows.lake.evolve import READ, Contents, Fit, contents, evolve, fit
@@ -356,7 +356,10 @@ class Publisher:
                 result.failures.append(outcome)
                 rows.append(ledger.failure_row(outcome))
                 continue
+            outcome, broken = self._judged(con, outcome, tables)  # noqa: PLW2901 - the same outcome
             try:
+                if broken:
+                    raise Rejected(broken)
                 ready = [self._fitted(con, receipt, tables, evolved.refused) for receipt in self._all([outcome])]
             except Rejected as error:
                 failure = replace(_failed(outcome, "rejected", error.message), fix=error.fix)
@@ -376,12 +379,24 @@ class Publisher:
             result.receipts.append(outcome)
         for key, ready in changed.items():
             self._replace(con, self._datasets[key], ready)
+        written = {row["attempt_id"] for row in rows}
         in_gate = (time.monotonic() - self._began) / max(len(group), 1)
         for row in rows:
             row["profile"] = _json({**row["profile"], "gate": in_gate})
         if rows:
             self._record(con, rows, token, _message(result))
+            common = {"flow_run_id": self._flow_run_id, "recorded_at": rows[0]["recorded_at"], "token": token}
+            told: list[Outcome] = [*result.receipts, *result.failures]
+            checks.record(con, [outcome for outcome in told if outcome.attempt_id in written], common)
         return result, token, rows
+
+    def _judged(
+        self, con: DuckDBPyConnection, receipt: Receipt, tables: Mapping[str, Mapping[str, str]]
+    ) -> tuple[Receipt, str]:
+        """A receipt with the results of the audits that need the lake, and why it is rejected; "" if it is not."""
+        found = [checks.judge(con, self._settings, self._datasets[one.dataset], one, tables) for one in receipt.all]
+        receipts = [one for one, _ in found]
+        return replace(receipts[0], members=tuple(receipts[1:])), "; ".join(why for _, why in found if why)
 
     def _fitted(
         self,
@@ -595,6 +610,7 @@ def _failed(receipt: Receipt, state: Any, error: str) -> Failure:
         receipt.source_version,
         receipt.seconds,
         receipt.profile,
+        checks=receipt.checks,
     )
 
 

@@ -34,7 +34,8 @@ OPS = {
     "checks": """
         environment VARCHAR, model VARCHAR, interval_start TIMESTAMP, interval_end TIMESTAMP, name VARCHAR,
         passed BOOLEAN, failed_rows BIGINT, sample VARCHAR, error VARCHAR, datasets VARCHAR[],
-        flow_run_id VARCHAR, recorded_at TIMESTAMP WITH TIME ZONE, token BIGINT""",
+        flow_run_id VARCHAR, recorded_at TIMESTAMP WITH TIME ZONE, token BIGINT, dataset VARCHAR, partition VARCHAR,
+        attempt_id VARCHAR, on_fail VARCHAR, observed VARCHAR, expected VARCHAR""",
     "schema_changes": "table_name VARCHAR, change VARCHAR, recorded_at TIMESTAMP WITH TIME ZONE, token BIGINT",
 }
 """Columns of the tables in ``lake.ops``. ``token`` is the snapshot that committed the row; see `fence`.

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.datasets.types import declared_types, is_nested, quoted
 from ducklake_flows.errors import Rejected
 from ducklake_flows.scratch import scratch_of_process
+from ducklake_flows.staging.receipt import Checked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
+    from ducklake_flows.datasets.audits import Audit
     from ducklake_flows.datasets.dataset import Dataset
     from ducklake_flows.datasets.partitions import Partition
 
@@ -82,6 +84,7 @@ class Inspection:
         broken: Failed audits that reject, with counts.
         warnings: Failed audits that warn, with counts.
         aside: Failed audits that set rows aside, with counts.
+        checks: The results of the audits, and of the primary key if it failed.
         values: Number of non-null values of each nested column. A file's footer has the numbers of other columns.
     """
 
@@ -92,6 +95,7 @@ class Inspection:
     warnings: tuple[str, ...]
     values: dict[str, int]
     aside: tuple[str, ...] = ()
+    checks: tuple[Checked, ...] = ()
 
 
 @cache
@@ -163,6 +167,7 @@ def _aggregate(
             "count(*)",
             fingerprint_sql(columns),
             f"[{', '.join(counts)}]::BIGINT[]",
+            f"[{', '.join(f'({c.measure})::VARCHAR' if c.measure else 'NULL' for c in checks)}]::VARCHAR[]",
             *(c.sql for c in checks),
         ]
     )
@@ -173,13 +178,16 @@ def _aggregate(
 
 
 def _inspection(
-    columns: dict[str, str], checks: Sequence[_Check], rows: int, digest: int | None, values: list[int], *counts: int
+    columns: dict[str, str],
+    checks: Sequence[_Check],
+    rows: int,
+    digest: int | None,
+    values: list[int],
+    measures: list[str | None],
+    *counts: int,
 ) -> Inspection:
-    broken = [
-        (f"{check.name}: {count:,} row{'s' if count != 1 else ''}" if count > 0 else check.name, check.on_fail)
-        for check, count in zip(checks, counts, strict=True)
-        if count
-    ]
+    results = [check.result(count, measure) for check, count, measure in zip(checks, counts, measures, strict=True)]
+    broken = [(c.failure(r), c.on_fail) for c, r in zip(checks, results, strict=True) if not r.passed]
     return Inspection(
         rows,
         columns,
@@ -188,7 +196,20 @@ def _inspection(
         tuple(text for text, on_fail in broken if on_fail == "warn"),
         dict(zip((name for name, data_type in columns.items() if is_nested(data_type)), values, strict=True)),
         tuple(text for text, on_fail in broken if on_fail == "quarantine"),
+        tuple(r for c, r in zip(checks, results, strict=True) if c.audit or not r.passed),
     )
+
+
+SAMPLE = 3
+"""Rows shown of those that break an audit."""
+
+
+def breaking(audit: Audit, paths: Sequence[str]) -> list[dict[str, Any]]:
+    """Up to `SAMPLE` rows of local Parquet files that break an audit of rows."""
+    with _database().cursor() as con:
+        files = con.read_parquet(list(paths), hive_partitioning=False)
+        rows = files.filter(f"NOT ({audit.condition})").limit(SAMPLE).to_arrow_table().to_pylist()
+    return [{name: value for name, value in row.items() if name != MARK} for row in rows]
 
 
 def broken_rows(dataset: Dataset, path: str) -> pa.Table:
@@ -222,6 +243,26 @@ class _Check:
     sql: str
     on_fail: str = "reject"
     of_the_whole: bool = False
+    audit: Audit | None = None
+    measure: str = ""
+
+    def result(self, count: int, measure: str | None) -> Checked:
+        """The result, by what the aggregate and the measure gave."""
+        if self.of_the_whole:
+            expected = self.audit.expected if self.audit else ""
+            return Checked(self.short, self.on_fail, not count, measure or "", expected)
+        return Checked(self.short, self.on_fail, not count, f"{count:,} rows", "0 rows", count)
+
+    def failure(self, result: Checked) -> str:
+        """What to say about a failure."""
+        if result.failed_rows is not None:
+            return f"{self.name}: {result.failed_rows:,} row{'s' if result.failed_rows != 1 else ''}"
+        return f"{self.name}: {result.observed}, expected {result.expected}" if result.expected else self.name
+
+    @property
+    def short(self) -> str:
+        """The name of its result."""
+        return self.audit.name if self.audit else self.name
 
 
 def _checks(dataset: Dataset, partitions: Sequence[Partition], mark: str) -> list[_Check]:
@@ -241,8 +282,11 @@ def _checks(dataset: Dataset, partitions: Sequence[Partition], mark: str) -> lis
             _Check(f"duplicate of the primary key ({label})", f"count(*) - count(DISTINCT row({names}))"),
         ]
     for audit in dataset.audits:
+        whole = audit.is_of_the_whole
         sql = f"CASE WHEN {audit.condition} THEN 0 ELSE -1 END"
-        if not audit.aggregate:
+        if not whole:
             sql = f"count(*) FILTER (NOT ({audit.condition}))"
-        checks.append(_Check(f"audit {audit.name!r} failed", sql, audit.on_fail, audit.aggregate))
+        elif not audit.aggregate:
+            sql = "0"
+        checks.append(_Check(f"audit {audit.name!r} failed", sql, audit.on_fail, whole, audit, audit.measure))
     return checks

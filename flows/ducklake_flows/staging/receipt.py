@@ -12,6 +12,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Checked:
+    """The result of an audit on a partition.
+
+    Args:
+        name: The audit.
+        on_fail: What happens if it fails, see `ducklake_flows.datasets.audits.Audit`.
+        passed: Whether it passed.
+        observed: What was measured: the number of rows that break it, or an aggregate's value, as text.
+        expected: What it should be, for the reader.
+        failed_rows: The number of rows that break it; None if it is about the partition as a whole.
+        sample: Some of these rows, as a JSON list.
+    """
+
+    name: str
+    on_fail: str
+    passed: bool
+    observed: str
+    expected: str
+    failed_rows: int | None = None
+    sample: str = "[]"
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """One staged partition, ready to publish.
 
@@ -36,6 +59,7 @@ class Receipt:
             one has been published since.
         source: The file, URL or function that the rows were read from.
         members: The receipts of the dataset's other tables, which are published with it or not at all.
+        checks: The results of the dataset's audits.
     """
 
     dataset: str
@@ -57,6 +81,7 @@ class Receipt:
     supersedes: str = ""
     source: str = ""
     members: tuple[Receipt, ...] = ()
+    checks: tuple[Checked, ...] = ()
 
     @property
     def all(self) -> tuple[Receipt, ...]:
@@ -84,6 +109,7 @@ class Failure:
         profile: As in the receipt.
         fix: What to do about the error; "" if the error does not say.
         traceback: Of an exception of the source's own code; "" for any other error. Only for the task's log.
+        checks: As in the receipt.
     """
 
     dataset: str
@@ -96,6 +122,7 @@ class Failure:
     profile: Mapping[str, float] = field(default_factory=dict)
     fix: str = ""
     traceback: str = ""
+    checks: tuple[Checked, ...] = ()
 
 
 Outcome = Receipt | Failure

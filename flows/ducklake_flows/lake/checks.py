@@ -1,0 +1,210 @@
+"""The results of audits: those that need the lake are judged here, and all of them are rows of ``ops.checks``.
+
+A worker evaluates conditions on a partition's rows. What is usual, and what is in another dataset, is compared when the
+partition is published, in the same transaction.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ducklake_flows.datasets.audits import ENOUGH
+from ducklake_flows.datasets.types import quoted
+from ducklake_flows.errors import CatalogError
+from ducklake_flows.lake.connect import connected, literal, one_snapshot, rows
+from ducklake_flows.lake.evolve import READ
+from ducklake_flows.lake.files import full_paths
+from ducklake_flows.lake.ledger import append
+from ducklake_flows.lake.schema import table_columns
+from ducklake_flows.settings import LAKE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from duckdb import DuckDBPyConnection
+
+    from ducklake_flows.datasets.audits import Audit, Band, Reference
+    from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.settings import Settings
+    from ducklake_flows.staging.receipt import Checked, Outcome, Receipt
+
+
+def judge(
+    con: DuckDBPyConnection,
+    settings: Settings,
+    dataset: Dataset,
+    receipt: Receipt,
+    tables: Mapping[str, Mapping[str, str]],
+) -> tuple[Receipt, str]:
+    """Judge the audits of a staged partition that compare it with the lake.
+
+    Args:
+        con: A connection with the publishing transaction open.
+        settings: Where the staged files are.
+        dataset: The partition's dataset.
+        receipt: The staged partition.
+        tables: The columns of the lake's tables.
+
+    Returns:
+        The receipt with the results, and why it is rejected; "" if it is not.
+    """
+    audits = {audit.name: audit for audit in dataset.audits if audit.band or audit.reference}
+    if not audits or receipt.restores or receipt.supersedes:
+        return receipt, ""
+    found: list[Checked] = []
+    broken: dict[str, list[str]] = {"reject": [], "warn": []}
+    for check in receipt.checks:
+        judged = check
+        if audit := audits.get(check.name):
+            if audit.band is not None:
+                judged = _usual(check, audit.band, _before(con, dataset, receipt.partition, audit))
+            elif audit.reference is not None:
+                judged = _referred(con, settings, check, audit.reference, receipt, tables)
+            if not judged.passed:
+                text = f"audit {audit.name!r} failed: {judged.observed}, expected {judged.expected}"
+                broken[audit.on_fail].append(text)
+        found.append(judged)
+    warnings = (*receipt.warnings, *broken["warn"])
+    return replace(receipt, checks=tuple(found), warnings=warnings), "; ".join(broken["reject"])
+
+
+def _before(con: DuckDBPyConnection, dataset: Dataset, partition: str, audit: Audit) -> list[float]:
+    """What was measured in the partitions before one, the newest last; of a dataset's only partition, before now."""
+    segment = f"{partition.partition('/')[0]}/" if "/" in partition else ""
+    which = f"partition < {literal(partition)} AND starts_with(partition, {literal(segment)})"
+    by = "partition"
+    if dataset.grain == "full":
+        which, by = f"partition = {literal(partition)}", "token"
+    last = audit.band.last if audit.band else 0
+    found = con.execute(
+        f"""SELECT arg_max(TRY_CAST(observed AS DOUBLE), token) FROM {LAKE}.ops.checks
+            WHERE dataset = {literal(dataset.key)} AND name = {literal(audit.name)} AND {which}
+                  AND (passed OR on_fail <> 'reject')
+            GROUP BY {by} ORDER BY {by} DESC LIMIT {last}"""
+    ).fetchall()
+    return [value for (value,) in reversed(found) if value is not None]
+
+
+def _usual(check: Checked, band: Band, before: Sequence[float]) -> Checked:
+    """The result of a comparison with what is usual."""
+    if len(before) < ENOUGH or not check.observed:
+        return check
+    middle = statistics.median(before)
+    low, high = sorted((middle * band.low, middle * band.high))
+    expected = f"{low:g} to {high:g} ({check.expected}, {middle:g})"
+    return replace(check, passed=low <= float(check.observed) <= high, expected=expected)
+
+
+def _referred(
+    con: DuckDBPyConnection,
+    settings: Settings,
+    check: Checked,
+    reference: Reference,
+    receipt: Receipt,
+    tables: Mapping[str, Mapping[str, str]],
+) -> Checked:
+    """The result of looking up a column's values in another dataset."""
+    column, other = quoted(reference.column), quoted(reference.other)
+    table = f"raw.{reference.dataset}"
+    if not receipt.files:
+        return replace(check, observed="0 rows")
+    known = reference.other in tables.get(table, {})
+    there = f"SELECT {other} FROM {LAKE}.{table} WHERE {other} IS NOT NULL" if known else "SELECT NULL WHERE false"
+    lacking = f"{column} IS NOT NULL AND {column} NOT IN ({there})"
+    paths = full_paths(settings, receipt.files)
+    ((count, sample),) = con.execute(
+        f"SELECT count(*), to_json(list({column} ORDER BY {column})[:3])::VARCHAR FROM {READ} WHERE {lacking}", [paths]
+    ).fetchall()
+    return replace(
+        check, passed=not count, observed=f"{count:,} rows with another value", failed_rows=count, sample=sample or "[]"
+    )
+
+
+def record(con: DuckDBPyConnection, outcomes: Sequence[Outcome], common: Mapping[str, Any]) -> None:
+    """Append the results of audits to ``ops.checks``, within the caller's transaction.
+
+    Raises:
+        CatalogError: the table is of an earlier release.
+    """
+    found = [
+        {
+            **common,
+            "dataset": one.dataset,
+            "partition": one.partition,
+            "attempt_id": one.attempt_id,
+            "name": check.name,
+            "on_fail": check.on_fail,
+            "passed": check.passed,
+            "observed": check.observed,
+            "expected": check.expected,
+            "failed_rows": check.failed_rows,
+            "sample": check.sample,
+        }
+        for outcome in outcomes
+        for one in getattr(outcome, "all", (outcome,))
+        for check in one.checks
+    ]
+    if found and "observed" not in table_columns(con).get("ops.checks", {}):
+        raise CatalogError("The lake's tables are of an earlier release: ops.checks lacks a column.", "lake init")
+    append(con, "checks", found)
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The results of a dataset's audits.
+
+    Args:
+        names: Of each audit: ``name``, ``on_fail``, ``passed`` and ``failed`` (numbers of partitions, each by its last
+            result), and ``last_failed``, the last partition that failed; None if none did.
+        found: Results: ``partition``, ``name``, ``passed``, ``on_fail``, ``observed``, ``expected``, ``failed_rows``,
+            ``sample``, ``attempt_id``, ``recorded_at``; failures first, then the newest first.
+    """
+
+    names: Sequence[Mapping[str, Any]]
+    found: Sequence[Mapping[str, Any]]
+
+
+def read(
+    settings: Settings,
+    dataset: Dataset,
+    partitions: Sequence[str] = (),
+    name: str | None = None,
+    limit: int = 20,
+    history: bool = False,
+) -> Results:
+    """Read the results of a dataset's audits.
+
+    Args:
+        settings: Where the lake is.
+        dataset: The dataset.
+        partitions: Only these; empty: all.
+        name: Only this audit; None: all.
+        limit: The most results.
+        history: All results, the newest first; otherwise the last of each partition.
+    """
+    where = f"dataset = {literal(dataset.key)}"
+    if partitions:
+        where += f" AND partition IN ({', '.join(map(literal, partitions))})"
+    if name is not None:
+        where += f" AND name = {literal(name)}"
+    every = f"(SELECT * FROM {LAKE}.ops.checks WHERE {where})"
+    last = f"(FROM {every} QUALIFY token = max(token) OVER (PARTITION BY partition, name))"
+    with connected(settings, read_only=True) as con, one_snapshot(con):
+        if "observed" not in table_columns(con).get("ops.checks", {}):
+            return Results([], [])
+        names = rows(
+            con,
+            f"""SELECT name, arg_max(on_fail, token) AS on_fail, count(*) FILTER (passed) AS passed,
+                       count(*) FILTER (NOT passed) AS failed, max(partition) FILTER (NOT passed) AS last_failed
+                FROM {last} GROUP BY name ORDER BY min(token), name""",
+        )
+        found = rows(
+            con,
+            f"""SELECT partition, name, passed, on_fail, observed, expected, failed_rows, sample, attempt_id,
+                       recorded_at
+                FROM {every if history else last}
+                ORDER BY {"" if history else "passed, "}token DESC, partition DESC, name LIMIT {limit}""",
+        )
+    return Results(names, found)
