@@ -24,8 +24,9 @@ stack: .venv/installed  ## PostgreSQL, S3, Prefect, a worker and Dask on this ma
 test: .venv/installed  ## All tests (ARGS="tests/lake -k name" selects some)
 	$(BIN)/python -m pytest $(ARGS)
 
-soak: .venv/installed  ## The long form of the tests of faults and values: every crash point, hundreds of seeds; prints a table
-	$(BIN)/python -m pytest --soak --timeout 7200 tests/faults tests/values tests/regressions tests/flows/test_rates.py tests/flows/test_credentials.py $(ARGS)
+soak: .venv/installed  ## The long form of the tests: every crash point, hundreds of seeds, all storages; prints a table
+	$(BIN)/python -m pytest --soak --timeout 7200 tests/faults tests/values tests/regressions tests/lake $(ARGS)
+	$(BIN)/python -m pytest --soak --timeout 7200 -m soak tests/flows tests/stack $(ARGS)
 
 coverage: .venv/installed  ## All tests with branch coverage, subprocesses included
 	rm -f .coverage .coverage.*

@@ -197,7 +197,8 @@ MOVE: LiteralString = "UPDATE ducklake_metadata SET value = {} WHERE key = 'data
 """Gives a copied catalog its own data path. All other paths in it are relative to that one."""
 
 STORAGES = ("sqlite+folder", "postgres+folder", "postgres+s3")
-"""The combinations of catalog and data storage. The lake suite runs on all, the flow tests on the first."""
+"""The combinations of catalog and data storage. In `make soak`, the lake suite runs on all, otherwise on the first and
+the last; the flow tests on the first."""
 
 
 @dataclass
@@ -299,10 +300,11 @@ def services() -> Iterator[Services]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "lake" in metafunc.fixturenames:
         folder = Path(metafunc.definition.path).parent.name
-        long = {"lake": STORAGES, **dict.fromkeys(("faults", "values", "regressions", "sources"), STORAGES[::2])}
+        ends = STORAGES[::2]
+        long = {"lake": STORAGES, **dict.fromkeys(("faults", "values", "regressions", "sources"), ends)}
         chosen = long.get(folder, STORAGES[:1])
         if not metafunc.config.getoption("--soak"):
-            default = STORAGES[:1] if folder in ("values", "regressions") else chosen
+            default = ends if folder in ("lake", "faults", "sources") else STORAGES[:1]
             chosen = next((mark.args for mark in metafunc.definition.iter_markers("short")), default)
         if not any("lake" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")):
             metafunc.parametrize("lake", chosen, indirect=True)

@@ -83,6 +83,10 @@ class CatalogError(LakeError):
     """The catalog, the data path or the lake's folder cannot be used."""
 
 
+class OldRelease(CatalogError):
+    """The lake was written by an earlier release, and `lake init` has not brought it up to date."""
+
+
 class NotInitialised(CatalogError):
     """The lake has no catalog or no tables yet."""
 

@@ -74,7 +74,9 @@ def test_a_publish_whose_commit_is_cut_off_is_published_once(lake: Lake, catalog
 
 
 @on_postgres_and_s3
-@pytest.mark.parametrize("verdict", ["503", "cut", "cut after", "slow"])
+@pytest.mark.parametrize(
+    "verdict", ["503", "cut", *(pytest.param(v, marks=pytest.mark.soak) for v in ("cut after", "slow"))]
+)
 def test_transient_errors_of_the_object_store_are_retried(lake: Lake, store: Proxy, verdict: str) -> None:
     """Three requests in a row fail or are slow, while files are staged and again while they are registered."""
     land(lake, OLD)
@@ -95,7 +97,7 @@ def test_transient_errors_of_the_object_store_are_retried(lake: Lake, store: Pro
 
 
 @on_postgres_and_s3
-@pytest.mark.parametrize("verdict", ["503", "cut", "hold"])
+@pytest.mark.parametrize("verdict", ["503", *(pytest.param(v, marks=pytest.mark.soak) for v in ("cut", "hold"))])
 def test_an_unavailable_object_store_fails_cleanly_and_the_next_run_finishes(
     lake: Lake, store: Proxy, monkeypatch: pytest.MonkeyPatch, verdict: str
 ) -> None:

@@ -325,7 +325,7 @@ def test_operations_in_any_order_leave_the_contents_of_a_reference_dict(
     run_state_machine_as_test(
         machine(fresh, kill, project),
         settings=settings(
-            max_examples=10 if soak else 2,
+            max_examples=10 if soak else 1,
             stateful_step_count=40 if soak else 10,
             deadline=None,
             derandomize=not soak,

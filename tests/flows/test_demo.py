@@ -36,8 +36,10 @@ def loaded(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> tup
     land(settings(lake))
     with breaking(lake) as url:
         refused = lake("demo", "--start", SPRING[0], "--end", SPRING[1], fails=True, DEMO_API=url)
-    lake("demo", "--start", SPRING[0], "--end", SPRING[1])
-    lake("demo", "--start", AUTUMN[0], "--end", AUTUMN[1])
+    with demo_api.serve(settings(lake)) as url:
+        lake("backfill", "entries", "--start", SPRING[0], "--end", SPRING[1], DEMO_API=url)
+        lake("backfill", "entries", "flights", "--start", AUTUMN[0], "--end", AUTUMN[1], DEMO_API=url)
+    lake("transform")
     return lake, refused
 
 

@@ -133,9 +133,8 @@ def exists(dataset: str) -> bool:
         return any(limit.name == rates.PREFIX + dataset for limit in client.read_global_concurrency_limits(200))
 
 
-@pytest.mark.parametrize(
-    "is_shared", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["a cluster each", "one cluster"]
-)
+@pytest.mark.parametrize("is_shared", [False, True], ids=["a cluster each", "one cluster"])
+@pytest.mark.soak
 def test_two_runs_of_a_dataset_take_half_of_its_rate_each_and_never_more_than_all_of_it(
     metered: Metered, is_shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def test_a_new_project_from_the_wheel_builds_gold_and_passes_its_tests(
     assert "2 passed" in run(project, "python", "-m", "pytest", "-q")
 
 
+@pytest.mark.soak
 def test_the_demo_creates_its_project_in_an_empty_folder(installed: tuple[Path, dict[str, str]], run: Run) -> None:
     folder = installed[0] / "demo"
     folder.mkdir()

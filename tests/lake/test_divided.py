@@ -50,7 +50,7 @@ def segments(lake: Lake, grain: Grain, names: Sequence[str]) -> Case:
 
 
 @pytest.mark.short("sqlite+folder", "postgres+s3")
-@pytest.mark.parametrize("partitioned", [False, True])
+@pytest.mark.parametrize("partitioned", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_segments_are_stored_exactly_and_replaced_alone(lake: Lake, partitioned: bool) -> None:
     things = segments(lake, Grain.full, ODD)
     things.dataset = replace(things.dataset, partitioned=partitioned)
@@ -74,7 +74,10 @@ def test_segments_are_stored_exactly_and_replaced_alone(lake: Lake, partitioned:
 
 
 @pytest.mark.short("sqlite+folder", "postgres+s3")
-@pytest.mark.parametrize("grain", [pytest.param(Grain.hour, marks=pytest.mark.soak), Grain.day, Grain.week])
+@pytest.mark.parametrize(
+    "grain",
+    [pytest.param(Grain.hour, marks=pytest.mark.soak), Grain.day, pytest.param(Grain.week, marks=pytest.mark.soak)],
+)
 def test_segments_and_periods_are_replaced_alone(lake: Lake, grain: Grain) -> None:
     names = ("eu", "New York", "007")
     things = segments(lake, grain, names)

@@ -56,7 +56,7 @@ def load(lake: Lake, partitioned: bool = False) -> dict[int, list[dict[str, Any]
     return {p.snapshot_id: rows(lake, p.snapshot_id) for p in published if p.snapshot_id is not None}
 
 
-@pytest.mark.parametrize("partitioned", [False, True])
+@pytest.mark.parametrize("partitioned", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_every_day_of_every_snapshot_is_what_it_was(lake: Lake, partitioned: bool) -> None:
     """Also of a table that an earlier release, or another definition of the dataset, has partitioned."""
     history, before = load(lake, partitioned), rows(lake)

@@ -194,7 +194,7 @@ def _is_good(amount: Any) -> bool:
 
 @pytest.mark.parametrize("form", FORMS)
 @given(days=st.lists(st.lists(AMOUNTS, max_size=30), min_size=1, max_size=3))
-@settings(max_examples=6, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=4, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None)
 def test_every_row_is_published_or_set_aside(lake: Lake, form: str, days: Sequence[Sequence[Any]]) -> None:
     key = f"p{next(_KEYS)}"
     source = None if form in ("rows", "arrow") else Files(f"{key}/{{partition}}.{form}", form, empty=True)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ def test_a_cancel_from_the_ui_stops_the_run_and_its_chunks(running: Running) -> 
     ("month", "state"),
     [
         ("2023-03", {"type": "PAUSED", "name": "Suspended", "state_details": {"pause_reschedule": True}}),  # the button
-        ("2023-04", {"type": "PAUSED", "name": "Paused"}),
+        pytest.param("2023-04", {"type": "PAUSED", "name": "Paused"}, marks=pytest.mark.soak),
     ],
 )
 def test_a_suspended_run_publishes_what_is_in_flight_and_the_resumed_run_does_the_rest(

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from distributed import Client
 
 from ducklake_flows.orchestration.chunks import BACKFILL_SECONDS, IN_FLIGHT
@@ -19,6 +20,7 @@ DAYS = [f"2023-05-{day:02}" for day in range(1, 17)]
 SLOTS = 2
 
 
+@pytest.mark.soak
 def test_a_daily_run_is_published_while_most_of_a_backfill_waits(running: Running) -> None:
     running.quiet()
     home = Path(running.stack.environment["LAKE_HOME"])

@@ -8,6 +8,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import pytest
+
 from ducklake_flows.orchestration import gate, leases
 from ducklake_flows.orchestration.server import SERVER_SETTINGS, until
 from tests.flows.test_ingest import flights
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 HELD = """
 import sys, signal
+
 from ducklake_flows.orchestration import gate, leases
 with gate.hold():
     print("held", flush=True)
@@ -73,6 +76,7 @@ def test_overlapping_runs_a_transform_and_maintenance_complete_concurrently(runn
     assert running.errors() == []
 
 
+@pytest.mark.soak
 def test_a_rollback_is_restated_down_to_gold(running: Running) -> None:
     running.quiet()
     for rows in (5, 9):

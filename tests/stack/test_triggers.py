@@ -8,6 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from uuid import uuid4
 
+import pytest
+
 from ducklake_flows.orchestration.server import until
 from tests.flows.test_ingest import flights
 from tests.stack.conftest import FINAL, Running
@@ -41,6 +43,7 @@ def gold(running: Running) -> dict[int, int]:
     return {row["d"]: row["n"] for row in found}
 
 
+@pytest.mark.soak
 def test_every_trigger_brings_its_rows_to_gold(running: Running) -> None:
     """The command, the UI's button, a schedule, and both ways to report that a source arrived, all concurrently."""
     before = {r["id"] for r in running.runs()}

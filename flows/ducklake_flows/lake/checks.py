@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.datasets.audits import ENOUGH
 from ducklake_flows.datasets.types import quoted
-from ducklake_flows.errors import CatalogError
+from ducklake_flows.errors import OldRelease
 from ducklake_flows.lake.connect import connected, literal, one_snapshot, rows
 from ducklake_flows.lake.evolve import READ
 from ducklake_flows.lake.files import full_paths
@@ -126,7 +126,7 @@ def record(con: DuckDBPyConnection, outcomes: Sequence[Outcome], common: Mapping
     """Append the results of audits to ``ops.checks``, within the caller's transaction.
 
     Raises:
-        CatalogError: the table is of an earlier release.
+        OldRelease: the table is of an earlier release.
     """
     found = [
         {
@@ -147,7 +147,7 @@ def record(con: DuckDBPyConnection, outcomes: Sequence[Outcome], common: Mapping
         for check in one.checks
     ]
     if found and "observed" not in table_columns(con).get("ops.checks", {}):
-        raise CatalogError("The lake's tables are of an earlier release: ops.checks lacks a column.", "lake init")
+        raise OldRelease("The lake's tables are of an earlier release: ops.checks lacks a column.", "lake init")
     append(con, "checks", found)
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from ducklake_flows.errors import CatalogError
+from ducklake_flows.errors import OldRelease
 from ducklake_flows.lake.connect import literal
 from ducklake_flows.settings import LAKE
 
@@ -41,12 +41,12 @@ def check_release(con: DuckDBPyConnection) -> None:
     """Check that no writer of an earlier release can write this lake.
 
     Raises:
-        CatalogError: one can.
+        OldRelease: one can.
     """
     names = ", ".join(f"'{name}'" for name in OLD_FENCES)
     where = f"database_name = '{LAKE}' AND schema_name = 'ops' AND table_name IN ({names})"
     if con.execute(f"SELECT 1 FROM duckdb_tables() WHERE {where}").fetchall():
-        raise CatalogError(
+        raise OldRelease(
             "This lake was last written by an earlier release, whose writers must not write beside this one's.",
             "stop all runs of the earlier release, then: lake init",
         )

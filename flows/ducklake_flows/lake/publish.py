@@ -35,7 +35,15 @@ from tenacity import (
 )
 
 from ducklake_flows.datasets.dataset import Member
-from ducklake_flows.errors import CatalogError, CommitConflict, LakeError, PublishedInBetween, Rejected
+from ducklake_flows.errors import (
+    CatalogError,
+    CommitConflict,
+    LakeError,
+    NotInitialised,
+    OldRelease,
+    PublishedInBetween,
+    Rejected,
+)
 from ducklake_flows.lake import checks, ledger, statistics
 from ducklake_flows.lake.connect import check_access, commit_message, connect, renew
 from ducklake_flows.lake.damage import lost_files
@@ -68,6 +76,9 @@ RETRIES = 5
 LOST_SECONDS = 60
 """How long to retry after the catalog fails in the middle of a run, within one hold of the gate."""
 
+
+LASTING = (Forbidden, NotInitialised, OldRelease)
+"""Errors of the catalog that do not pass."""
 
 MERGE_AFTER = 5000
 """Files that a run registers in a table before it merges the table's small ones. Otherwise each further partition of a
@@ -241,7 +252,7 @@ class Publisher:
             reraise=True,
         )
         losses = Retrying(
-            retry=retry_if_exception_type(CatalogError) & retry_if_not_exception_type(Forbidden),
+            retry=retry_if_exception_type(CatalogError) & retry_if_not_exception_type(LASTING),
             stop=stop_after_delay(LOST_SECONDS),
             wait=wait_random_exponential(0.1, max=5.0),
             reraise=True,
