@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 import typer
 
 from ducklake_flows.errors import BadInput, LakeError, RunFailed, redacted
-from ducklake_flows.settings import Settings, load_settings, project_settings
+from ducklake_flows.settings import PROD, Settings, load_settings, project_settings
 from ducklake_flows.states import Mode, Order
 
 if TYPE_CHECKING:
@@ -559,6 +559,83 @@ def quarantine(
         from ducklake_flows.cli import show
 
         show.quarantine(name, found)
+
+
+@app.command()
+def diff(
+    what: Annotated[str, typer.Argument(metavar="DATASET | MODEL", help="A dataset, or a model such as gold.sales.")],
+    old: Annotated[
+        str | None,
+        typer.Argument(
+            help="A snapshot, an attempt or a moment (UTC); of a model an environment. Default: before the last change."
+        ),
+    ] = None,
+    new: Annotated[str | None, typer.Argument(help="The same. Default: now; of a model prod.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Only this partition.")] = None,
+    key: Annotated[
+        list[str] | None, typer.Option(help="A column that identifies a model's row. May be repeated.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="The most rows to show.")] = 20,
+    html: Annotated[Path | None, typer.Option(help="Also write what is shown to this HTML file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what differs between two states of a dataset, or of a model in two environments."""
+    from dataclasses import asdict
+
+    from ducklake_flows.lake.diff import MODEL, NOW, diff_dataset, diff_tables, in_environment
+    from ducklake_flows.project import get_dataset
+
+    settings = load_settings()
+    if MODEL.fullmatch(what):
+        first, last = (name or PROD for name in (old or next(iter(settings.environments), PROD), new))
+        for name in (first, last):
+            settings.check_environment(name)
+        sides = [(name, in_environment(what, name)) for name in (first, last)]
+        found = diff_tables(settings, sides[0], sides[1], key or (), limit)
+    else:
+        found = diff_dataset(settings, get_dataset(what), old, new or NOW, partition, limit)
+    if as_json:
+        _json(_plain(asdict(found)))
+    else:
+        from ducklake_flows.cli import show
+
+        show.diff(what, found, html)
+
+
+@app.command()
+def changes(
+    name: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset.")],
+    since: Annotated[
+        int | None, typer.Option(min=0, help="The snapshot that was seen; default: nothing, so every row is an insert.")
+    ] = None,
+    cursor: Annotated[
+        Path | None, typer.Option(help="A file that keeps the snapshot: read first, written once all lines are out.")
+    ] = None,
+) -> None:
+    """Print the rows that changed since a snapshot, a JSON object a line: change, key, row, before.
+
+    If it ends early, the cursor stays, and the same changes come again: at least once.
+    """
+    if cursor is not None and since is not None:
+        raise BadInput("--since and --cursor both say where to begin.", "give one of them")
+    from ducklake_flows.lake.diff import changes as stream
+    from ducklake_flows.project import get_dataset
+
+    if cursor is not None and cursor.exists():
+        text = cursor.read_text().strip()
+        if not text.isdecimal():
+            raise BadInput(f"{cursor} holds {text[:40]!r}, not a snapshot.", "correct or delete the file")
+        since = int(text)
+    with stream(load_settings(), get_dataset(name), since) as (seen, found):
+        for change in found:
+            _echo(json.dumps(_plain(change), default=str))
+    sys.stdout.flush()
+    if cursor is not None:
+        part = cursor.with_name(f".{cursor.name}.part")
+        part.write_text(f"{seen}\n")
+        part.replace(cursor)
+    else:
+        typer.echo(f"next:  lake changes {name} --since {seen}", err=True)
 
 
 @app.command()

@@ -22,9 +22,11 @@ from ducklake_flows.states import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from ducklake_flows.lake.builds import Environment, RefusedInterval
     from ducklake_flows.lake.checks import Results
+    from ducklake_flows.lake.diff import Difference
     from ducklake_flows.lake.quarantine import Quarantined
     from ducklake_flows.lake.verify import Finding
     from ducklake_flows.report.overdue import Overdue
@@ -111,6 +113,49 @@ def status(
         console.print(line, style="red", soft_wrap=True)
     if found:
         console.print(f"next:  {causes.next_steps(found)}", soft_wrap=True)
+
+
+SHOWN_PARTITIONS = 20
+
+
+def diff(what: str, found: Difference, html: Path | None = None) -> None:
+    """Print what differs between two states of a table; write it into an HTML file, too, if one is named."""
+    if html is None:
+        _diff(console, what, found)
+        return
+    recorded = Console(record=True, width=max(console.width, 120), file=console.file, force_terminal=False)
+    _diff(recorded, what, found)
+    html.write_text(recorded.export_html(), encoding="utf-8")
+
+
+def _diff(out: Console, what: str, found: Difference) -> None:
+    out.print(f"{what}: from {found.old} to {found.new}")
+    for name, (before, after) in found.columns.items():
+        out.print(f"  column {name}: {before or 'missing'} -> {after or 'missing'}", style="yellow", soft_wrap=True)
+    if not (found.added or found.removed or found.changed):
+        out.print("No row differs.")
+        return
+    out.print(f"  {found.added:,} added, {found.removed:,} removed, {found.changed:,} changed", style="bold")
+    for name, (added, removed, changed) in list(found.by_partition.items())[:SHOWN_PARTITIONS]:
+        out.print(f"  {name}: {added:,} added, {removed:,} removed, {changed:,} changed")
+    if (more := len(found.by_partition) - SHOWN_PARTITIONS) > 0:
+        out.print(f"  and {count(more, 'more partition')}", style="dim")
+    for name, number in found.by_column.items():
+        out.print(f"  {name}: differs in {count(number, 'row')}")
+    signs = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
+    for row in found.sample:
+        sign, style = signs[row["what"]]
+        times = f" ({row['times']} times)" if "times" in row else ""
+        if row["what"] == "changed":
+            names = [f"{name}: {row['old'][name]!r} -> {row['new'][name]!r}" for name in row["new"]]
+            text = f"{sign} {_pairs(row['key'])}: {', '.join(names)}"
+        else:
+            text = f"{sign} {_pairs(row['new'] or row['old'])}{times}"
+        out.print(text, style=style, soft_wrap=True, markup=False, highlight=False)
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def checks(key: str, found: Results, history: bool = False) -> None:
