@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ducklake_flows.datasets.partitions import Grain, Partition
     from ducklake_flows.datasets.source import Source
     from ducklake_flows.errors import LakeError, NoSource, SourceError, SourceUnavailable
+    from ducklake_flows.lake.diff import changes
     from ducklake_flows.lake.query import open_lake
     from ducklake_flows.orchestration.sqlmesh_gate import sqlmesh_config
     from ducklake_flows.settings import Secret, Settings, load_settings
@@ -54,6 +55,7 @@ _PLACES = {
     "Versions": "sources.rest_api",
     "accepted_values": "datasets.audits",
     "at_least": "datasets.audits",
+    "changes": "lake.diff",
     "expect": "datasets.audits",
     "load_settings": "settings",
     "measured": "datasets.audits",
@@ -86,6 +88,7 @@ __all__ = [
     "Versions",
     "accepted_values",
     "at_least",
+    "changes",
     "expect",
     "load_settings",
     "measured",

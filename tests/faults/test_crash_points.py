@@ -5,6 +5,7 @@ No row is lost, duplicated or partially visible, and the next command finishes.
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,10 @@ import pytest
 
 from ducklake_flows.lake.connect import connect
 from ducklake_flows.lake.maintenance import steps
+from ducklake_flows.lake.publish import Publisher
+from ducklake_flows.lake.restore import stage_as_of
+from ducklake_flows.orchestration.restoring import changed_since
+from ducklake_flows.project import get_dataset
 from ducklake_flows.testing.failpoints import POINTS, Point
 from tests.faults.conftest import Contents, Killer, found, land, load, staged, staged_as, told
 
@@ -150,6 +155,33 @@ def test_a_kill_leaves_each_row_in_its_table_or_in_quarantine(
     assert lake.errors() == []
     lake.load("ruled", *DAYS)
     assert there() == new
+    assert lake.errors() == []
+
+
+def roll_back(lake: Lake, snapshot: int) -> None:
+    """All days to a snapshot, as the flow does."""
+    dataset = get_dataset("readings")
+    _, changed = changed_since(lake.settings, [dataset], str(snapshot))
+    receipts = [r for one, days in changed for day in days if (r := stage_as_of(lake.settings, one, day, snapshot))]
+    with contextlib.closing(Publisher(lake.settings, [dataset], "test", together=True)) as publisher:
+        if receipts:
+            assert not publisher.publish(receipts).failures
+
+
+@pytest.mark.parametrize("point", PUBLISH)
+@pytest.mark.short("sqlite+folder")
+def test_a_kill_in_a_rollback_of_the_lake_leaves_all_of_it_or_none(lake: Lake, kill: Killer, point: Point) -> None:
+    land(lake, OLD)
+    lake.load("readings", *OLD)
+    (at,) = lake.column("SELECT id FROM lake.current_snapshot()")
+    land(lake, NEW)
+    lake.load("readings", *NEW)
+    kill.at(point, roll_back, at)
+    assert found(lake) == (OLD if point == "after COMMIT" else {**OLD, **NEW})
+    assert lake.errors() == []
+    roll_back(lake, at)
+    assert found(lake) == OLD
+    assert told(lake) == {**{day: rows for day, (rows, _) in OLD.items()}, "2024-01-03": 0}
     assert lake.errors() == []
 
 

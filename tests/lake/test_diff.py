@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake.connect import connect
-from ducklake_flows.lake.diff import Difference, changes, diff_dataset, diff_tables
+from ducklake_flows.lake.diff import Difference, changed_rows, changes, diff_dataset, diff_tables
 from ducklake_flows.lake.maintenance import steps
 from ducklake_flows.lake.restore import stage_previous
 from tests.cases import DAYS, Case, case
@@ -156,7 +156,7 @@ def test_a_consumer_that_applies_the_changes_has_the_table(
     at: int | None = None
 
     def take() -> int:
-        with changes(lake.settings, one.dataset, at, batch=3) as (now, found):
+        with changed_rows(lake.settings, one.dataset, at, batch=3) as (now, found):
             for change in found:
                 if not has_key:
                     for row, sign in ((change["before"], -1), (change["row"], 1)):
@@ -188,7 +188,7 @@ def test_a_consumer_that_applies_the_changes_has_the_table(
         assert sorted(map(str, mine)) == sorted(map(str, there))
     else:
         assert +bag == Counter(tuple(sorted(row.items(), key=str)) for row in there)
-    with changes(lake.settings, one.dataset, at) as (_, found):
+    with changed_rows(lake.settings, one.dataset, at) as (_, found):
         assert list(found) == []
 
 
@@ -232,6 +232,15 @@ def test_a_state_that_is_not_there_is_named(lake: Lake) -> None:
         compared(lake, one, first)
     with (
         pytest.raises(BadInput, match="Snapshot 1 has expired, so the changes since then are not known"),
-        changes(lake.settings, one.dataset, 1),
+        changed_rows(lake.settings, one.dataset, 1),
     ):
         pass
+
+
+def test_a_projects_consumer_names_the_dataset(lake: Lake) -> None:
+    lake.land(f"readings/{ONE}.jsonl", [{"id": 1, "value": 2}])
+    lake.load("readings", ONE)
+    with changes("readings") as (seen, found):
+        assert [(change["change"], change["row"]["value"]) for change in found] == [("insert", 2)]
+    with changes("readings", seen) as (again, found):
+        assert (again, list(found)) == (seen, [])

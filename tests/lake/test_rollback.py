@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from ducklake_flows.datasets.dataset import Table
 from ducklake_flows.datasets.partitions import parse_partition
-from ducklake_flows.errors import BadInput
+from ducklake_flows.errors import BadInput, LakeError, PublishedInBetween
 from ducklake_flows.lake.maintenance import steps
-from ducklake_flows.lake.restore import stage_previous
+from ducklake_flows.lake.publish import Publisher
+from ducklake_flows.lake.restore import stage_as_of, stage_previous
+from ducklake_flows.orchestration.restoring import changed_since
 from ducklake_flows.plan import make_plan
 from ducklake_flows.project import get_dataset, get_datasets
 from ducklake_flows.states import Mode
+from tests.cases import DAYS, case
 
 if TYPE_CHECKING:
     from tests.conftest import Lake
@@ -129,3 +137,96 @@ def test_a_rollback_across_a_new_column_and_an_empty_attempt(lake: Lake) -> None
     roll_back(lake)
     assert lake.column("SELECT count(*) FROM raw.readings WHERE unit IS NULL") == [10]
     assert lake.errors() == []
+
+
+CONTENTS = st.dictionaries(st.sampled_from(DAYS), st.integers(0, 3), min_size=1, max_size=3)
+
+
+@pytest.mark.short("sqlite+folder")
+@given(history=st.lists(CONTENTS, min_size=1, max_size=4), data=st.data())
+@settings(max_examples=6, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None)
+def test_all_partitions_go_back_to_any_snapshot_in_one_commit(lake: Lake, history: Any, data: st.DataObject) -> None:
+    """A dataset that sets rows aside, and one with a child table; each state is what a dict says."""
+    number = next(_KEYS)
+    ruled = case(lake, f"ruled{number}", contract={"id": "bigint"}, schema_contract={"data_type": "discard_row"})
+    orders = case(lake, f"orders{number}", divided={"primary_key": ("id",), "children": {"items": Table()}})
+    cases = (ruled, orders)
+    state: dict[str, int] = {}
+    states: list[tuple[int, dict[str, int]]] = [(snapshot(lake), {})]
+
+    def there() -> dict[str, list[int]]:
+        """Of each day: its rows, those set aside, its orders and their items."""
+        tables = (f"ruled{number}", f"ruled{number}__quarantine", f"orders{number}", f"orders{number}__items")
+        known = {row["t"] for row in lake.sql("SELECT table_name AS t FROM duckdb_tables() WHERE schema_name = 'raw'")}
+        found: dict[str, list[int]] = {}
+        for place, table in enumerate(tables):
+            for row in (
+                lake.sql(f"SELECT day::VARCHAR AS day, count(*) AS n FROM raw.{table} GROUP BY 1")
+                if table in known
+                else ()
+            ):
+                found.setdefault(row["day"], [0] * 4)[place] = row["n"]
+        return found
+
+    def right(of: dict[str, int]) -> dict[str, list[int]]:
+        return {day: [n, n, n, 2 * n] for day, n in of.items() if n}
+
+    def publisher(together: bool) -> Publisher:
+        return Publisher(lake.settings, [one.dataset for one in cases], "test", together=together)
+
+    for contents in history:
+        for day, n in contents.items():
+            ruled.given[day] = [{"id": v} for i in range(n) for v in (i, f"x{i}")]
+            orders.given[day] = [{"id": i, "items": [{"a": 1}, {"a": 2}]} for i in range(n)]
+        for one in cases:
+            one.load(*contents)
+        state = {**state, **contents}
+        states.append((snapshot(lake), state))
+        assert there() == right(state)
+    for _ in range(2):  # and from there to another
+        at, wanted = data.draw(st.sampled_from(states))
+        datasets = [one.dataset for one in cases]
+        _, changed = changed_since(lake.settings, datasets, str(at))
+        receipts = [r for one, keys in changed for key in keys if (r := stage_as_of(lake.settings, one, key, at))]
+        before = snapshot(lake)
+        if receipts:
+            with contextlib.closing(publisher(together=True)) as publish:
+                assert not publish.publish(receipts).failures
+        assert there() == right(wanted), (at, states)
+        assert snapshot(lake) - before <= 1
+        for one in cases:
+            assert one.errors() == []
+
+
+_KEYS = iter(range(10_000))
+
+
+def snapshot(lake: Lake) -> int:
+    return int(lake.column("SELECT id FROM lake.current_snapshot()")[0])
+
+
+@pytest.mark.short("sqlite+folder")
+def test_of_several_partitions_none_goes_back_if_one_cannot(lake: Lake) -> None:
+    load(lake, 1)
+    load(lake, 1, "2024-01-02")
+    at = snapshot(lake)
+    load(lake, 5)
+    load(lake, 5, "2024-01-02")
+    dataset = get_dataset("readings")
+    staged = [stage_as_of(lake.settings, dataset, dataset.partition(day), at) for day in (DAY, "2024-01-02")]
+    receipts = [receipt for receipt in staged if receipt]
+    Path(lake.settings.data_path, receipts[1].files[0]).unlink()
+    publisher = Publisher(lake.settings, [dataset], "test", together=True)
+    with contextlib.closing(publisher), pytest.raises(LakeError):
+        publisher.publish(receipts)
+    assert lake.column("SELECT count(*) FROM raw.readings") == [10]
+    assert lake.errors() == []
+    # Published again in between: nothing is overwritten.
+    receipts = [
+        r for day in (DAY, "2024-01-02") if (r := stage_as_of(lake.settings, dataset, dataset.partition(day), at))
+    ]
+    load(lake, 9)
+    publisher = Publisher(lake.settings, [dataset], "test", together=True)
+    with contextlib.closing(publisher), pytest.raises(PublishedInBetween):
+        publisher.publish(receipts)
+    assert lake.column("SELECT count(*) FROM raw.readings") == [14]

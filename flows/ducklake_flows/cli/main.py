@@ -503,21 +503,33 @@ def maintain(
 
 @app.command()
 def rollback(
-    name: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset.")],
-    partition: Annotated[str, typer.Option(help="The partition's key, as in `lake status --json`.")],
+    name: Annotated[
+        str | None, typer.Argument(metavar="DATASET", help="The dataset; with --to, none means the whole lake.")
+    ] = None,
+    partition: Annotated[
+        str | None, typer.Option(help='The partition\'s key, as in `lake status --json`; with --to also "eu/*".')
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(help="A snapshot or a moment (UTC): what was published then. Default: an attempt back."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be rolled back.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Publish the previous attempt again, as a new commit, and rebuild the models from it."""
-    _keys([name])
+    """Publish earlier rows again, as one new commit, and rebuild the models from them."""
+    if to is None and (name is None or partition is None):
+        raise BadInput("Roll back what?", "lake rollback DATASET --partition KEY, or: lake rollback --to SNAPSHOT")
+    if name is not None:
+        _keys([name])
     _server(load_settings())
     from ducklake_flows.rollback import rollback as flow
 
-    summary = _finish(lambda: flow(name, partition), as_json)
-    if not as_json:
-        _echo(f"{name} {partition} is rolled back to {summary['rows']:,} rows (attempt {summary['restores']}).")
-        from ducklake_flows.cli import show
+    summary = _finish(lambda: flow(name, partition, to, dry_run), as_json)
+    if as_json:
+        return
+    from ducklake_flows.cli import show
 
-        show.transformed(summary["transform"])
+    show.rolled_back(summary, to, dry_run)
 
 
 @app.command()
@@ -582,7 +594,8 @@ def diff(
     """Show what differs between two states of a dataset, or of a model in two environments."""
     from dataclasses import asdict
 
-    from ducklake_flows.lake.diff import MODEL, NOW, diff_dataset, diff_tables, in_environment
+    from ducklake_flows.lake.diff import MODEL, diff_dataset, diff_tables, in_environment
+    from ducklake_flows.lake.history import NOW
     from ducklake_flows.project import get_dataset
 
     settings = load_settings()
@@ -619,14 +632,13 @@ def changes(
     if cursor is not None and since is not None:
         raise BadInput("--since and --cursor both say where to begin.", "give one of them")
     from ducklake_flows.lake.diff import changes as stream
-    from ducklake_flows.project import get_dataset
 
     if cursor is not None and cursor.exists():
         text = cursor.read_text().strip()
         if not text.isdecimal():
             raise BadInput(f"{cursor} holds {text[:40]!r}, not a snapshot.", "correct or delete the file")
         since = int(text)
-    with stream(load_settings(), get_dataset(name), since) as (seen, found):
+    with stream(name, since) as (seen, found):
         for change in found:
             _echo(json.dumps(_plain(change), default=str))
     sys.stdout.flush()

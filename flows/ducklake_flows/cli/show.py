@@ -115,6 +115,27 @@ def status(
         console.print(f"next:  {causes.next_steps(found)}", soft_wrap=True)
 
 
+def rolled_back(summary: Mapping[str, Any], to: str | None, dry_run: bool) -> None:
+    """Print what a rollback did, or would do."""
+    if not summary["partitions"]:
+        console.print(f"Nothing to roll back: what was published at {to} is published now.")
+        return
+    if "restores" in summary:
+        what = f"{summary['dataset']} {summary['partition']}"
+        console.print(
+            f"{what} is rolled back to {count(summary['rows'], 'row')} (attempt {summary['restores']}).", soft_wrap=True
+        )
+    else:
+        for key, partitions in summary["partitions"].items():
+            more = f" and {len(partitions) - 3} more" if len(partitions) > 3 else ""
+            console.print(f"  {key}: {', '.join(partitions[:3])}{more}", soft_wrap=True, highlight=False)
+        number = count(sum(map(len, summary["partitions"].values())), "partition")
+        what = "would be rolled back" if dry_run else "rolled back"
+        console.print(f"{number} {what} to {count(summary['rows'], 'row')} as of {to}.", soft_wrap=True)
+    if "transform" in summary:
+        transformed(summary["transform"])
+
+
 SHOWN_PARTITIONS = 20
 
 

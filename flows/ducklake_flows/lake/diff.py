@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import re
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.datasets.types import quoted
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake.connect import connected, literal, one_snapshot, rows
+from ducklake_flows.lake.history import NOW, published_between, snapshot_meant
 from ducklake_flows.lake.ledger import PUBLISHED_STATES
 from ducklake_flows.lake.rows import condition
-from ducklake_flows.settings import LAKE
+from ducklake_flows.project import get_dataset
+from ducklake_flows.settings import LAKE, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
     from ducklake_flows.datasets.dataset import Dataset
     from ducklake_flows.settings import Settings
-
-NOW = "now"
-"""The present state, as an argument."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +98,10 @@ def diff_dataset(
         BadInput: there is no such state, or its snapshot has expired.
     """
     with connected(settings, read_only=True) as con, one_snapshot(con):
-        first = _last_publish(con, dataset, partition) - 1 if old is None else _snapshot(con, dataset, old)
-        last = _snapshot(con, dataset, new)
+        first = _last_publish(con, dataset, partition) - 1 if old is None else snapshot_meant(con, old, dataset)
+        last = snapshot_meant(con, new, dataset)
         low, high = sorted((first, last))
-        touched = _published_between(con, dataset, low, high)
+        touched = published_between(con, dataset.key, low, high)
         chosen = [key for key in touched if partition is None or key == partition]
         where = condition(dataset, map(dataset.partition, chosen))
         before, after = (_at(con, dataset.table, number, where) for number in (first, last))
@@ -112,7 +110,7 @@ def diff_dataset(
 
 
 @contextlib.contextmanager
-def changes(
+def changed_rows(
     settings: Settings, dataset: Dataset, since: int | None, batch: int = 1000
 ) -> Iterator[tuple[int, Iterator[Mapping[str, Any]]]]:
     """The rows of a raw table that changed since a snapshot, as a consumer that keeps up with the table needs them.
@@ -143,11 +141,34 @@ def changes(
                 "read the whole table again: lake changes, without a cursor",
             )
         first = since if since is not None else -1
-        chosen = _published_between(con, dataset, first, now)
+        chosen = published_between(con, dataset.key, first, now)
         where = condition(dataset, map(dataset.partition, chosen))
         new = _at(con, dataset.table, now, where)
         old = _at(con, dataset.table, since, where) if since is not None else Side("nothing", "", {})
         yield now, _streamed(con, old, new, _key(dataset), batch) if chosen and new.columns else iter(())
+
+
+@contextlib.contextmanager
+def changes(dataset: str, since: int | None = None) -> Iterator[tuple[int, Iterator[Mapping[str, Any]]]]:
+    """The rows of a dataset that changed since a snapshot, for a consumer that keeps up with it.
+
+    Only rows that differ are changes, though a partition is replaced as a whole. Keep the snapshot once all changes are
+    taken: if the consumer ends before, the same changes come again, and their key tells which were taken.
+
+    Args:
+        dataset: The dataset's key.
+        since: The snapshot that was seen; None: nothing, so every row is an insert.
+
+    Yields:
+        The snapshot to give as ``since`` the next time, and the changes: ``change`` (insert, update, delete), ``key``
+        (without a primary key empty, and a changed row is a delete and an insert), ``row`` (None of a delete) and
+        ``before`` (None of an insert).
+
+    Raises:
+        BadInput: there is no such dataset, or the snapshot has expired.
+    """
+    with changed_rows(load_settings(), get_dataset(dataset), since) as found:
+        yield found
 
 
 def _streamed(
@@ -198,46 +219,6 @@ def diff_tables(
         return _compare(con, sides[0], sides[1], tuple(key), limit, [], {})
 
 
-def _snapshot(con: DuckDBPyConnection, dataset: Dataset, asked: str) -> int:
-    """The snapshot that is meant by a number, an attempt or a moment.
-
-    Raises:
-        BadInput: there is none.
-    """
-    known = [row["snapshot_id"] for row in rows(con, f"SELECT snapshot_id FROM {LAKE}.snapshots() ORDER BY 1")]
-    if asked == NOW:
-        return int(known[-1])
-    if asked.isdecimal() and len(asked) < 19:
-        if int(asked) in known:
-            return int(asked)
-        raise BadInput(
-            f"There is no snapshot {asked}: it has expired, or never was.", f"choose from {known[0]} to {known[-1]}"
-        )
-    found = con.execute(
-        f"SELECT min(token) FROM {LAKE}.ops.ledger WHERE dataset = {literal(dataset.key)} "
-        f"AND attempt_id = {literal(asked)} AND state IN {PUBLISHED_STATES}"
-    ).fetchall()[0][0]
-    if found is not None:
-        if found not in known:
-            raise BadInput(f"The snapshot of attempt {asked} has expired.", f"choose from {known[0]} to {known[-1]}")
-        return int(found)
-    try:
-        moment = datetime.fromisoformat(asked)
-    except ValueError:
-        raise BadInput(
-            f"{asked!r} is not a snapshot, a published attempt of {dataset.key}, or a moment.",
-            "write it like this: 12, or 2024-01-31T18:00, or `now`",
-        ) from None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    before = con.execute(
-        f"SELECT max(snapshot_id) FROM {LAKE}.snapshots() "
-        f"WHERE snapshot_time <= TIMESTAMPTZ {literal(moment.isoformat())}"
-    ).fetchall()[0][0]
-    if before is None:
-        raise BadInput(f"No snapshot is as old as {asked}.", f"choose a snapshot from {known[0]} to {known[-1]}")
-    return int(before)
-
-
 def _last_publish(con: DuckDBPyConnection, dataset: Dataset, partition: str | None) -> int:
     """The snapshot of the last publish of a partition, or of a dataset.
 
@@ -254,14 +235,6 @@ def _last_publish(con: DuckDBPyConnection, dataset: Dataset, partition: str | No
             f"{dataset.key}{f' {partition}' if partition else ''} was never published.", f"lake status {dataset.key}"
         )
     return int(found)
-
-
-def _published_between(con: DuckDBPyConnection, dataset: Dataset, low: int, high: int) -> list[str]:
-    found = con.execute(
-        f"SELECT DISTINCT partition FROM {LAKE}.ops.ledger WHERE dataset = {literal(dataset.key)} "
-        f"AND state IN {PUBLISHED_STATES} AND token > {low} AND token <= {high} ORDER BY 1"
-    ).fetchall()
-    return [key for (key,) in found]
 
 
 def _at(con: DuckDBPyConnection, table: str, snapshot: int, where: str) -> Side:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from ducklake_flows.errors import BadInput
 from ducklake_flows.lake.connect import literal, rows
 from ducklake_flows.lake.schema import table_columns
 from ducklake_flows.settings import LAKE
@@ -11,6 +13,11 @@ from ducklake_flows.states import PUBLISHED, RETYPED
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
+
+    from ducklake_flows.datasets.dataset import Dataset
+
+NOW = "now"
+"""The present state, as an argument."""
 
 _PUBLISHED = str(tuple(state.value for state in PUBLISHED))
 
@@ -170,3 +177,57 @@ def size(con: DuckDBPyConnection) -> dict[str, int]:
     ).fetchall()[0]
     ((snapshots,),) = con.execute(f"SELECT count(*) FROM {LAKE}.snapshots()").fetchall()
     return {"snapshots": int(snapshots), "tables": int(tables), "files": int(files), "bytes": int(size_bytes)}
+
+
+def snapshot_meant(con: DuckDBPyConnection, asked: str, dataset: Dataset | None = None) -> int:
+    """The snapshot that a user means.
+
+    Args:
+        con: A connection with the lake attached.
+        asked: A snapshot's number, a moment (UTC without a zone), or ``now``; with a dataset also an attempt's id.
+        dataset: The dataset of the attempt.
+
+    Raises:
+        BadInput: there is none, or it has expired.
+    """
+    known = [row["snapshot_id"] for row in rows(con, f"SELECT snapshot_id FROM {LAKE}.snapshots() ORDER BY 1")]
+    which = f"choose from {known[0]} to {known[-1]}"
+    if asked == NOW:
+        return int(known[-1])
+    if asked.isdecimal() and len(asked) < 19:
+        if int(asked) in known:
+            return int(asked)
+        raise BadInput(f"There is no snapshot {asked}: it has expired, or never was.", which)
+    if dataset is not None:
+        found = con.execute(
+            f"SELECT min(token) FROM {LAKE}.ops.ledger WHERE dataset = {literal(dataset.key)} "
+            f"AND attempt_id = {literal(asked)} AND state IN {_PUBLISHED}"
+        ).fetchall()[0][0]
+        if found is not None and found not in known:
+            raise BadInput(f"The snapshot of attempt {asked} has expired.", which)
+        if found is not None:
+            return int(found)
+    try:
+        moment = datetime.fromisoformat(asked)
+    except ValueError:
+        attempt = f", a published attempt of {dataset.key}," if dataset is not None else ""
+        raise BadInput(
+            f"{asked!r} is not a snapshot{attempt} or a moment.", "write it like this: 12, or 2024-01-31T18:00, or now"
+        ) from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    before = con.execute(
+        f"SELECT max(snapshot_id) FROM {LAKE}.snapshots() "
+        f"WHERE snapshot_time <= TIMESTAMPTZ {literal(moment.isoformat())}"
+    ).fetchall()[0][0]
+    if before is None:
+        raise BadInput(f"No snapshot is as old as {asked}.", f"choose a snapshot from {known[0]} to {known[-1]}")
+    return int(before)
+
+
+def published_between(con: DuckDBPyConnection, dataset: str, low: int, high: int) -> list[str]:
+    """The partitions of a dataset that were published or rolled back after one snapshot, until another, sorted."""
+    found = con.execute(
+        f"SELECT DISTINCT partition FROM {LAKE}.ops.ledger WHERE dataset = {literal(dataset)} "
+        f"AND state IN {_PUBLISHED} AND token > {low} AND token <= {high} ORDER BY 1"
+    ).fetchall()
+    return [key for (key,) in found]

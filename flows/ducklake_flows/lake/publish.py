@@ -130,6 +130,7 @@ class Publisher:
         recheck: Compare a receipt that the ledger calls unchanged with the rows in the table.
         force: Publish a receipt even if its rows are published already.
         reason: Why the run was started, in its user's words; recorded in the ledger.
+        together: All receipts of a group are published, or none: what refuses one is raised.
     """
 
     def __init__(
@@ -143,7 +144,9 @@ class Publisher:
         recheck: bool = False,
         force: bool = False,
         reason: str = "",
+        together: bool = False,
     ) -> None:
+        self._together = together
         self._settings = settings
         self._ledger = ledger.LedgerCache(settings, expected)
         self._datasets = {d.key: d for given in datasets for d in (given, *given.members)}
@@ -200,6 +203,8 @@ class Publisher:
         try:
             result = self._with_retries(group)
         except duckdb.Error as error:
+            if self._together:
+                raise CatalogError(text_of(error, self._settings), "lake verify") from None
             if len(group) > 1:
                 log.warning(
                     "a group of %d could not be published, retrying one at a time: %s",
@@ -373,6 +378,8 @@ class Publisher:
                     raise Rejected(broken)
                 ready = [self._fitted(con, receipt, tables, evolved.refused) for receipt in self._all([outcome])]
             except Rejected as error:
+                if self._together:
+                    raise
                 failure = replace(_failed(outcome, "rejected", error.message), fix=error.fix)
                 result.failures.append(failure)
                 rows.append(ledger.failure_row(failure))

@@ -21,7 +21,7 @@ from ducklake_flows.lake.fence import META
 from ducklake_flows.lake.files import holds_sql
 from ducklake_flows.lake.ledger import fingerprints, history
 from ducklake_flows.lake.rows import condition
-from ducklake_flows.lake.schema import qualified
+from ducklake_flows.lake.schema import qualified, table_columns
 from ducklake_flows.scratch import scratch
 from ducklake_flows.settings import LAKE, Settings
 from ducklake_flows.staging.inspect import fingerprint_text, inspect
@@ -96,6 +96,50 @@ def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -
 
 NONE = fingerprint_text(0, None)
 """The fingerprint of no rows. The ledger does not name a quarantine table until it has a row."""
+
+
+NOTHING = "nothing"
+"""What a rollback to before a partition's first attempt restores."""
+
+
+def stage_as_of(settings: Settings, dataset: Dataset, partition: Partition, snapshot: int) -> Receipt | None:
+    """Stage the rows of a partition as of a snapshot, of all tables. The caller publishes them.
+
+    Returns:
+        The receipt, of no rows if nothing was published then; None if the same rows are published now.
+
+    Raises:
+        BadInput: the rows of the snapshot differ from the ledger.
+    """
+    started = time.monotonic()
+    tables = (dataset, *dataset.members)
+    receipts = []
+    is_same = True
+    with connected(settings, read_only=True) as con, scratch() as work:
+        there = set(table_columns(con))
+        for one in tables:
+            published = history(con, one.key, partition.key)
+            before = [row for row in published if row["token"] <= snapshot]
+            wanted, current = (some[-1] if some else None for some in (before, published))
+            restores, shown = (_shown(row) if row is not None else NOTHING for row in (wanted, current))
+            is_same = is_same and restores == shown
+            if wanted is None or one.table not in there:
+                receipt = _staged(settings, one, partition, work, inspect(one, [partition], [])[0], started)
+            else:
+                file = work / f"{one.key}.parquet"
+                _copy(con, one, partition, snapshot, file)
+                seen = inspect(one, [partition], [str(file)])[0]
+                if seen.fingerprint not in fingerprints(con, wanted["attempt_id"]):
+                    what = f"The rows of {one.key} {partition} in snapshot {snapshot} differ from what was published."
+                    raise BadInput(what, "lake verify")
+                receipt = _staged(settings, one, partition, file, seen, started)
+            version = (current or {}).get("source_version") or ""
+            receipts.append(replace(receipt, source_version=version, restores=restores))
+            if one is dataset:
+                superseded = current["attempt_id"] if current else ""
+    if is_same:
+        return None
+    return replace(receipts[0], supersedes=superseded, members=tuple(receipts[1:]))
 
 
 def stage_published(settings: Settings, dataset: Dataset, partition: Partition) -> Receipt:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.datasets.dataset import Member
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake import repair
+from ducklake_flows.lake.connect import connected, one_snapshot
 from ducklake_flows.lake.damage import find_all
+from ducklake_flows.lake.history import NOW, published_between, snapshot_meant
 from ducklake_flows.lake.publish import Publisher
 from ducklake_flows.lake.restore import stage_published
 from ducklake_flows.orchestration import events, gate
@@ -18,9 +21,40 @@ from ducklake_flows.states import State
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.datasets.partitions import Partition
     from ducklake_flows.lake.damage import Damaged
     from ducklake_flows.settings import Settings
     from ducklake_flows.staging.receipt import Receipt
+
+
+def changed_since(
+    settings: Settings, datasets: Sequence[Dataset], to: str, pattern: str | None = None
+) -> tuple[int, list[tuple[Dataset, list[Partition]]]]:
+    """The partitions that were published after a state of the lake.
+
+    Args:
+        settings: Where the lake is.
+        datasets: Their datasets.
+        to: A snapshot's number or a moment.
+        pattern: Only the partitions whose key is this, or matches it (``eu/*``); None: all.
+
+    Returns:
+        The snapshot, and the partitions of each dataset that has some.
+
+    Raises:
+        BadInput: there is no such snapshot.
+    """
+    with connected(settings, read_only=True) as con, one_snapshot(con):
+        snapshot, now = snapshot_meant(con, to), snapshot_meant(con, NOW)
+        found = []
+        for dataset in datasets:
+            # A member may have changed alone, such as the quarantine table.
+            changed = {k for one in (dataset, *dataset.members) for k in published_between(con, one.key, snapshot, now)}
+            keys = [key for key in sorted(changed) if pattern is None or fnmatchcase(key, pattern)]
+            if keys:
+                found.append((dataset, list(map(dataset.partition, keys))))
+    return snapshot, found
 
 
 class Restoring:
