@@ -675,6 +675,29 @@ def checks(
 
 
 @app.command()
+def inspect(
+    name: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset.")],
+    partition: Annotated[str, typer.Argument(metavar="PARTITION", help="The partition's key.")],
+    where: Annotated[str, typer.Option(help='Only rows that meet this SQL condition: "amount < 0".')] = "",
+    limit: Annotated[int, typer.Option(min=0, help="The most rows to show.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Show the rows of a partition's last rejected attempt, which are kept for a day."""
+    from dataclasses import asdict
+
+    from ducklake_flows.lake.rejected import read
+    from ducklake_flows.project import get_dataset
+
+    found = read(load_settings(), get_dataset(name), partition, where, limit)
+    if as_json:
+        _json(_plain(asdict(found)))
+        return
+    from ducklake_flows.cli import show
+
+    show.rejected(f"{name} {partition}", found)
+
+
+@app.command()
 def replay(
     name: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset.")],
     partition: Annotated[list[str] | None, typer.Option(help="Only this partition. May be repeated.")] = None,

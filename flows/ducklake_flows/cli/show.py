@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ducklake_flows.lake.checks import Results
     from ducklake_flows.lake.diff import Difference
     from ducklake_flows.lake.quarantine import Quarantined
+    from ducklake_flows.lake.rejected import RejectedRows
     from ducklake_flows.lake.verify import Finding
     from ducklake_flows.report.overdue import Overdue
 
@@ -202,6 +203,14 @@ def checks(key: str, found: Results, history: bool = False) -> None:
         console.print(line, style=None if row["passed"] else "red", soft_wrap=True, markup=False)
         if row["sample"] not in (None, "[]"):
             console.print(f"  {row['sample']}", soft_wrap=True, markup=False)
+
+
+def rejected(what: str, found: RejectedRows) -> None:
+    """Print the rows of a rejected attempt."""
+    console.print(f"{what} was rejected on {found.recorded_at:%Y-%m-%d at %H:%M}: {found.error}", soft_wrap=True)
+    console.print(f"{count(found.total, 'row')} in {', '.join(found.files)}", style="dim", soft_wrap=True)
+    columns = list(found.rows[0]) if found.rows else []
+    answer(columns, [list(row.values()) for row in found.rows])
 
 
 def quarantine(key: str, found: Quarantined) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ducklake_flows.errors import Rejected, SourceError
+from ducklake_flows.errors import LakeError, Rejected, SourceError
 from ducklake_flows.extract.attempt import Attempt, timed
 from ducklake_flows.extract.nested import named
 from ducklake_flows.staging.layout import staged_path
@@ -34,16 +34,27 @@ def _put(dataset: Dataset, attempt: Attempt, chunk: str, stage: Storage) -> None
         if attempt.error is None and attempt.seen is None:
             raise SourceError("the extraction gave no result")
         if attempt.error is None and attempt.seen and attempt.seen.broken:
-            raise Rejected("; ".join(attempt.seen.broken))
+            why = "; ".join(attempt.seen.broken)
+            try:
+                _store(dataset, attempt, "", stage)
+            except LakeError as error:
+                why += f" (its rows could not be kept for `lake inspect`: {error.message})"
+            attempt.paths = []
+            raise Rejected(why)
         if attempt.error is None:
             with timed([attempt], "stage"):
-                for number, file in enumerate(attempt.files):
-                    relative = staged_path(dataset, attempt.partition, attempt.id, number, chunk)
-                    stage.put(file, relative)
-                    attempt.paths.append(relative)
-                    failpoint("file written")
+                _store(dataset, attempt, chunk, stage)
     except Exception as error:  # noqa: BLE001 - every error goes into the ledger
         attempt.error = error
+
+
+def _store(dataset: Dataset, attempt: Attempt, chunk: str, stage: Storage) -> None:
+    """Store the files. Those of a rejected attempt are never registered: a clean-up deletes them after a day."""
+    for number, file in enumerate(attempt.files):
+        relative = staged_path(dataset, attempt.partition, attempt.id, number, chunk)
+        stage.put(file, relative)
+        attempt.paths.append(relative)
+        failpoint("file written")
 
 
 def sync(attempts: Sequence[Attempt], stage: Storage) -> None:
