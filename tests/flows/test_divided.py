@@ -253,6 +253,54 @@ def test_a_model_by_partition_builds_the_changed_tenants_alone(divided: Lake, pr
     assert check({"acme": [91], "zeta": [6]})["acme"] == third["acme"]
 
 
+def test_a_history_of_a_full_dataset_is_kept_by_a_model(divided: Lake, project: Project) -> None:
+    """SCD type 2. Former fault: each change of the dataset began the history again."""
+    kind = "kind SCD_TYPE_2_BY_COLUMN (unique_key (tenant, id), columns (name), invalidate_hard_deletes true)"
+    project.write(
+        "models/scd.sql",
+        f"MODEL (name silver.customers, {kind});\nSELECT tenant, id, 'v' || (id % 10) AS name FROM raw.tenants",
+    )
+    project.write(
+        "models/named.sql",
+        "MODEL (name silver.named, kind SCD_TYPE_2_BY_COLUMN (unique_key (id), columns (n)));\n"
+        "SELECT id, count(*)::INT AS n FROM raw.tenants GROUP BY id",
+    )
+
+    def history() -> list[tuple[int, int, bool]]:
+        found = divided.sql("SELECT id, n, valid_to IS NULL AS current FROM silver.named ORDER BY id, valid_from")
+        return [(row["id"], row["n"], row["current"]) for row in found]
+
+    def customers() -> list[tuple[str, int, bool]]:
+        found = divided.sql("SELECT tenant, id, valid_to IS NULL AS current FROM silver.customers ORDER BY 1, 2, 3")
+        return [(row["tenant"], row["id"], row["current"]) for row in found]
+
+    divided.land("tenants/acme.csv", "id\n1\n2\n")
+    divided.land("tenants/zeta.csv", "id\n1\n")
+    loaded(["tenants"])
+    project.build()
+    assert history() == [(1, 2, True), (2, 1, True)]
+    assert customers() == [("acme", 1, True), ("acme", 2, True), ("zeta", 1, True)]
+    divided.land("tenants/zeta.csv", "id\n2\n3\n")
+    loaded(["tenants"], mode="stale")
+    project.build()
+    assert history() == [(1, 2, False), (1, 1, True), (2, 1, False), (2, 2, True), (3, 1, True)]
+    assert customers() == [
+        ("acme", 1, True),
+        ("acme", 2, True),
+        ("zeta", 1, False),
+        ("zeta", 2, True),
+        ("zeta", 3, True),
+    ]
+    # Built again without a change, it has the same history.
+    project.write("models/other.sql", "MODEL (name gold.other, kind FULL);\nSELECT 1 AS one")
+    before = divided.sql("FROM silver.named ORDER BY ALL")
+    project.build()
+    assert divided.sql("FROM silver.named ORDER BY ALL") == before
+    spans = divided.sql("SELECT id FROM silver.named WHERE valid_to <= valid_from")
+    assert spans == []
+    assert divided.errors() == []
+
+
 def test_many_segments_are_shown_together() -> None:
     few = make_grid([(f"{s}/2024-01-0{d}", "published") for s in ("eu", "us") for d in (1, 2)])
     assert (few.unit, list(few.lines)) == ("day", ["eu 2024-01", "us 2024-01"])

@@ -194,6 +194,8 @@ class LakeScheduler(Scheduler):
         if not snapshot.is_incremental_by_time_range:
             try:
                 if column_values is None:
+                    # Without intervals, which a change of its input removes, SQLMesh would begin a history again.
+                    batch_index += bool(snapshot.is_scd_type_2 and kwargs.get("target_table_exists"))
                     build((start, end))
                 else:
                     batch_index += 1  # otherwise SQLMesh replaces the whole table: its intervals were removed
