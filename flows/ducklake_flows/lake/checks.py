@@ -122,8 +122,19 @@ def _referred(
     )
 
 
-def record(con: DuckDBPyConnection, outcomes: Sequence[Outcome], common: Mapping[str, Any]) -> None:
+def record(
+    con: DuckDBPyConnection,
+    outcomes: Sequence[Outcome],
+    common: Mapping[str, Any],
+    tables: Mapping[str, Mapping[str, str]],
+) -> None:
     """Append the results of audits to ``ops.checks``, within the caller's transaction.
+
+    Args:
+        con: A connection with the transaction open.
+        outcomes: The outcomes that it writes.
+        common: Values that all rows have.
+        tables: The columns of the lake's tables.
 
     Raises:
         OldRelease: the table is of an earlier release.
@@ -146,7 +157,7 @@ def record(con: DuckDBPyConnection, outcomes: Sequence[Outcome], common: Mapping
         for one in getattr(outcome, "all", (outcome,))
         for check in one.checks
     ]
-    if found and "observed" not in table_columns(con).get("ops.checks", {}):
+    if found and "observed" not in tables.get("ops.checks", {}):
         raise OldRelease("The lake's tables are of an earlier release: ops.checks lacks a column.", "lake init")
     append(con, "checks", found)
 

@@ -405,7 +405,7 @@ class Publisher:
             self._record(con, rows, token, _message(result))
             common = {"flow_run_id": self._flow_run_id, "recorded_at": rows[0]["recorded_at"], "token": token}
             told: list[Outcome] = [*result.receipts, *result.failures]
-            checks.record(con, [outcome for outcome in told if outcome.attempt_id in written], common)
+            checks.record(con, [outcome for outcome in told if outcome.attempt_id in written], common, tables)
         return result, token, rows
 
     def _judged(
