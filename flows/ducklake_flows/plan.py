@@ -14,7 +14,9 @@ from ducklake_flows.datasets.partitions import Grain, Partition
 from ducklake_flows.datasets.source import Strays
 from ducklake_flows.errors import BadInput, LakeError, SourceError, StorageError, redacted
 from ducklake_flows.lake.connect import connected
+from ducklake_flows.lake.contracts import blocked, schema_changes
 from ducklake_flows.lake.ledger import Entry, latest, published_by
+from ducklake_flows.lake.schema import table_columns
 from ducklake_flows.project import get_dataset
 from ducklake_flows.states import PUBLISHED, Mode, Order, State
 
@@ -114,8 +116,8 @@ def plan_each(
 ) -> tuple[list[Planned], list[LeftOut]]:
     """Plan a run. Reads the ledger and lists the sources; changes nothing.
 
-    A dataset whose source cannot be listed is left out and does not stop the others. The same holds for a dataset
-    without a start, unless it was named.
+    A dataset whose source cannot be listed, or whose contract does not fit its table, is left out and does not stop the
+    others. The same holds for a dataset without a start, unless it was named.
 
     Args:
         settings: Where the lake is.
@@ -159,6 +161,10 @@ def plan_each(
             left_out.append(LeftOut(dataset.key, _source_error(dataset, error), is_fault=True))
     asked = [d for d in datasets if d.key not in {left.dataset for left in left_out}]
     with connected(settings, read_only=True) if con is None else contextlib.nullcontext(con) as there:
+        tables = {} if recorded else table_columns(there)
+        faults = {d.key: blocked(schema_changes(there, [d], tables)) for d in asked}
+        left_out += [LeftOut(key, fault, is_fault=True) for key, fault in faults.items() if fault is not None]
+        asked = [d for d in asked if d.key not in {left.dataset for left in left_out}]
         entries: dict[tuple[str, str], Entry] = {}
         for dataset in asked:
             keys = [p.key for p in wanted.get(dataset.key, [])]
@@ -188,9 +194,9 @@ def plan_each(
                 dataset.complete if absent else state in states or _also_runs(dataset, partition, state, entry, modes)
             )
             planned.append(Planned(dataset.key, partition.key, state, runs, version, entry))
-    faults = {str(left.error): left.error for left in left_out if left.is_fault}
-    if not planned and len(faults) == 1:
-        raise next(iter(faults.values()))
+    errors = {str(left.error): left.error for left in left_out if left.is_fault}
+    if not planned and len(errors) == 1:
+        raise next(iter(errors.values()))
     return planned, left_out
 
 

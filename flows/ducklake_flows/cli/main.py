@@ -204,18 +204,28 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what a backfill would do, and why. Changes nothing."""
+    from ducklake_flows.lake.connect import connected
+    from ducklake_flows.lake.contracts import schema_changes
+    from ducklake_flows.lake.schema import table_columns
     from ducklake_flows.plan import strays
     from ducklake_flows.project import get_datasets
 
     first, last = _range(start, end)
-    planned, left_out = _plan(names, first, last, mode)
+    settings, datasets = load_settings(), get_datasets(names or [])
+    with connected(settings, read_only=True) as con:
+        planned, left_out = _plan(names, first, last, mode, con=con)
+        changes = schema_changes(con, datasets, table_columns(con))
     if as_json:
         _json([_row(p) for p in planned])
     else:
         from ducklake_flows.cli import show
 
         there = {p.dataset for p in planned}
-        show.plan(planned, strays([d for d in get_datasets(names or []) if d.key in there]))
+        show.plan(planned, strays([d for d in datasets if d.key in there]))
+        if changes:
+            from ducklake_flows.models.lineage import readers
+
+            show.schema(changes, readers(settings, {(c.table, c.column) for c in changes if c.before}))
     _end_of_plan(left_out)
 
 

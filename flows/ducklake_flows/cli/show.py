@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from ducklake_flows.lake.builds import Environment, RefusedInterval
     from ducklake_flows.lake.checks import Results
+    from ducklake_flows.lake.contracts import SchemaChange
     from ducklake_flows.lake.diff import Difference
     from ducklake_flows.lake.quarantine import Quarantined
     from ducklake_flows.lake.rejected import RejectedRows
@@ -76,6 +77,14 @@ def plan(planned: Sequence[Planned], strays: Mapping[str, Sequence[str]]) -> Non
     console.print(f"{count(len(todo), 'partition')} to do." if todo else "Nothing to do.")
     for line in stale_left(planned):
         console.print(line, style="yellow", soft_wrap=True)
+
+
+def schema(changes: Sequence[SchemaChange], readers: Mapping[tuple[str, str], Sequence[str]]) -> None:
+    """Print what the contracts would change in the raw tables, and the models that read these columns."""
+    for change in changes:
+        console.print(f"schema: {change}", style="red" if change.is_blocked else "yellow", soft_wrap=True)
+        if models := readers.get((change.table, change.column)):
+            console.print(f"  models that are built from it: {', '.join(models)}", soft_wrap=True, highlight=False)
 
 
 def status(

@@ -16,7 +16,7 @@ from ducklake_flows.errors import BadInput
 from ducklake_flows.settings import LAKE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from sqlmesh.core.model import Model
 
@@ -51,14 +51,7 @@ def trace(settings: Settings, table: str, column: str | None = None) -> list[Ste
     """
     if settings.models is None or not settings.models.is_dir():
         raise BadInput("There is no folder of models.", "correct `models` in pyproject.toml (or LAKE_MODELS)")
-    if settings.project is not None:
-        # Otherwise SQLMesh's loader takes the project above the folder of models, which may be another one.
-        os.environ["LAKE_PROJECT"] = str(settings.project)
-    set_console(NoopConsole())
-    try:
-        context = Context(paths=[str(settings.models)])
-    except SQLMeshError as error:
-        raise BadInput(f"The models cannot be loaded: {' '.join(str(error).split())[:400]}", "lake transform") from None
+    context = _context(settings)
     known = {_name(model.fqn): model for model in context.models.values()}
     if table not in known:
         raise BadInput(f"There is no model {table!r}.", f"choose from {', '.join(sorted(known))}")
@@ -81,12 +74,70 @@ def trace(settings: Settings, table: str, column: str | None = None) -> list[Ste
     return steps
 
 
+def _context(settings: Settings) -> Context:
+    """The project's models.
+
+    Raises:
+        BadInput: they cannot be loaded.
+    """
+    if settings.project is not None:
+        # Otherwise SQLMesh's loader takes the project above the folder of models, which may be another one.
+        os.environ["LAKE_PROJECT"] = str(settings.project)
+    set_console(NoopConsole())
+    try:
+        return Context(paths=[str(settings.models)])
+    except SQLMeshError as error:
+        raise BadInput(f"The models cannot be loaded: {' '.join(str(error).split())[:400]}", "lake transform") from None
+
+
 def _step(context: Context, model: Model, columns: Sequence[str]) -> Step:
     found: dict[str, list[str]] = {}
     for column in columns:
         parents = {} if model.kind.is_external else column_dependencies(context, model.fqn, column)
         found[column] = sorted(f"{_name(table)}.{part}" for table, parts in parents.items() for part in parts)
     return Step(_name(model.fqn), found, sorted(map(_name, model.depends_on or ())))
+
+
+def readers(settings: Settings, columns: Collection[tuple[str, str]]) -> dict[tuple[str, str], list[str]]:
+    """The models that are built from columns of raw tables, also through other models, by SQLMesh's column lineage.
+
+    A column that only a condition or a join names has no lineage: so each model counts that reads its table and names a
+    column like it.
+
+    Args:
+        settings: Where the lake and the models are.
+        columns: Table and column of each.
+
+    Returns:
+        The models by table and column, in order of the project; columns that no model reads are left out.
+    """
+    if not columns or settings.models is None or not settings.models.is_dir():
+        return {}
+    context = _context(settings)
+    found: dict[tuple[str, str], set[str]] = {column: set() for column in columns}
+    affected: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    """Of each column of a table, the asked columns that it is computed from."""
+    order: list[str] = []
+    for fqn in context.dag.sorted:
+        model = context.models.get(fqn)
+        if model is None or model.kind.is_external or not model.is_sql:
+            continue
+        order.append(name := _name(fqn))
+        named = {column.name for column in model.render_query_or_raise().find_all(exp.Column)}
+        for asked in columns:
+            if asked[0] in map(_name, model.depends_on or ()) and asked[1] in named:
+                found[asked].add(name)
+        for column in model.columns_to_types_or_raise:
+            sources = {
+                (_name(table), part)
+                for table, parts in column_dependencies(context, fqn, column).items()
+                for part in parts
+            }
+            for asked in columns:
+                if any(source == asked or asked in affected.get(source, ()) for source in sources):
+                    found[asked].add(name)
+                    affected.setdefault((name, column), set()).add(asked)
+    return {asked: sorted(names, key=order.index) for asked, names in found.items() if names}
 
 
 def copied_from(context: Context, model: Model, column: str) -> set[str]:
