@@ -12,6 +12,7 @@ from ducklake_flows.cli.main import app
 from ducklake_flows.ingest import ingest
 from ducklake_flows.lake.quarantine import read
 from ducklake_flows.project import get_dataset
+from ducklake_flows.report.metrics import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,6 +74,9 @@ def test_rows_in_quarantine_are_shown_and_replayed(gated_lake: Lake, above: Call
     assert summary["published"] == 3
     assert there(ruled) == [("eu", "01", 1), ("us", "01", 5), ("us", "02", 6)]
     assert "sales: 3 rows of 2 partitions in quarantine" in lake_command("status")
+    figures = metrics(ruled.settings).decode()
+    assert 'lake_quarantined_rows{dataset="sales"} 3.0' in figures
+    assert 'lake_failing_audits{dataset="sales",on_fail="quarantine"} 2.0' in figures
     shown = lake_command("quarantine", "sales")
     assert "sales: 3 rows of 2 partitions in quarantine" in shown
     assert "2  audit positive failed" in shown

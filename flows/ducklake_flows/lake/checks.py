@@ -177,6 +177,19 @@ class Results:
     found: Sequence[Mapping[str, Any]]
 
 
+def failing(con: DuckDBPyConnection) -> dict[tuple[str, str], int]:
+    """The number of results that fail, of the last of each audit and partition, by dataset and ``on_fail``."""
+    if "observed" not in table_columns(con).get("ops.checks", {}):
+        return {}
+    found = con.execute(
+        f"""SELECT dataset, on_fail, count(*) FILTER (NOT passed) FROM (
+                SELECT dataset, arg_max(on_fail, token) AS on_fail, arg_max(passed, token) AS passed
+                FROM {LAKE}.ops.checks WHERE dataset IS NOT NULL GROUP BY dataset, partition, name
+            ) GROUP BY ALL"""
+    ).fetchall()
+    return {(dataset, on_fail): number for dataset, on_fail, number in found}
+
+
 def read(
     settings: Settings,
     dataset: Dataset,

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from ducklake_flows.datasets.partitions import Grain
 from ducklake_flows.errors import BadInput
-from ducklake_flows.lake import history, ledger
+from ducklake_flows.lake import checks, history, ledger, quarantine
 from ducklake_flows.lake.connect import connected
 from ducklake_flows.plan import plan_each
 from ducklake_flows.project import all_datasets, broken_datasets
@@ -118,6 +118,8 @@ def _read(settings: Settings) -> list[Metric]:
         size = history.size(con)
         behind = Counter(dataset for dataset, _ in ledger.unbuilt(con, "prod"))
         late = {o.dataset: o for o in overdue_in(con, datasets.values())}
+        aside = quarantine.counts(con, datasets.values())
+        failing = checks.failing(con)
     broken = len(broken_datasets()) + sum(left.is_fault for left in left_out)
     found = [
         _gauge("lake_broken_datasets", "Datasets whose file or source cannot be read.", broken),
@@ -130,6 +132,20 @@ def _read(settings: Settings) -> list[Metric]:
                 labels=["dataset"],
             ),
             {(key,): behind[key] for key in datasets},
+        ),
+        _labelled(
+            GaugeMetricFamily(
+                "lake_quarantined_rows", "Rows that are set aside; of datasets that set rows aside.", labels=["dataset"]
+            ),
+            {(key,): aside.get(key, (0, 0))[0] for key, dataset in datasets.items() if dataset.sets_aside},
+        ),
+        _labelled(
+            GaugeMetricFamily(
+                "lake_failing_audits",
+                "Partitions and audits whose last result failed, by what the audit does then.",
+                labels=["dataset", "on_fail"],
+            ),
+            {key: number for key, number in failing.items() if key[0] in datasets},
         ),
         _labelled(
             CounterMetricFamily("lake_attempts", "Attempts in the ledger.", labels=["dataset", "state"]),
