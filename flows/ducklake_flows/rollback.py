@@ -56,7 +56,8 @@ def rollback(
     else:
         asked = [get_dataset(dataset)] if dataset is not None else list(all_datasets().values())
         snapshot, found = changed_since(settings, asked, to, partition)
-        receipts = [r for one, keys in found for key in keys if (r := stage_as_of(settings, one, key, snapshot))]
+        staged = (stage_as_of(settings, one, key, snapshot, dry_run=dry_run) for one, keys in found for key in keys)
+        receipts = [receipt for receipt in staged if receipt is not None]
     summary: dict[str, Any] = {"partitions": {}, "rows": sum(receipt.rows for receipt in receipts)}
     for receipt in receipts:
         summary["partitions"].setdefault(receipt.dataset, []).append(receipt.partition)

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from ducklake_flows.cli.main import app
 from ducklake_flows.ingest import ingest
+from ducklake_flows.lake.verify import verify
 from ducklake_flows.states import Mode
 from ducklake_flows.transform import transform
 from tests.projects import Project, model
@@ -61,6 +62,7 @@ def test_the_whole_lake_goes_back_and_the_models_follow(
     assert "1 added, 1 removed, 1 changed" not in command("diff", "readings", str(at))
     assert "3 partitions would be rolled back" in command("rollback", "--to", str(at), "--dry-run")
     assert gold() == dict.fromkeys(DAYS, 7)
+    assert [finding.check for finding in verify(lake.settings)] == [], "it stages nothing"
 
     # A pattern first, then the rest.
     assert "1 partition rolled back" in command("rollback", "readings", "--to", str(at), "--partition", "*-02")

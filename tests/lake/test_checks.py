@@ -64,8 +64,8 @@ def test_results_are_committed_with_the_partition_that_they_are_about(lake: Lake
     columns = "partition, name, on_fail, passed, observed, expected, failed_rows"
     assert results(lake, columns) == [
         (ONE, "at_least(2)", "reject", True, "2", "at least 2", None),
-        (ONE, "positive", "warn", False, "1 rows", "0 rows", 1),
-        (ONE, "small", "quarantine", False, "1 rows", "0 rows", 1),
+        (ONE, "positive", "warn", False, "1 row", "0 rows", 1),
+        (ONE, "small", "quarantine", False, "1 row", "0 rows", 1),
         (TWO, "at_least(2)", "reject", False, "1", "at least 2", None),
         (TWO, "positive", "warn", True, "0 rows", "0 rows", 0),
         (TWO, "small", "quarantine", True, "0 rows", "0 rows", 0),

@@ -178,7 +178,7 @@ def _diff(out: Console, what: str, found: Difference) -> None:
         sign, style = signs[row["what"]]
         times = f" ({row['times']} times)" if "times" in row else ""
         if row["what"] == "changed":
-            names = [f"{name}: {row['old'][name]!r} -> {row['new'][name]!r}" for name in row["new"]]
+            names = [f"{name}: {_value(row['old'][name])} -> {_value(row['new'][name])}" for name in row["new"]]
             text = f"{sign} {_pairs(row['key'])}: {', '.join(names)}"
         else:
             text = f"{sign} {_pairs(row['new'] or row['old'])}{times}"
@@ -186,7 +186,12 @@ def _diff(out: Console, what: str, found: Difference) -> None:
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in values.items())
+    return ", ".join(f"{name}={_value(value)}" for name, value in values.items())
+
+
+def _value(value: Any) -> str:
+    """A value in a line: text in quotes, so that it is told from a number."""
+    return "null" if value is None else repr(value) if isinstance(value, str) else str(value)
 
 
 def checks(key: str, found: Results, history: bool = False) -> None:

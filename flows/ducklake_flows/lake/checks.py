@@ -118,7 +118,11 @@ def _referred(
         f"SELECT count(*), to_json(list({column} ORDER BY {column})[:3])::VARCHAR FROM {READ} WHERE {lacking}", [paths]
     ).fetchall()
     return replace(
-        check, passed=not count, observed=f"{count:,} rows with another value", failed_rows=count, sample=sample or "[]"
+        check,
+        passed=not count,
+        observed=f"{count:,} row{'s' if count != 1 else ''} with another value",
+        failed_rows=count,
+        sample=sample or "[]",
     )
 
 

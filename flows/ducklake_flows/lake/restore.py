@@ -102,8 +102,17 @@ NOTHING = "nothing"
 """What a rollback to before a partition's first attempt restores."""
 
 
-def stage_as_of(settings: Settings, dataset: Dataset, partition: Partition, snapshot: int) -> Receipt | None:
+def stage_as_of(
+    settings: Settings, dataset: Dataset, partition: Partition, snapshot: int, *, dry_run: bool = False
+) -> Receipt | None:
     """Stage the rows of a partition as of a snapshot, of all tables. The caller publishes them.
+
+    Args:
+        settings: Where the lake is.
+        dataset: The partition's dataset.
+        partition: The partition.
+        snapshot: The snapshot.
+        dry_run: Stage nothing: the receipt only tells what it would have.
 
     Returns:
         The receipt, of no rows if nothing was published then; None if the same rows are published now.
@@ -132,7 +141,7 @@ def stage_as_of(settings: Settings, dataset: Dataset, partition: Partition, snap
                 if seen.fingerprint not in fingerprints(con, wanted["attempt_id"]):
                     what = f"The rows of {one.key} {partition} in snapshot {snapshot} differ from what was published."
                     raise BadInput(what, "lake verify")
-                receipt = _staged(settings, one, partition, file, seen, started)
+                receipt = _staged(settings, one, partition, file, seen, started, dry_run=dry_run)
             version = (current or {}).get("source_version") or ""
             receipts.append(replace(receipt, source_version=version, restores=restores))
             if one is dataset:
@@ -189,12 +198,19 @@ def backfill(dataset: Dataset, partition: Partition, options: str) -> str:
 
 
 def _staged(
-    settings: Settings, dataset: Dataset, partition: Partition, file: Path, seen: Inspection, started: float
+    settings: Settings,
+    dataset: Dataset,
+    partition: Partition,
+    file: Path,
+    seen: Inspection,
+    started: float,
+    *,
+    dry_run: bool = False,
 ) -> Receipt:
     """Stage a local file as a new attempt."""
     attempt = new_attempt()
     staged = staged_path(dataset, partition, attempt, 0)
-    if seen.rows:
+    if seen.rows and not dry_run:
         stage = open_storage(settings.data_path, settings)
         stage.put(file, staged)
         stage.sync([staged])
