@@ -118,7 +118,7 @@ def test_a_reference_to_what_is_not_there_yet_fails_and_names_values(lake: Lake)
 
 
 @given(counts=st.lists(st.integers(0, 12), min_size=4, max_size=9), last=st.integers(3, 5))
-@settings(max_examples=5, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=3, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None)
 def test_a_steady_measure_is_compared_with_the_partitions_before(lake: Lake, counts: list[int], last: int) -> None:
     key = f"s{next(_KEYS)}"
     one = things(lake, steady(low=0.5, high=2, last=last, on_fail="reject"), key=key)

@@ -115,7 +115,7 @@ ROWS = st.dictionaries(
 
 
 @given(states=st.lists(st.tuples(ROWS, ROWS), min_size=2, max_size=4), data=st.data())
-@settings(max_examples=6, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=4, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None)
 def test_the_difference_of_any_two_states_is_that_of_dicts(lake: Lake, states: Any, data: st.DataObject) -> None:
     one = keyed(lake, f"d{next(_KEYS)}")
     of: list[tuple[str, dict[tuple[str, int], Any]]] = []
@@ -144,7 +144,7 @@ _KEYS = iter(range(10_000))
 
 @pytest.mark.parametrize("has_key", [True, False])
 @given(states=st.lists(st.tuples(ROWS, ROWS), min_size=1, max_size=4), seen=st.lists(st.booleans(), min_size=4))
-@settings(max_examples=5, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=3, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None)
 def test_a_consumer_that_applies_the_changes_has_the_table(
     lake: Lake, states: Any, seen: list[bool], has_key: bool
 ) -> None:

@@ -144,7 +144,7 @@ CONTENTS = st.dictionaries(st.sampled_from(DAYS), st.integers(0, 3), min_size=1,
 
 @pytest.mark.short("sqlite+folder")
 @given(history=st.lists(CONTENTS, min_size=1, max_size=4), data=st.data())
-@settings(max_examples=6, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=3, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None)
 def test_all_partitions_go_back_to_any_snapshot_in_one_commit(lake: Lake, history: Any, data: st.DataObject) -> None:
     """A dataset that sets rows aside, and one with a child table; each state is what a dict says."""
     number = next(_KEYS)
