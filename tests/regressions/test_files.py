@@ -569,3 +569,6 @@ def test_hidden_files_are_never_data(lake: Lake) -> None:
     assert things.values() == [1]
     source: Any = things.dataset.source
     assert source.unmatched([parse_partition(DAYS[0], Grain.day)]) == ["things/2024-1-2/a.csv"]
+    # A dataset of one file says nothing about its neighbours.
+    lake.land("codes.csv", "v\n1\n")
+    assert Files("codes.csv", "csv").unmatched([parse_partition("full", Grain.full)]) == []

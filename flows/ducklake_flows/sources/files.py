@@ -154,8 +154,8 @@ class Files:
 
         Hidden files are left out. So are files of partitions after the last one: those partitions are not due yet.
         """
-        if not partitions:
-            return []
+        if not partitions or not set("{%*") & set(self.pattern):
+            return []  # of one file, the others in its folder are none of its business
         landing = self._landing()
         scheme, first = Scheme.of(partitions[0]), min(p.local for p in partitions)
         segments = {p.segment for p in partitions}
