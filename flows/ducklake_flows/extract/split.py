@@ -114,21 +114,28 @@ def _set_aside(dataset: Dataset, attempt: Attempt, work: Path) -> None:
     names = [audit.name for audit in dataset.audits if audit.on_fail == "quarantine"]
     kept: list[Path] = []
     for number, file in enumerate(attempt.files):
-        rows = pq.read_table(file)
         broken = broken_rows(dataset, str(file))
         bad = functools.reduce(pc.or_, broken.columns)
-        for row, audits in zip(rows.filter(bad).to_pylist(), broken.filter(bad).to_pylist(), strict=True):
-            why = ", ".join(name for name, is_broken in zip(names, audits.values(), strict=True) if is_broken)
-            row.pop(MARK, None)
-            attempt.refuse(Refused(f"audit {why} failed", row_text(row)))
-        gone = rows.filter(bad)
-        attempt.given[ROWS] -= gone.num_rows
-        for name in gone.column_names:
-            if values := gone.num_rows - gone.column(name).null_count:
-                attempt.given[name] -= values
-        if gone.num_rows < rows.num_rows:
-            kept.append(work / f"{number}.parquet")
-            pq.write_table(rows.filter(pc.invert(bad)), kept[-1])
+        target, source, first = work / f"{number}.parquet", pq.ParquetFile(file), 0
+        with pq.ParquetWriter(target, source.schema_arrow) as writer:
+            for batch in source.iter_batches(BATCH):  # not the whole file: a partition may be larger than the memory
+                rows, here = pa.Table.from_batches([batch]), bad.slice(first, len(batch))
+                gone = rows.filter(here)
+                for row, audits in zip(
+                    gone.to_pylist(), broken.slice(first, len(batch)).filter(here).to_pylist(), strict=True
+                ):
+                    why = ", ".join(name for name, is_broken in zip(names, audits.values(), strict=True) if is_broken)
+                    row.pop(MARK, None)
+                    attempt.refuse(Refused(f"audit {why} failed", row_text(row)))
+                attempt.given[ROWS] -= gone.num_rows
+                for name in gone.column_names:
+                    if values := gone.num_rows - gone.column(name).null_count:
+                        attempt.given[name] -= values
+                if gone.num_rows < rows.num_rows:
+                    writer.write_table(rows.filter(pc.invert(here)))
+                first += len(batch)
+        if not pc.all(bad).as_py():
+            kept.append(target)
     attempt.files = kept
 
 

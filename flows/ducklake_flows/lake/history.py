@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake.connect import literal, rows
+from ducklake_flows.lake.ledger import PUBLISHED_STATES
 from ducklake_flows.lake.schema import table_columns
 from ducklake_flows.settings import LAKE
-from ducklake_flows.states import PUBLISHED, RETYPED
+from ducklake_flows.states import RETYPED
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 NOW = "now"
 """The present state, as an argument."""
-
-_PUBLISHED = str(tuple(state.value for state in PUBLISHED))
 
 
 def runs(con: DuckDBPyConnection, dataset: str | None = None, limit: int = 10) -> list[dict[str, Any]]:
@@ -38,10 +37,10 @@ def runs(con: DuckDBPyConnection, dataset: str | None = None, limit: int = 10) -
     return rows(
         con,
         f"""SELECT flow_run_id, max(recorded_at) AS at,
-                   count(*) FILTER (state IN {_PUBLISHED}) AS published,
-                   count(*) FILTER (state NOT IN {_PUBLISHED}) AS failed,
-                   coalesce(sum(rows_published) FILTER (state IN {_PUBLISHED}), 0)::BIGINT AS rows,
-                   coalesce(sum(bytes) FILTER (state IN {_PUBLISHED}), 0)::BIGINT AS bytes,
+                   count(*) FILTER (state IN {PUBLISHED_STATES}) AS published,
+                   count(*) FILTER (state NOT IN {PUBLISHED_STATES}) AS failed,
+                   coalesce(sum(rows_published) FILTER (state IN {PUBLISHED_STATES}), 0)::BIGINT AS rows,
+                   coalesce(sum(bytes) FILTER (state IN {PUBLISHED_STATES}), 0)::BIGINT AS bytes,
                    coalesce(sum(seconds), 0)::DOUBLE AS seconds
             FROM {LAKE}.ops.ledger WHERE state <> '{RETYPED}' {where}
             GROUP BY flow_run_id ORDER BY max(token) DESC LIMIT {limit}""",
@@ -52,11 +51,11 @@ def run_totals(con: DuckDBPyConnection, flow_run_id: str) -> list[dict[str, Any]
     """What one run wrote to the ledger, by dataset: ``published``, ``failed``, ``rows``, ``bytes``, ``files``."""
     return rows(
         con,
-        f"""SELECT dataset, count(*) FILTER (state IN {_PUBLISHED}) AS published,
-                   count(*) FILTER (state NOT IN {_PUBLISHED}) AS failed,
-                   coalesce(sum(rows_published) FILTER (state IN {_PUBLISHED}), 0)::BIGINT AS rows,
-                   coalesce(sum(bytes) FILTER (state IN {_PUBLISHED}), 0)::BIGINT AS bytes,
-                   coalesce(sum(files) FILTER (state IN {_PUBLISHED}), 0)::BIGINT AS files
+        f"""SELECT dataset, count(*) FILTER (state IN {PUBLISHED_STATES}) AS published,
+                   count(*) FILTER (state NOT IN {PUBLISHED_STATES}) AS failed,
+                   coalesce(sum(rows_published) FILTER (state IN {PUBLISHED_STATES}), 0)::BIGINT AS rows,
+                   coalesce(sum(bytes) FILTER (state IN {PUBLISHED_STATES}), 0)::BIGINT AS bytes,
+                   coalesce(sum(files) FILTER (state IN {PUBLISHED_STATES}), 0)::BIGINT AS files
             FROM {LAKE}.ops.ledger WHERE flow_run_id = {literal(flow_run_id)} AND state <> '{RETYPED}'
             GROUP BY dataset ORDER BY dataset""",
     )
@@ -72,10 +71,10 @@ def failures(con: DuckDBPyConnection, limit: int = 500) -> list[dict[str, Any]]:
     return rows(
         con,
         f"""SELECT dataset, partition, state, error, recorded_at AS at, flow_run_id, fixed FROM (
-                SELECT *, max(token) FILTER (state IN {_PUBLISHED}) OVER (PARTITION BY dataset, partition) > token
+                SELECT *, max(token) FILTER (state IN {PUBLISHED_STATES}) OVER (PARTITION BY dataset, partition) > token
                           IS TRUE AS fixed
                 FROM {LAKE}.ops.ledger
-            ) WHERE state NOT IN {_PUBLISHED} AND state <> '{RETYPED}'
+            ) WHERE state NOT IN {PUBLISHED_STATES} AND state <> '{RETYPED}'
             ORDER BY token DESC, dataset, partition LIMIT {limit}""",
     )
 
@@ -87,7 +86,7 @@ def growth(con: DuckDBPyConnection, limit: int = 90) -> list[dict[str, Any]]:
         f"""WITH changes AS (
                 SELECT (recorded_at AT TIME ZONE 'UTC')::DATE AS day, rows_published, bytes,
                        lag(rows_published) OVER one AS rows_before, lag(bytes) OVER one AS bytes_before
-                FROM {LAKE}.ops.ledger WHERE state IN {_PUBLISHED}
+                FROM {LAKE}.ops.ledger WHERE state IN {PUBLISHED_STATES}
                 WINDOW one AS (PARTITION BY dataset, partition ORDER BY token)
             ), days AS (
                 SELECT day, sum(rows_published - coalesce(rows_before, 0)) AS rows,
@@ -201,7 +200,7 @@ def snapshot_meant(con: DuckDBPyConnection, asked: str, dataset: Dataset | None 
     if dataset is not None:
         found = con.execute(
             f"SELECT min(token) FROM {LAKE}.ops.ledger WHERE dataset = {literal(dataset.key)} "
-            f"AND attempt_id = {literal(asked)} AND state IN {_PUBLISHED}"
+            f"AND attempt_id = {literal(asked)} AND state IN {PUBLISHED_STATES}"
         ).fetchall()[0][0]
         if found is not None and found not in known:
             raise BadInput(f"The snapshot of attempt {asked} has expired.", which)
@@ -228,6 +227,6 @@ def published_between(con: DuckDBPyConnection, dataset: str, low: int, high: int
     """The partitions of a dataset that were published or rolled back after one snapshot, until another, sorted."""
     found = con.execute(
         f"SELECT DISTINCT partition FROM {LAKE}.ops.ledger WHERE dataset = {literal(dataset)} "
-        f"AND state IN {_PUBLISHED} AND token > {low} AND token <= {high} ORDER BY 1"
+        f"AND state IN {PUBLISHED_STATES} AND token > {low} AND token <= {high} ORDER BY 1"
     ).fetchall()
     return [key for (key,) in found]
