@@ -267,3 +267,12 @@ def test_rules_that_cannot_set_rows_aside_are_refused_where_they_are_defined() -
     with pytest.raises(BadInput, match="an aggregate does not say which rows"):
         Audit("few", "count(*) < 5", "quarantine", aggregate=True)
     assert not_null("id", on_fail="quarantine").on_fail == "quarantine"
+
+
+def test_rows_with_nested_values_are_kept_and_set_aside(lake: Lake) -> None:
+    one = case(lake, divided={"audits": (expect("positive", "v > 0", on_fail="quarantine"),)})
+    one.each([{"v": 1, "o": {"a": [1, 2]}}, {"v": -1, "o": {"a": [3]}}, {"v": 2, "o": None}])
+    assert lake.column("SELECT o::VARCHAR FROM raw.things ORDER BY v") == ['{"a":[1,2]}', None]
+    assert one.types()["o"] == "JSON"
+    assert [json.loads(content)["v"] for _, content in aside(lake, "content")] == [-1]
+    assert one.errors() == []
