@@ -543,6 +543,38 @@ def rollback(
 
 
 @app.command()
+def migrate(
+    name: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset.")],
+    rename: Annotated[
+        list[str] | None, typer.Option(metavar="OLD=NEW", help="Rename a column. May be repeated.")
+    ] = None,
+    drop: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="Drop a column. May be repeated.")] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Undo the last migration of the table instead.")] = False,
+    abandon: Annotated[
+        bool, typer.Option("--abandon", help="Drop what a stopped migration has left; the table is as before.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check that every value fits, and say what.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give a filled table the types of its contract; rename or drop columns. Readers see all of it or nothing."""
+    if undo + abandon + bool(rename or drop) > 1:
+        raise BadInput("--undo, --abandon and changes cannot be combined.", "choose one")
+    pairs = [text.partition("=") for text in rename or ()]
+    if wrong := [old + sep + new for old, sep, new in pairs if not (old and new)]:
+        raise BadInput(f"--rename {wrong[0]!r} names no new column.", "--rename old_name=new_name")
+    _keys([name])
+    _server(load_settings())
+    from ducklake_flows.migrate import migrate as flow
+
+    names = {old: new for old, _, new in pairs}
+    summary = _finish(lambda: flow(name, names, drop or [], undo, abandon, dry_run), as_json)
+    if not as_json:
+        from ducklake_flows.cli import show
+
+        show.migrated(name, summary, dry_run)
+
+
+@app.command()
 def repair(
     names: Names = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the damaged partitions and files.")] = False,

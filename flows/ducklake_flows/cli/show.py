@@ -146,6 +146,29 @@ def rolled_back(summary: Mapping[str, Any], to: str | None, dry_run: bool) -> No
         transformed(summary["transform"])
 
 
+def migrated(name: str, summary: Mapping[str, Any], dry_run: bool) -> None:
+    """Print what a migration did, or would do."""
+    if "abandoned" in summary:
+        console.print(f"{name}: {'abandoned; the table is as before' if summary['abandoned'] else 'nothing was left'}.")
+        return
+    for line in summary["changes"]:
+        console.print(f"  {line}", soft_wrap=True, highlight=False)
+    for column, values in summary.get("dropped", {}).items():
+        console.print(f"  {column} has {count(values, 'value')}", style="yellow", highlight=False)
+    if not summary["changes"]:
+        console.print(
+            f"Nothing to migrate: {name} has the types of its contract. See: lake plan {name}", soft_wrap=True
+        )
+        return
+    size = f"{count(summary['rows'], 'row')} of {count(summary['partitions'], 'partition')}"
+    if dry_run:
+        console.print(f"Every value fits: {size} would be migrated.", soft_wrap=True)
+        return
+    console.print(f"{name} is migrated: {size}, in snapshot {summary['snapshot_id']}.", soft_wrap=True)
+    console.print(f"To go back: lake migrate {name} --undo", soft_wrap=True, highlight=False)
+    transformed(summary["transform"])
+
+
 SHOWN_PARTITIONS = 20
 
 

@@ -93,7 +93,8 @@ def blocked(changes: Iterable[SchemaChange]) -> BadInput | None:
         return None
     lines = "; ".join(map(str, found))
     kept = ", ".join(contract_line(change.column, change.before or "") for change in found)
+    key = found[0].table.partition(".")[2]
     return BadInput(
         f"The contract does not fit the table: {lines}",
-        f"keep the type in the contract ({kept}), or declare the new one under another name",
+        f"convert the table: lake migrate {key}; or keep the type in the contract ({kept})",
     )

@@ -16,7 +16,7 @@ from ducklake_flows.datasets.partitions import FULL
 from ducklake_flows.datasets.types import declared_types, quoted
 from ducklake_flows.errors import Rejected
 from ducklake_flows.lake import ledger
-from ducklake_flows.lake.files import full_paths
+from ducklake_flows.lake.files import full_paths, looks_like
 from ducklake_flows.lake.rows import condition
 from ducklake_flows.lake.schema import create_table, is_outdated, qualified
 from ducklake_flows.staging.inspect import fingerprint_sql, fingerprint_text
@@ -151,13 +151,13 @@ def _no_join(dataset: Dataset, name: str, there: str, staged: str) -> str:
     if name in dataset.contract.columns:
         return (
             f"column {name} is {staged} in the contract, but {there} in {dataset.table}, which has rows: "
-            "load the table again as described in docs/operations.md, 'A column's type'"
+            f"lake migrate {dataset.key}"
         )
     nested = any(("(" in t and not t.startswith("DECIMAL")) or t.endswith("]") for t in (there, staged))
     line = contract_line(name, "JSON" if nested else "VARCHAR" if "VARCHAR" in (there, staged) else staged)
     return (
         f"column {name} is {staged} in this partition, but {there} in {dataset.table}; declare it in the contract "
-        f"({line}), then load the table again as described in docs/operations.md, 'A column's type'"
+        f"({line}), then: lake migrate {dataset.key}"
     )
 
 
@@ -170,7 +170,11 @@ class Contents:
 
 
 def contents(
-    con: DuckDBPyConnection, dataset: Dataset, columns: Mapping[str, str], only: Iterable[str] | None = None
+    con: DuckDBPyConnection,
+    dataset: Dataset,
+    columns: Mapping[str, str],
+    only: Iterable[str] | None = None,
+    source: str | None = None,
 ) -> dict[str, Contents]:
     """Read the contents of a raw table's partitions, by key; partitions without rows are left out.
 
@@ -179,11 +183,13 @@ def contents(
         dataset: The dataset of the table.
         columns: The table's columns.
         only: Read only these partitions; None means all.
+        source: A table expression to read instead of the table.
     """
     where = "" if only is None else f"WHERE {condition(dataset, map(dataset.partition, sorted(only)))}"
     of = [quoted(name) if name else "''" for name in (dataset.segment_column, dataset.partition_column)]
     found = con.execute(
-        f"SELECT {', '.join(of)}, count(*), {fingerprint_sql(columns)} FROM {qualified(dataset)} {where} GROUP BY ALL"
+        f"SELECT {', '.join(of)}, count(*), {fingerprint_sql(columns)} FROM {source or qualified(dataset)} {where} "
+        "GROUP BY ALL"
     ).fetchall()
     there: dict[str, tuple[int, int]] = {}
     for segment, value, rows, digest in found:
@@ -300,8 +306,7 @@ def fit(
     names = {name.casefold(): name for name in columns}
     source = {names[name.casefold()]: (name, t) for name, t in receipt.columns.items() if not is_untyped(t)}
     as_it_is = all(name == target and reads_as(t, columns[target]) for target, (name, t) in source.items())
-    above = {part.partition("=")[0].casefold() for part in settings.data_path.split("/") if "=" in part}
-    if as_it_is and len(source) == len(columns) == len(receipt.columns) and above.isdisjoint(names):
+    if as_it_is and len(source) == len(columns) == len(receipt.columns) and not looks_like(settings, names):
         return Fit("", "")
     select = ", ".join(
         f"CAST({quoted(name)} AS {columns[target]}) AS {quoted(target)}" for target, (name, _) in source.items()

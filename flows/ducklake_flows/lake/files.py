@@ -44,6 +44,12 @@ def full_paths(settings: Settings, paths: Iterable[str]) -> list[str]:
     return [settings.data_path + path for path in paths]
 
 
+def looks_like(settings: Settings, columns: Iterable[str]) -> bool:
+    """Whether a folder above the lake looks like the partition of a column, ``name=zzz``: DuckLake would take it so."""
+    above = {part.partition("=")[0].casefold() for part in settings.data_path.split("/") if "=" in part}
+    return not above.isdisjoint(name.casefold() for name in columns)
+
+
 def short_names(con: DuckDBPyConnection, settings: Settings, paths: Iterable[str]) -> list[str]:
     """Names for DuckLake of staged files: a pattern for those of a chunk if its folder has no others, or full paths.
 

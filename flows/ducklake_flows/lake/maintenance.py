@@ -16,7 +16,7 @@ from ducklake_flows.errors import CommitConflict
 from ducklake_flows.lake.connect import commit_message, connected
 from ducklake_flows.lake.fence import META
 from ducklake_flows.lake.repair import settle, unpartition
-from ducklake_flows.lake.schema import ORPHAN_AGE, partition
+from ducklake_flows.lake.schema import ORPHAN_AGE, SHADOW, partition
 from ducklake_flows.lake.statistics import NAMED
 from ducklake_flows.project import all_tables
 from ducklake_flows.settings import LAKE, Settings
@@ -235,7 +235,7 @@ def _files(
                 LEFT JOIN (SELECT data_file_id, string_agg(partition_value, '/' ORDER BY partition_key_index) AS part
                            FROM {META}.ducklake_file_partition_value GROUP BY ALL) p
                        ON p.data_file_id = f.data_file_id
-                WHERE f.end_snapshot IS NULL AND {where}
+                WHERE f.end_snapshot IS NULL AND NOT ends_with(t.table_name, '{SHADOW}') AND {where}
                 GROUP BY s.schema_name, t.table_name, v.schema_version, p.part HAVING {having})
             GROUP BY ALL ORDER BY ALL"""
     ).fetchall()

@@ -53,6 +53,7 @@ from ducklake_flows.lake.fence import check_release, next_token
 from ducklake_flows.lake.files import full_paths, short_names
 from ducklake_flows.lake.lookup import held
 from ducklake_flows.lake.maintenance import merge, rewrite
+from ducklake_flows.lake.migration import outdated
 from ducklake_flows.lake.repair import drop, repair, settle
 from ducklake_flows.lake.rows import conditions
 from ducklake_flows.lake.schema import qualified, record_change, table_columns
@@ -161,6 +162,8 @@ class Publisher:
         self._worn: dict[str, tuple[int, int]] = {}
         """Deleted rows of merged files that DELETEs have read since the last rewrite, all DELETEs together, and the
         rows of these files, by dataset."""
+        self._outdated: dict[str, str] = {}
+        """Attempts of the group that were extracted before their table was migrated, with the reason."""
         self._began = time.monotonic()
         self._unanswered: int | None = None
         """The token of a COMMIT whose answer was lost."""
@@ -339,7 +342,9 @@ class Publisher:
         token = self._begun(con, group)
         result, new, receipts = self._select(group)
         tables = table_columns(con)
-        evolved = evolve(con, self._datasets, receipts, tables)
+        self._outdated = outdated(con, self._datasets, receipts, tables)
+        fitting = [receipt for receipt in receipts if receipt.attempt_id not in self._outdated]
+        evolved = evolve(con, self._datasets, fitting, tables)
         if evolved.changed:
             # Never in one transaction with the registration: https://github.com/duckdb/ducklake/issues/1308
             for key, change in evolved.changed.items():
@@ -425,6 +430,8 @@ class Publisher:
     ) -> tuple[Receipt, Fit]:
         """A receipt with the fingerprint of its rows in the table, and how they are loaded; see `fit`."""
         dataset = self._datasets[receipt.dataset]
+        if receipt.attempt_id in self._outdated:
+            raise Rejected(self._outdated[receipt.attempt_id], "run the same command again")
         try:
             way = fit(con, self._settings, dataset, tables.get(dataset.table, {}), receipt, refused)
         except Rejected as error:

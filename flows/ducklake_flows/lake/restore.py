@@ -20,6 +20,7 @@ from ducklake_flows.lake.connect import connected, literal, rows
 from ducklake_flows.lake.fence import META
 from ducklake_flows.lake.files import holds_sql
 from ducklake_flows.lake.ledger import fingerprints, history
+from ducklake_flows.lake.migration import convert, since
 from ducklake_flows.lake.rows import condition
 from ducklake_flows.lake.schema import qualified, table_columns
 from ducklake_flows.scratch import scratch
@@ -65,7 +66,9 @@ def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -
                 for one, rows in zip(tables, of, strict=True)
             ]
 
-        before = [row for row in _still_meant(published) if whole(row) != whole(current)]
+        # A rollback over a migration has the restored attempt's rows, but another fingerprint.
+        others = [row for row in _still_meant(published) if _shown(row) != _shown(current)]
+        before = [row for row in others if whole(row) != whole(current)]
         if not before:
             raise BadInput(f"{name} has no attempt before the published one.", f"lake status {dataset.key}")
         target = before[-1]
@@ -73,7 +76,7 @@ def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -
         snapshot = _snapshot_before(con, name, published[last_seen + 1]["token"])
         receipts = []
         for one, rows in zip(tables, of, strict=True):
-            if (wanted := rows.get(target["token"])) is None and one.is_quarantine:
+            if (wanted := rows.get(published[last_seen]["token"])) is None and one.is_quarantine:
                 receipts.append(_staged(settings, one, partition, work, inspect(one, [partition], [])[0], started))
                 continue
             if wanted is None:
@@ -87,10 +90,11 @@ def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -
             if seen.fingerprint != wanted["fingerprint"]:
                 what = f"The rows of the previous attempt at {one.key} {partition} differ from what was published."
                 raise BadInput(what, "lake verify")
+            file, seen = _as_now(con, one, partition, snapshot, file, seen)
             receipt = _staged(settings, one, partition, file, seen, started)
             # The version that was rolled back: once the source is fixed, the partition is stale and is loaded again.
             version = current["source_version"] or ""
-            receipts.append(replace(receipt, source_version=version, restores=wanted["attempt_id"]))
+            receipts.append(replace(receipt, source_version=version, restores=_shown(wanted)))
     return replace(receipts[0], supersedes=current["attempt_id"], members=tuple(receipts[1:]))
 
 
@@ -141,6 +145,7 @@ def stage_as_of(
                 if seen.fingerprint not in fingerprints(con, wanted["attempt_id"]):
                     what = f"The rows of {one.key} {partition} in snapshot {snapshot} differ from what was published."
                     raise BadInput(what, "lake verify")
+                file, seen = _as_now(con, one, partition, snapshot, file, seen)
                 receipt = _staged(settings, one, partition, file, seen, started, dry_run=dry_run)
             version = (current or {}).get("source_version") or ""
             receipts.append(replace(receipt, source_version=version, restores=restores))
@@ -175,6 +180,7 @@ def stage_published(settings: Settings, dataset: Dataset, partition: Partition) 
             except (duckdb.Error, Rejected):
                 continue  # its files are lost, too, or are cleaned up
             if seen.fingerprint in wanted:
+                file, seen = _as_now(con, dataset, partition, snapshot, file, seen)
                 break
         else:
             raise BadInput(
@@ -281,6 +287,20 @@ def _snapshot_before(con: DuckDBPyConnection, name: str, token: int) -> int:
         f"The snapshot of the previous attempt at {name} has expired, so its rows can no longer be read.",
         f"load it again from its source: lake backfill {name.split(maxsplit=1)[0]} --mode all",
     )
+
+
+def _as_now(
+    con: DuckDBPyConnection, dataset: Dataset, partition: Partition, snapshot: int, file: Path, seen: Inspection
+) -> tuple[Path, Inspection]:
+    """Rows as of a snapshot in the columns that the table has since; see `ducklake_flows.lake.migration`."""
+    changes = since(con, dataset.table, snapshot)
+    if not changes:
+        return file, seen
+    columns = seen.columns
+    for change in changes:
+        columns = change.after(columns)
+    made = convert(dataset, partition, file, file.with_name(f"now-{file.name}"), columns, changes)
+    return made, inspect(dataset, [partition], [str(made)])[0]
 
 
 def _copy(con: DuckDBPyConnection, dataset: Dataset, partition: Partition, snapshot: int, file: Path) -> None:

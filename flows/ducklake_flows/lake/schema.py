@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 ORPHAN_AGE = "1 day"
 """Minimum age of a file that no snapshot names before a clean-up may delete it; longer than any run."""
 
+SHADOW = "__migration"
+"""How the name of a table ends that a migration fills; see `ducklake_flows.lake.migrate`."""
+
 OPS = {
     "ledger": """
         dataset VARCHAR, partition VARCHAR, attempt_id VARCHAR, state VARCHAR,

@@ -67,10 +67,14 @@ def partition_folder(dataset: Dataset, partition: Partition) -> str:
     return "/".join(f"{column}={quote(value, safe='-')}" for column, value in found.items())
 
 
+def attempt_time(attempt: str) -> datetime:
+    """When an attempt's id was made, UTC."""
+    return datetime.fromtimestamp(int(attempt[:14], 16) / 1e6, UTC)
+
+
 def is_older(chunk: str, moment: datetime) -> bool:
     """Whether the chunk's folder of this name was named before a moment (with time zone)."""
-    microseconds = int(chunk.removeprefix(CHUNK)[:14], 16)
-    return datetime.fromtimestamp(microseconds / 1e6, UTC) < moment
+    return attempt_time(chunk.removeprefix(CHUNK)) < moment
 
 
 def attempt_of(path: str) -> str:

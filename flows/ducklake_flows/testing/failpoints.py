@@ -38,6 +38,9 @@ Point = Literal[
     "before the build is recorded",
     "mid compaction",
     "mid cleanup",
+    # A migration of a table: a partition's new file is staged; the table has its new columns.
+    "copy staged",
+    "table swapped",
     # A repair, also one that a publish needs before its own commit.
     "repair committed",
 ]
