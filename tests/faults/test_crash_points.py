@@ -6,14 +6,18 @@ No row is lost, duplicated or partially visible, and the next command finishes.
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pytest
 
+from ducklake_flows.datasets.contract import Contract
 from ducklake_flows.lake.connect import connect
 from ducklake_flows.lake.maintenance import steps
+from ducklake_flows.lake.migrate import migrator, undoing
 from ducklake_flows.lake.publish import Publisher
 from ducklake_flows.lake.restore import stage_as_of
 from ducklake_flows.orchestration.restoring import changed_since
@@ -240,3 +244,63 @@ def test_a_kill_in_maintenance_changes_no_row(lake: Lake, kill: Killer, point: P
     left = lake.column("SELECT data_file FROM ducklake_list_files('lake', 'readings', schema => 'raw')")
     assert len(left) == 1
     assert len(lake.data.list("raw/readings")) == 1, "what was merged or replaced, and the orphan, are gone"
+
+
+def migrated(lake: Lake, columns: dict[str, str], rename: dict[str, str], *, undo: bool = False) -> None:
+    """The steps of the migrate flow, two partitions a commit."""
+    readings = replace(get_dataset("readings"), contract=Contract(columns))
+    plan = undoing(lake.settings, readings) if undo else migrator(lake.settings, readings, rename, [])
+    plan.survey()
+    if not plan.migration.rewrites:
+        plan.alter()
+        return
+    plan.prepare()
+    while (pending := plan.pending()) or plan.swap() is None:
+        plan.add(plan.copy(pending[:2]))
+        plan.check()
+
+
+Change = tuple[dict[str, str], dict[str, str]]
+
+NAMES: Change
+TYPES: Change
+NAMES, TYPES = ({}, {"value": "amount"}), ({"amount": "text"}, {"value": "amount"})
+
+
+@pytest.mark.parametrize(
+    ("change", "point", "done"),
+    [
+        *((NAMES, point, point == "table swapped") for point in ("after the fence", "before COMMIT", "table swapped")),
+        *((TYPES, point, False) for point in ("copy staged", "after registration", "after COMMIT", "after the fence")),
+        *((TYPES, point, point == "table swapped") for point in ("before COMMIT", "table swapped")),
+    ],
+)
+@pytest.mark.short("sqlite+folder")
+def test_a_kill_in_a_migration_leaves_the_table_as_it_was_or_as_it_shall_be(
+    lake: Lake, kill: Killer, change: Change, point: Point, done: bool
+) -> None:
+    columns, rename = change
+    contents = {**OLD, **NEW}
+    land(lake, contents)
+    lake.load("readings", *contents)
+
+    def there() -> list[dict[str, Any]]:
+        return lake.sql("SELECT * FROM raw.readings ORDER BY day, id")
+
+    old = there()
+    new = [
+        {"id": row["id"], "amount": str(row["value"]) if columns else row["value"], "day": row["day"]} for row in old
+    ]
+    kill.at(point, migrated, columns, rename)
+    assert there() == (new if done else old)
+    assert lake.errors() == []
+    if not done:
+        migrated(lake, columns, rename)
+    assert there() == new
+    assert lake.errors() == []
+    kill.at(point, partial(migrated, undo=True), {}, {})
+    assert there() == (old if done else new)
+    if not done:
+        migrated(lake, {}, {}, undo=True)
+    assert [dict(sorted(row.items())) for row in there()] == [dict(sorted(row.items())) for row in old]
+    assert lake.errors() == []

@@ -63,7 +63,7 @@ def filled(lake: Lake, *days: list[dict[str, Any]]) -> Case:
     return one
 
 
-TWO = [
+TWO: list[list[dict[str, Any]]] = [
     [{"id": 1, "price": "1.5", "old": "x"}, {"id": 2, "price": "12.25", "old": None}],
     [{"id": 3, "price": "-0.1", "old": "y"}, {"id": 4, "price": None, "old": "z"}],
 ]

@@ -225,6 +225,33 @@ def test_a_changed_raw_column_type_rebuilds_the_models_instead_of_rounding(lake:
         assert lake.column(f"SELECT value::VARCHAR FROM {table} ORDER BY day") == ["9007199254740993.000", "2.500"]
 
 
+def test_a_model_that_gets_an_earlier_version_again_has_what_was_published_meanwhile(
+    lake: Lake, project: Project
+) -> None:
+    """SQLMesh takes the table of that version as it was left."""
+
+    def write(factor: int) -> None:
+        query = f"SELECT sum(value) * {factor} AS total, day FROM ({READINGS}) GROUP BY day"
+        project.write("models/gold.sql", model("gold.daily", query, "day", PUBLISHED))
+
+    def totals() -> list[float]:
+        return lake.column("SELECT total FROM gold.daily ORDER BY day")
+
+    load(lake, "2024-01-01", "2024-01-02", value=1)
+    write(1)
+    project.build()
+    write(10)
+    project.build()
+    load(lake, "2024-01-01", value=5)
+    project.build()
+    assert totals() == [50, 10]
+    write(1)
+    project.build()
+    assert totals() == [5, 1]
+    # Without a change, an earlier version costs a build only once.
+    assert project.build() == []
+
+
 def test_a_value_that_a_model_column_cannot_store_exactly_is_refused_with_its_column(
     lake: Lake, project: Project
 ) -> None:

@@ -362,6 +362,14 @@ def unbuilt(con: DuckDBPyConnection, environment: str) -> dict[tuple[str, str], 
     return {(dataset, partition): attempt for dataset, partition, attempt in found}
 
 
+def last_build(con: DuckDBPyConnection, environment: str) -> datetime | None:
+    """When an environment was last built, UTC; None if never."""
+    found = con.execute(
+        f"SELECT epoch_us(max(recorded_at)) FROM {LAKE}.ops.builds WHERE environment = {literal(environment)}"
+    ).fetchall()[0][0]
+    return None if found is None else _EPOCH + timedelta(microseconds=found)
+
+
 def built_project(con: DuckDBPyConnection, environment: str) -> str:
     """The digest of the models that an environment was last built with; "" if it was never built."""
     found = con.execute(

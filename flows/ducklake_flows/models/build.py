@@ -18,6 +18,8 @@ from sqlmesh.utils.errors import SQLMeshError
 
 from ducklake_flows.datasets.partitions import Grain
 from ducklake_flows.errors import RunFailed
+from ducklake_flows.lake import ledger
+from ducklake_flows.lake.connect import connected
 from ducklake_flows.models.lineage import copied_from
 from ducklake_flows.models.scheduler import Interval, LakeContext, Refusal, Refused, named, short
 from ducklake_flows.project import get_dataset
@@ -79,7 +81,7 @@ def build(
         # Includes the environment's old models: a changed model may inherit the intervals of its predecessor.
         # Includes the project's current models: a failed plan may have built some of their intervals.
         touched = list(_touched(context, built, changed))
-        again = list(_without_refused(context, built, refused)) if plans else []
+        again = [*_without_refused(context, built, refused), *_returning(context, environment, built)] if plans else []
         for one in touched + again:  # one call each: given several intervals of a model, SQLMesh removes only the last
             context.state_sync.remove_intervals([one], remove_shared_versions=True)
         if plans:
@@ -241,6 +243,44 @@ def _without_refused(
     for snapshot in map(by_id.__getitem__, sorted(ids)):
         by_time = not snapshot.is_model or not snapshot.is_materialized or snapshot.is_incremental_by_time_range
         if not by_time and snapshot.intervals:
+            yield snapshot, (snapshot.intervals[0][0], snapshot.intervals[-1][1])
+
+
+def _returning(
+    context: LakeContext, environment: str, built: set[SnapshotId]
+) -> Iterator[tuple[Snapshot, tuple[int, int]]]:
+    """The intervals of models that come back into an environment and may lack what was published since they left it.
+
+    SQLMesh uses the table of an earlier version of a model again, as it was built then. The tables that a failed plan
+    has begun since the environment was last built lack nothing that is not among the changed partitions. Those of
+    another environment lack what that one lacks.
+
+    Args:
+        context: Context of the project's current models.
+        environment: The environment.
+        built: The models in the environment.
+    """
+    found = context.state_reader.get_snapshots(context.snapshots.values())
+    back = [s for i, s in found.items() if i not in built and s.is_model and s.is_materialized and s.intervals]
+    if not back:
+        return
+    others = {
+        other.name: {info.snapshot_id for info in other.snapshots}
+        for other in context.state_reader.get_environments()
+        if other.name != environment
+    }
+    with connected(load_settings(), read_only=True) as con:
+        last = ledger.last_build(con, environment)
+        lacking: dict[str, dict[str, list[str]]] = {name: {} for name in others}
+        for name, keys in lacking.items():
+            for dataset, partition in ledger.unbuilt(con, name):
+                keys.setdefault(dataset, []).append(partition)
+    for snapshot in back:
+        kept_by = [name for name, ids in others.items() if snapshot.snapshot_id in ids]
+        if kept_by:
+            touched = _touched(context, set(), min((lacking[name] for name in kept_by), key=len))
+            yield from (each for each in touched if each[0].snapshot_id == snapshot.snapshot_id)
+        elif last is not None and snapshot.created_ts < last.timestamp() * 1000:
             yield snapshot, (snapshot.intervals[0][0], snapshot.intervals[-1][1])
 
 
