@@ -79,7 +79,9 @@ def migrate(
     try:
         return {**summary, "transform": transform()}
     except RunFailed as error:
-        raise RunFailed(error.message, error.fix, {**summary, "transform": error.summary}) from error
+        raise RunFailed(
+            f"{dataset} is migrated, but {error.message}", error.fix, {**summary, "transform": error.summary}
+        ) from error
 
 
 def _rewritten(plan: Migrator) -> int:

@@ -33,7 +33,7 @@ from ducklake_flows.lake.files import full_paths, looks_like, place_in, register
 from ducklake_flows.lake.ledger import append, fingerprints, retyped_row
 from ducklake_flows.lake.repair import settle
 from ducklake_flows.lake.rows import condition
-from ducklake_flows.lake.schema import SHADOW, create_table, qualified, record_change, table_columns
+from ducklake_flows.lake.schema import create_table, qualified, record_change, shadow_key, table_columns
 from ducklake_flows.scratch import scratch
 from ducklake_flows.settings import LAKE
 from ducklake_flows.sources.values import Unfit
@@ -110,7 +110,7 @@ class Migrator:
         """The table with the new columns until it takes the place of the other; without rules, only for its name."""
         return replace(
             self.dataset,
-            key=f"{self.dataset.key[: 63 - len(SHADOW)]}{SHADOW}",
+            key=shadow_key(self.dataset.key),
             contract=Contract(),
             primary_key=(),
             audits=(),

@@ -22,7 +22,7 @@ ORPHAN_AGE = "1 day"
 """Minimum age of a file that no snapshot names before a clean-up may delete it; longer than any run."""
 
 SHADOW = "__migration"
-"""How the name of a table ends that a migration fills; see `ducklake_flows.lake.migrate`."""
+"""How such a name ends: `shadow_key`."""
 
 OPS = {
     "ledger": """
@@ -169,6 +169,11 @@ def partition(con: DuckDBPyConnection, dataset: Dataset) -> None:
     """Partition a raw table by its partition columns, or by nothing, as its dataset asks for."""
     keys = f"SET PARTITIONED BY ({', '.join(map(quoted, dataset.partition_columns))})"
     con.execute(f"ALTER TABLE {qualified(dataset)} {keys if dataset.partitioned else 'RESET PARTITIONED BY'}")
+
+
+def shadow_key(dataset: str) -> str:
+    """The name, in ``raw``, of the table that a migration of a dataset fills; see `ducklake_flows.lake.migrate`."""
+    return f"{dataset[: 63 - len(SHADOW)]}{SHADOW}"
 
 
 def qualified(dataset: Dataset) -> str:

@@ -20,7 +20,7 @@ from ducklake_flows.lake.connect import connected, literal, one_snapshot, renew,
 from ducklake_flows.lake.fence import check_release
 from ducklake_flows.lake.files import place_in, registered
 from ducklake_flows.lake.rows import condition
-from ducklake_flows.lake.schema import qualified, table_columns
+from ducklake_flows.lake.schema import qualified, shadow_key, table_columns
 from ducklake_flows.project import all_tables
 from ducklake_flows.settings import LAKE, Settings
 from ducklake_flows.staging.layout import attempt_of
@@ -101,6 +101,7 @@ def verify(settings: Settings, since: datetime | None = None) -> Iterator[Findin
                 lost.add(path)
                 yield finding
             yield from _orphans(settings, con, storage, there)
+            yield from _migrations(con)
         for dataset in datasets:
             renew(con, settings)
             columns, entries = tables[dataset.table], published.get(dataset.key, {})
@@ -155,6 +156,15 @@ def _storage(
         for path, fault in damage.absent(storage, found, there):
             fix = BACKUP if table.startswith(("ops.", "raw.")) else REPAIR
             yield Finding("error", "file exists", table, f"{path} {fault}", fix), path
+
+
+def _migrations(con: DuckDBPyConnection) -> Iterator[Finding]:
+    """Name the tables that a stopped migration has left."""
+    names = {shadow_key(dataset.key): dataset.key for dataset in all_tables()}
+    for table in table_columns(con):
+        if key := names.get(table.removeprefix("raw.")):
+            fix = f"lake migrate {key}, as before; or: lake migrate {key} --abandon"
+            yield Finding("note", "migration", table, "a migration is in progress or was stopped", fix)
 
 
 def _orphans(
