@@ -15,7 +15,9 @@ import pyarrow as pa
 import pytest
 
 from ducklake_flows.datasets.contract import Contract
+from ducklake_flows.datasets.dataset import Table
 from ducklake_flows.lake.connect import connect
+from ducklake_flows.lake.drop import retire
 from ducklake_flows.lake.maintenance import steps
 from ducklake_flows.lake.migrate import migrator, undoing
 from ducklake_flows.lake.publish import Publisher
@@ -24,6 +26,7 @@ from ducklake_flows.lake.verify import verify
 from ducklake_flows.orchestration.restoring import changed_since
 from ducklake_flows.project import get_dataset
 from ducklake_flows.testing.failpoints import POINTS, Point
+from tests.cases import case
 from tests.faults.conftest import Contents, Killer, found, land, load, staged, staged_as, told
 
 if TYPE_CHECKING:
@@ -305,4 +308,23 @@ def test_a_kill_in_a_migration_leaves_the_table_as_it_was_or_as_it_shall_be(
     if not done:
         migrated(lake, {}, {}, undo=True)
     assert [dict(sorted(row.items())) for row in there()] == [dict(sorted(row.items())) for row in old]
+    assert lake.errors() == []
+
+
+def retired(lake: Lake) -> None:
+    retire(lake.settings, "old", set(), "no longer needed", "dropping")
+
+
+@pytest.mark.parametrize("point", ["before COMMIT", "after COMMIT"])
+@pytest.mark.short("sqlite+folder")
+def test_a_kill_in_a_drop_of_a_dataset_drops_all_of_it_or_none(lake: Lake, kill: Killer, point: Point) -> None:
+    one = case(lake, "old", divided={"primary_key": ("id",), "children": {"items": Table()}})
+    one.each([{"id": 1, "items": [{"n": 1}]}])
+    kill.at(point, retired)
+    done = point == "after COMMIT"
+    tables = lake.column("SELECT table_name FROM duckdb_tables() WHERE starts_with(table_name, 'old') ORDER BY 1")
+    assert tables == ([] if done else ["old", "old__items"])
+    assert lake.column("SELECT count(*) FROM ops.ledger WHERE reason IS NOT NULL") == [2 if done else 0]
+    retired(lake)
+    assert lake.column("SELECT count(*) FROM ops.ledger WHERE reason IS NOT NULL") == [2]
     assert lake.errors() == []

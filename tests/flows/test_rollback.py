@@ -80,3 +80,31 @@ def test_the_whole_lake_goes_back_and_the_models_follow(
     assert lake.errors() == []
     assert "There is no snapshot 99999" in command("rollback", "--to", "99999", fails=True)
     assert "Roll back what?" in command("rollback", "readings", fails=True)
+
+
+def test_a_drop_asks_says_why_and_the_models_follow(
+    gated_lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = gated_lake
+    project = Project(tmp_path / "models", lake, monkeypatch)
+    query = "SELECT day, count(*) AS rows FROM raw.readings WHERE day BETWEEN @start_date AND @end_date GROUP BY day"
+    project.write("models/gold.sql", model("gold.daily", query, "day"))
+    for day in DAYS:
+        lake.land(f"readings/{day}.jsonl", [{"id": 1, "value": 1}])
+    summary: Any = ingest(["readings"], partitions=list(DAYS), mode=Mode.all, workers=1)
+    assert summary["published"] == 3
+    command("transform")
+    told = ("drop", "readings", "--partition", DAYS[0], "--reason", "asked for")
+    assert "readings: 1 partition with 1 row would be dropped" in command(*told, fails=True), "nobody said yes"
+    assert lake.column("SELECT count(*) FROM raw.readings") == [3]
+    assert "readings: 1 partition with 1 row dropped, in snapshot" in command(*told, "--yes")
+    assert lake.column("SELECT day::VARCHAR FROM gold.daily ORDER BY day") == list(DAYS[1:])
+    assert lake.column(f"SELECT reason FROM ops.ledger WHERE partition = '{DAYS[0]}' ORDER BY token") == [
+        None,
+        "asked for",
+    ]
+    assert "has no rows of 2024-01-01" in command(*told, "--yes", fails=True)
+    assert "readings: 2 partitions with 2 rows dropped" in command("drop", "readings", "--reason", "all", "--yes")
+    assert lake.column("SELECT count(*) FROM gold.daily") == [0]
+    assert "Neither the project nor the lake" in command("drop", "none", "--reason", "x", "--yes", fails=True)
+    assert lake.errors() == []

@@ -574,6 +574,32 @@ def migrate(
         show.migrated(name, summary, dry_run)
 
 
+@app.command("drop")
+def drop_rows(
+    name: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset, also one that is no longer defined.")],
+    reason: Annotated[str, typer.Option(help="Why; kept in the ledger.")],
+    partition: Annotated[
+        str | None, typer.Option(help='Only this partition, by key, or those that match: "eu/*".')
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be dropped.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what is published, as one commit, and rebuild the models without it. Earlier snapshots keep it."""
+    if as_json and not (yes or dry_run):
+        raise BadInput("--json cannot ask.", "add --yes, or --dry-run")
+    _server(load_settings())
+    from ducklake_flows.cli import show
+    from ducklake_flows.drop import drop as flow
+
+    if not (yes or dry_run):
+        show.dropped(flow(name, reason, partition, True), dry_run=True)
+        typer.confirm("Drop it?", abort=True, err=True)
+    summary = _finish(lambda: flow(name, reason, partition, dry_run), as_json)
+    if not as_json:
+        show.dropped(summary, dry_run)
+
+
 @app.command()
 def repair(
     names: Names = None,

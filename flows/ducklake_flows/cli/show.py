@@ -146,6 +146,20 @@ def rolled_back(summary: Mapping[str, Any], to: str | None, dry_run: bool) -> No
         transformed(summary["transform"])
 
 
+def dropped(summary: Mapping[str, Any], dry_run: bool) -> None:
+    """Print what was dropped, or would be."""
+    name, partitions, tables = summary["dataset"], summary["partitions"], summary["tables"]
+    if not partitions and not tables:
+        console.print(f"{name} has no rows.")
+        return
+    what = count(len(partitions), "partition") if partitions else ", ".join(tables)
+    done = "would be dropped" if dry_run else f"dropped, in snapshot {summary['snapshot_id']}"
+    console.print(f"{name}: {what} with {count(summary['rows'], 'row')} {done}.", soft_wrap=True, highlight=False)
+    if "transform" in summary:
+        console.print(f"To go back: lake rollback {name} --to {summary['snapshot_id'] - 1}", highlight=False)
+        transformed(summary["transform"])
+
+
 def migrated(name: str, summary: Mapping[str, Any], dry_run: bool) -> None:
     """Print what a migration did, or would do."""
     if "abandoned" in summary:

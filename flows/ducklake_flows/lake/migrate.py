@@ -18,22 +18,20 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
-
 from ducklake_flows.datasets.contract import Contract
 from ducklake_flows.datasets.partitions import FULL
 from ducklake_flows.datasets.types import quoted
 from ducklake_flows.errors import BadInput, CommitConflict, LakeError
 from ducklake_flows.lake import ledger, migration
-from ducklake_flows.lake.connect import commit_message, connect, connected, literal, one_snapshot, rows
+from ducklake_flows.lake.connect import commit_message, connected, literal, one_snapshot, rows
 from ducklake_flows.lake.evolve import Contents, contents
-from ducklake_flows.lake.faults import explain, text_of
-from ducklake_flows.lake.fence import check_release, next_token
+from ducklake_flows.lake.fence import next_token
 from ducklake_flows.lake.files import full_paths, looks_like, place_in, registered
 from ducklake_flows.lake.ledger import append, fingerprints, retyped_row
 from ducklake_flows.lake.repair import settle
 from ducklake_flows.lake.rows import condition
 from ducklake_flows.lake.schema import create_table, qualified, record_change, shadow_key, table_columns
+from ducklake_flows.lake.transaction import committed
 from ducklake_flows.scratch import scratch
 from ducklake_flows.settings import LAKE
 from ducklake_flows.sources.values import Unfit
@@ -43,7 +41,7 @@ from ducklake_flows.storage import open_storage
 from ducklake_flows.testing.failpoints import failpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from duckdb import DuckDBPyConnection
@@ -53,9 +51,6 @@ if TYPE_CHECKING:
     from ducklake_flows.lake.ledger import Entry
     from ducklake_flows.lake.migration import Migration
     from ducklake_flows.settings import Settings
-
-RETRIES = 5
-"""Maximum number of transactions tried if another writer is first, within one hold of the gate."""
 
 LAST = 16
 """Partitions that were published meanwhile and are copied within the gate, right before the swap."""
@@ -185,7 +180,7 @@ class Migrator:
             CommitConflict: other writers were first in every retry.
             BadInput: a partition differs from the ledger.
         """
-        snapshot = self._committed(self._altered)
+        snapshot = committed(self.settings, self._altered)
         failpoint("table swapped")
         return snapshot
 
@@ -222,7 +217,7 @@ class Migrator:
                 "A folder above the lake looks like a column with its value, so its files cannot be registered.",
                 "move the lake to another folder first",
             )
-        self._committed(self._prepared)
+        committed(self.settings, self._prepared)
         settle(self.settings, {self.shadow.table})
 
     def _prepared(self, con: DuckDBPyConnection) -> int | None:
@@ -326,7 +321,7 @@ class Migrator:
         Raises:
             CommitConflict: other writers were first in every retry.
         """
-        self._committed(lambda con: self._added(con, copies))
+        committed(self.settings, lambda con: self._added(con, copies))
 
     def _added(self, con: DuckDBPyConnection, copies: Sequence[Copy]) -> int | None:
         there = {path for path, _ in registered(con, self.shadow.table)}
@@ -372,7 +367,7 @@ class Migrator:
         if pending:
             self.add(self.copy(pending))
             self.check()
-        snapshot = self._committed(self._swapped)
+        snapshot = committed(self.settings, self._swapped)
         failpoint("table swapped")
         return snapshot
 
@@ -403,7 +398,7 @@ class Migrator:
 
     def abandon(self) -> bool:
         """Drop what a stopped migration has left. Call it within the gate. Returns whether there was anything."""
-        return self._committed(self._abandoned) is not None
+        return committed(self.settings, self._abandoned) is not None
 
     def _abandoned(self, con: DuckDBPyConnection) -> int | None:
         if self.shadow.table not in table_columns(con):
@@ -435,37 +430,6 @@ class Migrator:
                 f"The columns of {self.dataset.table} have changed since the migration began.",
                 f"lake migrate {self.dataset.key} --abandon, then migrate again",
             )
-
-    def _committed(self, work: Callable[[DuckDBPyConnection], int | None]) -> int | None:
-        """Run a transaction until it is committed. `work` returns None if there is nothing (more) to do."""
-        conflicts = Retrying(
-            retry=retry_if_exception_type(CommitConflict),
-            stop=stop_after_attempt(RETRIES),
-            wait=wait_random_exponential(0.05, max=1.0),
-            reraise=True,
-        )
-        done: int | None = conflicts(self._once, work)
-        return done
-
-    def _once(self, work: Callable[[DuckDBPyConnection], int | None]) -> int | None:
-        import duckdb
-
-        con = connect(self.settings)
-        done = None
-        try:
-            check_release(con)
-            con.execute("BEGIN")
-            done = work(con)
-            con.execute("ROLLBACK" if done is None else "COMMIT")
-            if done is not None:
-                failpoint("after COMMIT")
-        except duckdb.Error as error:
-            raise explain(error, self.settings, committing=done is not None) or LakeError(
-                f"The table could not be migrated: {text_of(error, self.settings)}", "lake verify"
-            ) from None
-        finally:
-            con.close()
-        return done
 
 
 def migrator(
