@@ -52,12 +52,13 @@ assess: .venv/assess/installed  ## docs/honest-assessment.md, measured: other fo
 
 ##@ Environment
 
-# The bootstrap lock comes first, hash-checked: its uv installs the rest several times faster than pip.
+# Of the bootstrap lock, pip installs uv, hash-checked; uv installs the rest several times faster than pip.
 .venv/installed: requirements.lock requirements-bootstrap.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %s: make PYTHON=python3.12 ..." % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bootstrap.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	awk '/^[a-z]/ {uv = /^uv==/} uv' requirements-bootstrap.lock > .venv/uv.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-bootstrap.lock -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 

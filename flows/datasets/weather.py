@@ -32,6 +32,8 @@ DATASET = Dataset(
     audits=(
         at_least(1),
         expect("the rows are of this day", "make_date(year, month, day) = weather_date"),
+        # The source has one of 1,048 mph: 2013-02-12 in Newark.
+        expect("winds are below 200 mph", "wind_speed < 200", on_fail="quarantine"),
     ),
     start=date(2013, 1, 1),
     end=date(2013, 12, 31),

@@ -83,19 +83,62 @@ def test_the_demo_prints_its_results_and_next_steps(year: tuple[Command, str]) -
         "What to try next",
     ):
         assert words in printed
-    assert "Published 1,097 partitions, 387,173 rows" in printed
+    assert "Published 1,097 partitions, 387,172 rows" in printed
     assert "No source (yet): weather 2013-12-31." in printed
+
+
+def test_the_demo_shows_a_bad_row_a_rejected_day_a_diff_and_a_rollback(year: tuple[Command, str]) -> None:
+    lake, printed = year
+    told = [
+        "$ lake quarantine weather",
+        "weather: 1 row of 1 partition in quarantine",
+        "2013-02-12: audit winds are below 200 mph failed",
+        '"wind_speed":1048.36058',
+        "$ lake backfill flights --start 2013-01-01 --end 2013-01-01 --mode stale",
+        "error: 1 partition failed; all others are published.",
+        "flights 2013-01-01: audit 'the rows are of this day' failed: 3 rows",
+        "next:  fix the cause, then: lake backfill flights --start 2013-01-01 --end 2013-01-01",
+        "$ lake backfill flights --start 2013-01-01 --end 2013-01-01",
+        "Published 1 partition, 841 rows",
+        "$ lake diff flights --partition 2013-01-01",
+        "0 added, 1 removed, 1 changed",
+        "carrier='UA', flight=1545, origin='EWR': dep_delay: 2 -> 62",
+        "$ lake rollback flights --partition 2013-01-01",
+        "flights 2013-01-01 is rolled back to 842 rows",
+        "gold.carrier_performance",
+        "$ lake verify",
+        "The lake is right.",
+    ]
+    places, at = [], 0
+    for text in told:
+        at = printed.find(text, at)
+        places.append((text, at >= 0))
+        at += len(text)
+    assert all(found for _, found in places), (places, printed)
+    states = lake.json(
+        "sql",
+        "SELECT state, rows_published AS n FROM ops.ledger WHERE dataset = 'flights' AND partition = '2013-01-01' "
+        "ORDER BY token",
+    )
+    assert states == [
+        {"state": "published", "n": 842},
+        {"state": "rejected", "n": None},
+        {"state": "published", "n": 841},
+        {"state": "rolled_back", "n": 842},
+    ]
 
 
 def test_a_second_demo_run_finds_nothing_to_do(year: tuple[Command, str]) -> None:
     printed = year[0]("demo")
     assert "Nothing to do: every partition with a source is published." in printed
     assert "Nothing to do: the models are up to date." in printed
+    assert "The lake is right." in printed
+    assert "lake rollback" not in printed
 
 
 @pytest.fixture(scope="module")
 def packaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[duckdb.DuckDBPyConnection]:
-    """The packaged CSV files, read by DuckDB alone."""
+    """The packaged CSV files, read by DuckDB alone; of the weather, without the row that is set aside."""
     import zipfile
 
     folder = tmp_path_factory.mktemp("packaged")
@@ -104,7 +147,10 @@ def packaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[duckdb.DuckDB
     con = duckdb.connect()
     con.execute(f"CREATE VIEW flights AS FROM read_csv('{folder}/flights.csv', nullstr = 'NA', sample_size = -1)")
     weather = _packaged("weather.csv")
-    con.execute(f"CREATE VIEW weather AS FROM read_csv('{weather}', nullstr = 'NA', sample_size = -1)")
+    con.execute(
+        f"CREATE VIEW weather AS FROM read_csv('{weather}', nullstr = 'NA', sample_size = -1) "
+        "WHERE origin <> 'EWR' OR time_hour <> '2013-02-12T08:00:00Z'"
+    )
     yield con
     con.close()
 

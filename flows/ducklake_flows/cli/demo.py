@@ -11,17 +11,20 @@ import shutil
 import sqlite3
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ducklake_flows import storage
 from ducklake_flows.cli import demo_api
-from ducklake_flows.errors import BadInput, CatalogError
+from ducklake_flows.errors import BadInput, CatalogError, RunFailed
 from ducklake_flows.lake.query import query
+from ducklake_flows.lake.verify import verify
 from ducklake_flows.plan import make_plan
 from ducklake_flows.project import get_datasets
 from ducklake_flows.scratch import scratch
+from ducklake_flows.settings import PROD
 from ducklake_flows.states import Mode
 
 if TYPE_CHECKING:
@@ -48,7 +51,8 @@ NEXT = """What to try next
   lake sql "FROM gold.carrier_daily LIMIT 5"       any query on the lake
   lake demo                                        again: nothing to do
   lake backfill flights --start 2013-01-05 --end 2013-01-05 --mode all
-  lake verify                                      check every promise
+  lake diff weather                                what the last publish changed
+  lake checks flights                              the results of the audits
   lake down                                        stop Prefect, {url}"""
 _TEXT = {"origin", "time_hour"}
 
@@ -172,8 +176,15 @@ def _json_value(name: str, text: str) -> str | float | int | None:
     return float(text) if "." in text or "e" in text else int(text)
 
 
-def run(settings: Settings, start: date | None, end: date | None, workers: int) -> None:
+def run(settings: Settings, api: str, start: date | None, end: date | None, workers: int) -> None:
     """Write the landing files and the database, serve the API, run the pipeline, and print the results.
+
+    Args:
+        settings: Where the lake is.
+        api: The address of Prefect's API, which may not answer yet.
+        start: First day; None: each dataset's own.
+        end: Last day, included; None: each dataset's own.
+        workers: Processes of the local Dask cluster.
 
     Raises:
         RunFailed: some partitions or models failed.
@@ -183,19 +194,17 @@ def run(settings: Settings, start: date | None, end: date | None, workers: int) 
         if not settings.dask_address and demo_api.ADDRESS not in os.environ:
             # For this process and its own workers; those of an existing cluster may be on other machines.
             os.environ[demo_api.ADDRESS] = held.enter_context(demo_api.serve(settings))
-        _run(settings, start, end, workers)
+        _run(settings, api, start, end, workers)
 
 
-def _run(settings: Settings, start: date | None, end: date | None, workers: int) -> None:
-    from ducklake_flows.cli import show
+def _run(settings: Settings, api: str, start: date | None, end: date | None, workers: int) -> None:
+    from ducklake_flows.cli import demo_tour, show
     from ducklake_flows.orchestration import forkserver, server
 
     began = time.monotonic()
     write_database(settings.home / DATABASE)
     # Only now: the datasets' files look for the API and the database.
     datasets = get_datasets(DATASETS)
-    # A server's first start is slow, so it runs while the files are written and the flows are imported.
-    api = server.begin(settings)
     forkserver.prepare_workers(settings)
     landed = land(settings)
     show.console.print(
@@ -203,25 +212,43 @@ def _run(settings: Settings, start: date | None, end: date | None, workers: int)
     )
     from prefect import tags
 
+    from ducklake_flows.ingest import ingest
+    from ducklake_flows.models import runner
+    from ducklake_flows.orchestration import events
     from ducklake_flows.orchestration.automations import TAG
     from ducklake_flows.orchestration.bootstrap import initialise
-    from ducklake_flows.pipeline import pipeline
+    from ducklake_flows.transform import transform
 
     server.wait(settings, api)
     url = server.ui_url(api)
     show.console.print(f"Prefect's UI: {url}")
     initialise(settings, datasets)
     stages = {"landing, server and lake init": time.monotonic() - began}
-    with tags(TAG):
-        summary = pipeline([d.key for d in datasets], start, end, Mode.missing_failed, workers)
-    show.ingested(summary["ingest"])
-    show.transformed(summary["transform"])
-    for title, sql in RESULTS.items():
-        show.rows(query(settings, sql), title)
-    show.console.print()
-    show.grid(make_plan(settings, datasets, start, end))
-    stages |= {f"ingest: {stage}": took for stage, took in summary["ingest"]["seconds"].items()}
-    stages["transform: total"] = summary["transform"]["seconds"]
+    # As the pipeline flow does, but in between some days go wrong.
+    with tags(TAG), runner.prepared(settings, PROD), events.transform_follows():
+        try:
+            ingested = ingest([d.key for d in datasets], start, end, Mode.missing_failed, workers)
+        except RunFailed:
+            transform()
+            raise
+        show.ingested(ingested)
+        if (rolled_back := demo_tour.run(settings, start, end)) is not None:
+            transformed = rolled_back["transform"]
+        else:
+            show.transformed(transformed := transform())
+    with ThreadPoolExecutor(1) as pool:
+        began = time.monotonic()
+        checked = pool.submit(lambda: (list(verify(settings)), time.monotonic() - began))
+        for title, sql in RESULTS.items():
+            show.rows(query(settings, sql), title)
+        show.console.print()
+        show.grid(make_plan(settings, datasets, start, end))
+        found, verified = checked.result()
+    stages |= {f"ingest: {stage}": took for stage, took in ingested["seconds"].items()}
+    stages["transform: total"] = transformed["seconds"]
+    stages["verify"] = verified
+    show.command("lake verify", "Every promise is checked against the lake:")
+    show.verified(found)
     show.console.print()
     show.seconds(stages)
     show.console.print(NEXT.format(url=url))

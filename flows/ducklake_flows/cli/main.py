@@ -82,9 +82,13 @@ def demo(
         _echo(f"Wrote the demo's project into {folder}.")
         settings = project_settings(folder)
         os.environ |= settings.environment()
+    from ducklake_flows.orchestration import server
+
+    # A server's first start is slow: it begins before anything else is imported.
+    api = server.begin(settings)
     from ducklake_flows.cli.demo import run
 
-    run(settings, first, last, workers)
+    run(settings, api, first, last, workers)
 
 
 @app.command()
@@ -478,16 +482,14 @@ def verify(
     settings, moment = load_settings(), _moment(since)
     storage.check(settings)
     found = list(check(settings, moment))
-    errors = sum(f.severity == "error" for f in found)
     if as_json:
         _json([asdict(f) for f in found])
     else:
         from ducklake_flows.cli import show
 
-        show.verified(found)
-        _echo(f"{errors} broken." if errors else f"The lake is right{f' since {moment}' if moment else ''}.")
+        show.verified(found, moment)
     _end(broken_datasets().values())
-    if errors:
+    if any(f.severity == "error" for f in found):
         raise typer.Exit(1)
 
 

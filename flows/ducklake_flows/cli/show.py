@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ducklake_flows.errors import LakeError, redacted
 from ducklake_flows.plan import Planned, counts, stale_left
 from ducklake_flows.report import causes
 from ducklake_flows.report.grid import PARTLY, TERMINAL_LINES, make_grid
@@ -405,8 +406,8 @@ EACH = 3
 """Maximum findings of one kind that are printed."""
 
 
-def verified(found: Sequence[Finding]) -> None:
-    """Print the findings, at most `EACH` of one check, and the commands that repair them."""
+def verified(found: Sequence[Finding], since: datetime | None = None) -> None:
+    """Print the findings, at most `EACH` of one check, the commands that repair them, and whether the lake is right."""
     for (severity, check), group in groupby(sorted(found, key=_kind), key=_kind):
         findings = list(group)
         for f in findings[:EACH]:
@@ -416,6 +417,8 @@ def verified(found: Sequence[Finding]) -> None:
     for fix in dict.fromkeys(f.fix for f in sorted(found, key=_kind)):
         checks = dict.fromkeys(f.check for f in found if f.fix == fix)
         console.print(f"next:  {fix}  ({', '.join(checks)})", soft_wrap=True)
+    errors = sum(f.severity == "error" for f in found)
+    console.print(f"{errors} broken." if errors else f"The lake is right{f' since {since}' if since else ''}.")
 
 
 def _kind(finding: Finding) -> tuple[str, str]:
@@ -485,6 +488,18 @@ def seconds(stages: Mapping[str, float]) -> None:
     for stage, took in stages.items():
         table.add_row(stage, f"{took:.1f}")
     console.print(table)
+
+
+def command(text: str, what: str) -> None:
+    """Print what comes next, and the command that prints it."""
+    console.print(f"\n{what}", style="bold", soft_wrap=True)
+    console.print(f"$ {text}", style="dim", soft_wrap=True)
+
+
+def error(error: LakeError) -> None:
+    """Print an error and its next step, as the command does before it ends."""
+    console.print(f"error: {redacted(error.message)}", style="red", soft_wrap=True)
+    console.print(f"next:  {error.fix}", soft_wrap=True)
 
 
 def rows(found: Sequence[Mapping[str, Any]], title: str) -> None:
