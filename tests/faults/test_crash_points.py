@@ -39,6 +39,9 @@ NEW: Contents = {"2024-01-01": (11, 2), "2024-01-03": (5, 2)}
 DAYS = sorted({**OLD, **NEW})
 
 EXTRACT, PUBLISH = POINTS[0:3], [point for point in POINTS[5:12] if point != "schema committed"]
+BEFORE = [pytest.param(point, marks=pytest.mark.soak) for point in EXTRACT]
+"""Before anything is published, one dataset is like another."""
+
 AGED = timedelta(days=3)
 
 
@@ -78,7 +81,7 @@ def load_orders(lake: Lake, *days: str) -> None:
     lake.load("orders", *days)
 
 
-@pytest.mark.parametrize("point", [*EXTRACT, *PUBLISH])
+@pytest.mark.parametrize("point", [*BEFORE, *PUBLISH])
 @pytest.mark.short("sqlite+folder")
 def test_a_kill_leaves_the_tables_of_a_dataset_together(
     lake: Lake, kill: Killer, point: Point, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -127,7 +130,7 @@ def load_ruled(lake: Lake, *days: str) -> None:
     lake.load("ruled", *days)
 
 
-@pytest.mark.parametrize("point", [*EXTRACT, *PUBLISH])
+@pytest.mark.parametrize("point", [*BEFORE, *PUBLISH])
 @pytest.mark.short("sqlite+folder")
 def test_a_kill_leaves_each_row_in_its_table_or_in_quarantine(
     lake: Lake, kill: Killer, point: Point, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

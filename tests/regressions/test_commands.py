@@ -418,6 +418,7 @@ def test_findings_are_grouped_and_end_with_the_commands_that_repair_them(shown: 
         "note: readings: 2 are newer (models)",
         "next:  lake repair  (rows)",
         "next:  lake transform  (models)",
+        "5 broken.",
     ]
 
 
