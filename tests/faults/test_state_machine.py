@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,15 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from ducklake_flows.datasets.partitions import parse_partition
+from ducklake_flows.datasets.contract import Contract
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake.connect import connect, connected
+from ducklake_flows.lake.drop import emptied
 from ducklake_flows.lake.maintenance import steps
+from ducklake_flows.lake.migrate import migrator, undoing
 from ducklake_flows.lake.repair import repair
-from ducklake_flows.lake.restore import stage_previous
+from ducklake_flows.lake.restore import stage_as_of, stage_previous
+from ducklake_flows.orchestration.restoring import changed_since
 from ducklake_flows.project import get_dataset
 from ducklake_flows.settings import LAKE, load_settings
 from ducklake_flows.staging.layout import new_attempt
@@ -178,8 +182,11 @@ def machine(fresh: Callable[[], Lake], kill: Killer, project: Path) -> type[Rule
             """Stays open: it must not answer from outdated statistics in its cache."""
             self.model: dict[str, Rows] = {}
             """The rows of each day."""
-            self.history: dict[str, list[Rows]] = {day: [] for day in DAYS}
-            """The earlier contents of each day, in order, as far as their snapshots exist."""
+            self.history: dict[str, list[tuple[int, Rows]]] = {day: [] for day in DAYS}
+            """The states of each day that a rollback goes through, as far as their snapshots exist: the number of the
+            publish (0: nothing) and the rows."""
+            self.states: list[tuple[int, dict[str, tuple[int, Rows]]]] = []
+            """Snapshots, and what each day was then."""
             self.built: dict[str, Rows] = {}
             """The contents of the model: the days as of the last transform."""
             self.number = 0
@@ -190,10 +197,26 @@ def machine(fresh: Callable[[], Lake], kill: Killer, project: Path) -> type[Rule
             rows = shape.rows(count, start, self.number)
             return [staged_as(self.lake, day, shape.table(rows)) for day in chosen], rows
 
+        def shown(self, day: str, number: int, rows: Rows) -> None:
+            """A state of a day: a new one, or one that a rollback returns to."""
+            known = [one for one, _ in self.history[day]]
+            if number in known:
+                del self.history[day][known.index(number) + 1 :]
+            else:
+                self.history[day].append((number, rows))
+            self.model.pop(day, None)
+            if rows:
+                self.model[day] = rows
+
         def published(self, chosen: list[str], rows: Rows) -> None:
             for day in chosen:
-                self.model[day] = rows
-                self.history[day].append(rows)
+                self.shown(day, self.number, rows)
+
+        def snapshot(self) -> int:
+            return int(self.lake.column("SELECT id FROM lake.current_snapshot()")[0])
+
+        def remember(self) -> None:
+            self.states.append((self.snapshot(), {day: kept[-1] for day, kept in self.history.items() if kept}))
 
         @rule(chosen=days, shape=shapes, count=counts, start=starts)
         def publish(self, chosen: list[str], shape: Shape, count: int, start: int) -> None:
@@ -245,14 +268,93 @@ def machine(fresh: Callable[[], Lake], kill: Killer, project: Path) -> type[Rule
 
         @rule(day=st.sampled_from(DAYS))
         def roll_back(self, day: str) -> None:
-            partition = parse_partition(day, get_dataset("readings").grain)
+            readings = get_dataset("readings")
             if len(self.history[day]) < 2:
                 with pytest.raises(BadInput):
-                    stage_previous(self.lake.settings, get_dataset("readings"), partition)
+                    stage_previous(self.lake.settings, readings, readings.partition(day))
                 return
-            self.lake.publish([stage_previous(self.lake.settings, get_dataset("readings"), partition)])
-            self.model[day] = self.history[day][-2]
-            self.history[day].pop()
+            self.lake.publish([stage_previous(self.lake.settings, readings, readings.partition(day))])
+            self.shown(day, *self.history[day][-2])
+
+        @rule(which=st.integers(0, 100))
+        def roll_back_to_a_snapshot(self, which: int) -> None:
+            if not self.states:
+                return
+            snapshot, then = self.states[which % len(self.states)]
+            readings = get_dataset("readings")
+            (_, found) = changed_since(self.lake.settings, [readings], str(snapshot))
+            staged = [stage_as_of(self.lake.settings, one, key, snapshot) for one, keys in found for key in keys]
+            self.lake.publish([receipt for receipt in staged if receipt is not None])
+            for receipt in staged:
+                if receipt is not None:
+                    self.shown(receipt.partition, *then.get(receipt.partition, (0, ())))
+            assert self.model == {day: rows for day, (_, rows) in then.items() if rows}
+
+        @rule(chosen=days)
+        def drop(self, chosen: list[str]) -> None:
+            for day in chosen:
+                if day in self.model:
+                    receipts, rows = emptied(self.lake.settings, get_dataset("readings"), day)
+                    assert rows == len(self.model[day])
+                    self.lake.publish(receipts)
+                    self.shown(day, 0, ())
+
+        def columns(self, change: Callable[[Row], Row]) -> None:
+            """Change the columns of all rows, also of earlier states: a rollback brings them back in new columns."""
+
+            def changed(rows: Rows) -> Rows:
+                return tuple(change(row) for row in rows)
+
+            self.model = {day: changed(rows) for day, rows in self.model.items()}
+            self.history = {day: [(n, changed(rows)) for n, rows in kept] for day, kept in self.history.items()}
+            self.states = [(s, {d: (n, changed(rows)) for d, (n, rows) in then.items()}) for s, then in self.states]
+
+        @precondition(lambda self: bool(self.model))
+        @rule(rename=st.booleans())
+        def migrate_a_name(self, rename: bool) -> None:
+            """Rename or drop a column that some shapes have; they add it again."""
+            there = {row["column_name"] for row in self.lake.sql("DESCRIBE raw.readings")}
+            for name in sorted({"more", "much_more"} & there):
+                new = f"renamed_{self.number}_{name}"
+                if not rename or new not in there:
+                    plan = migrator(
+                        self.lake.settings, get_dataset("readings"), {name: new} if rename else {}, [name][rename:]
+                    )
+                    plan.survey()
+                    assert plan.alter() is not None
+                    self.columns(
+                        lambda row, name=name, new=new: {  # type: ignore[misc]
+                            new if key == name else key: value for key, value in row.items() if rename or key != name
+                        }
+                    )
+
+        @precondition(lambda self: bool(self.model))
+        @rule(chosen=days, shape=shapes, count=counts, start=starts)
+        def migrate_a_type_and_back(self, chosen: list[str], shape: Shape, count: int, start: int) -> None:
+            """Texts become numbers while others are published, and texts again."""
+            numbers = replace(get_dataset("readings"), contract=Contract({"name": "bigint"}))
+            plan = migrator(self.lake.settings, numbers, {}, [])
+            plan.survey()
+            plan.prepare()
+            plan.add(plan.copy(plan.pending()))
+            plan.check()
+            staged, rows = self.stage(chosen, shape, count, start)
+            result = self.lake.publish(staged)
+            if len(result.receipts) == len(chosen):
+                self.published(chosen, rows)
+            before = self.lake.column("SELECT sum(name::BIGINT)::VARCHAR FROM raw.readings")
+            if len(self.lake.sql("DESCRIBE raw.readings")) == len(plan.before):
+                assert plan.swap() is not None
+                assert self.lake.column("SELECT sum(name)::VARCHAR FROM raw.readings") == before
+                back = undoing(self.lake.settings, get_dataset("readings"))
+                back.prepare()
+                while (pending := back.pending()) or back.swap() is None:
+                    back.add(back.copy(pending))
+                    back.check()
+            else:  # the table has another column now
+                with pytest.raises(BadInput):
+                    plan.swap()
+                assert plan.abandon()
 
         @precondition(lambda self: bool(self.model))  # an inferred dataset has no raw table before its first publish
         @rule()
@@ -274,11 +376,12 @@ def machine(fresh: Callable[[], Lake], kill: Killer, project: Path) -> type[Rule
             """Compact, expire all snapshots but the current, clean up, and delete every orphan."""
             maintain(self.lake)
             self.history = {day: kept[-1:] for day, kept in self.history.items()}
-            self.last = []
+            self.states, self.last = [], []
 
         @invariant()
         def the_lake_is_the_model(self) -> None:
-            if self.model:
+            self.remember()
+            if any(self.history.values()):
                 with connected(self.lake.settings, read_only=True) as new:
                     for con in (self.reader, new):
                         wrong = [answer for answer in answers(con, self.model) if answer[1] != answer[2]]

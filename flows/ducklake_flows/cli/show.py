@@ -157,7 +157,8 @@ def dropped(summary: Mapping[str, Any], dry_run: bool) -> None:
     done = "would be dropped" if dry_run else f"dropped, in snapshot {summary['snapshot_id']}"
     console.print(f"{name}: {what} with {count(summary['rows'], 'row')} {done}.", soft_wrap=True, highlight=False)
     if "transform" in summary:
-        console.print(f"To go back: lake rollback {name} --to {summary['snapshot_id'] - 1}", highlight=False)
+        if partitions:
+            console.print(f"To go back: lake rollback {name} --to {summary['snapshot_id'] - 1}", highlight=False)
         transformed(summary["transform"])
 
 

@@ -72,7 +72,7 @@ def stage_previous(settings: Settings, dataset: Dataset, partition: Partition) -
         if not before:
             raise BadInput(f"{name} has no attempt before the published one.", f"lake status {dataset.key}")
         target = before[-1]
-        last_seen = max(n for n, row in enumerate(published) if _shown(row) == target["attempt_id"])
+        last_seen = max(n for n, row in enumerate(published) if _shown(row) == _shown(target))
         snapshot = _snapshot_before(con, name, published[last_seen + 1]["token"])
         receipts = []
         for one, rows in zip(tables, of, strict=True):
@@ -261,12 +261,12 @@ def _shown(row: Mapping[str, Any]) -> str:
 
 
 def _still_meant(published: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """A partition's attempts minus those already rolled back."""
+    """A partition's states minus those already rolled back. One that comes back after that is a new state."""
     meant: list[Mapping[str, Any]] = []
     for row in published:
-        if row["restores"]:
-            while meant and meant[-1]["attempt_id"] != row["restores"]:
-                meant.pop()
+        shown = [_shown(each) for each in meant]
+        if row["restores"] in shown:
+            del meant[shown.index(row["restores"]) + 1 :]
         else:
             meant.append(row)
     return meant
