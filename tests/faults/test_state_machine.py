@@ -108,7 +108,8 @@ def answers(con: DuckDBPyConnection, model: Mapping[str, Rows]) -> Iterator[tupl
         return query, [row[0] if len(row) == 1 else row for row in found], right
 
     yield ask("SELECT count(*) FROM t", [len(rows)])
-    yield ask("SELECT sum(id), sum(value) FROM t", [(sum(r["id"] for r in rows), sum(r["value"] for r in rows))])
+    sums = (sum(r["id"] for r in rows), sum(r["value"] for r in rows)) if rows else (None, None)
+    yield ask("SELECT sum(id), sum(value) FROM t", [sums])
     for name in dict.fromkeys(name for row in rows for name in row):
         values = sorted(row[name] for row in rows if row.get(name) is not None)
         nulls = len(rows) - len(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from sqlglot import exp
 
+from ducklake_flows.datasets.contract import Contract
 from ducklake_flows.datasets.partitions import Grain, partition_at
 from ducklake_flows.lake.builds import project_digest, refused_of
 from ducklake_flows.lake.connect import connect, connected
 from ducklake_flows.lake.ledger import append
+from ducklake_flows.lake.migrate import migrator
 from ducklake_flows.lake.verify import verify
 from ducklake_flows.models.adapter import LakeAdapter, lake_connection
 from ducklake_flows.models.signals import ready
@@ -223,6 +226,21 @@ def test_a_changed_raw_column_type_rebuilds_the_models_instead_of_rounding(lake:
     project.build()
     for table in ("silver.readings", "gold.readings"):
         assert lake.column(f"SELECT value::VARCHAR FROM {table} ORDER BY day") == ["9007199254740993.000", "2.500"]
+
+
+def test_a_migrated_column_rebuilds_the_models(lake: Lake, project: Project) -> None:
+    project.write("models/readings.sql", model("silver.readings", READINGS, "day", PUBLISHED))
+    load(lake, "2024-01-01", "2024-01-02")
+    project.build()
+    plan = migrator(lake.settings, replace(get_dataset("readings"), contract=Contract({"value": "text"})), {}, [])
+    plan.prepare()
+    plan.add(plan.copy(plan.pending()))
+    plan.check()
+    plan.swap()
+    project.build()
+    assert lake.column("SELECT DISTINCT typeof(value) FROM silver.readings") == ["VARCHAR"]
+    assert lake.column("SELECT count(*) FROM silver.readings") == [2]
+    assert project.build() == []
 
 
 def test_a_model_that_gets_an_earlier_version_again_has_what_was_published_meanwhile(

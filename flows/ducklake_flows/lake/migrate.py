@@ -415,9 +415,13 @@ class Migrator:
             "flow_run_id": self.flow_run_id,
             "recorded_at": datetime.now(UTC),
             "token": token,
-            "reason": "migrate",
         }
         append(con, "ledger", [{**retyped_row(entry, digest), **common} for entry, digest in new])
+        # The next transform compares the models' columns with the table's.
+        built = con.execute(
+            f"SELECT environment FROM {LAKE}.ops.builds GROUP BY ALL HAVING arg_max(project, token) <> ''"
+        ).fetchall()
+        append(con, "builds", [{**common, "environment": name, "project": "columns changed"} for (name,) in built])
         commit_message(con, f"migrate {self.dataset.key}", token=token, flow_run_id=self.flow_run_id)
         failpoint("before COMMIT")
 

@@ -193,11 +193,9 @@ def plan(dataset: Dataset, there: Mapping[str, str], rename: Mapping[str, str], 
             if name not in dataset.contract.columns:
                 line = contract_line(name, kept[name])
                 raise BadInput(f"The contract of {dataset.key} does not declare {name}.", f"declare it: {line}")
-    retype = {
-        name: (kept[name], kind)
-        for name, kind in declared_types(dataset).items()
-        if name in kept and join(kept[name], kind) != kind
-    }
+    known = {name.casefold(): name for name in kept}
+    declared = {known[n.casefold()]: kind for n, kind in declared_types(dataset).items() if n.casefold() in known}
+    retype = {name: (kept[name], kind) for name, kind in declared.items() if join(kept[name], kind) != kind}
     return Migration(dict(rename), {name: there[name] for name in drop}, retype)
 
 
