@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ducklake_flows.lake.builds import RefusedInterval, plan_transform, record
 from ducklake_flows.models import build
 from ducklake_flows.models.adapter import LakeAdapter
-from ducklake_flows.models.runner import refusals
+from ducklake_flows.models.runner import refusals, results
 from ducklake_flows.settings import load_settings
 from tests.conftest import MODELS, Lake
 
@@ -59,7 +59,8 @@ class Project:
             built = [e for e in events if e["event"] == "model"]
             moments = [(e["model"], *map(datetime.fromisoformat, (e["start"], e["end"]))) for e in built]
             self.refused = [r for e in events if e["event"] == "refused" for r in refusals(e)]
-            record(self.lake.settings, todo, "test", self.refused, moments)
+            audited = [results(e) for e in events if e["event"] == "audited"]
+            record(self.lake.settings, todo, "test", self.refused, moments, audited)
         return [e for e in events if e["event"] == "model"]
 
     def built(self, name: str) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
 from ducklake_flows.errors import RunFailed
-from ducklake_flows.lake.builds import RefusedInterval, TransformPlan, plan_transform, record
+from ducklake_flows.lake.builds import AuditedInterval, RefusedInterval, TransformPlan, plan_transform, record
 from ducklake_flows.models import runner
 from ducklake_flows.orchestration import gate, openlineage
 from ducklake_flows.orchestration.artifacts import show_table, show_text
@@ -71,15 +71,18 @@ def _bring_up_to_date(settings: Settings, todo: TransformPlan, summary: dict[str
         "replan": todo.replan,
         "refused": [old.request for old in todo.refused],
     }
+    audited: list[AuditedInterval] = []
     with ModelRuns(UUID(str(flow_run.id)), todo.environment) as graph:
         try:
-            refused = runner.run(request, settings, summary["models"], gate.hold, get_run_logger(), graph.report)
+            refused = runner.run(
+                request, settings, summary["models"], gate.hold, get_run_logger(), graph.report, audited.append
+            )
         except RunFailed as error:
             raise _failed(error, summary, began) from None
         failpoint("before the build is recorded")
         built = [(m["model"], *map(datetime.fromisoformat, (m["start"], m["end"]))) for m in summary["models"]]
         with gate.hold():
-            graph.assets.snapshot_id = record(settings, todo, str(flow_run.id), refused, built)
+            graph.assets.snapshot_id = record(settings, todo, str(flow_run.id), refused, built, audited)
     if refused:
         summary["refused"] = [
             {

@@ -12,6 +12,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 
 from ducklake_flows.errors import BadInput, RunFailed
 from ducklake_flows.lake.builds import environments
+from ducklake_flows.lake.checks import read_model
 from ducklake_flows.models import runner as room
 from ducklake_flows.orchestration.environments import check_promotion, drop
 from ducklake_flows.transform import transform
@@ -134,7 +135,13 @@ def test_a_refused_day_fails_the_run_and_stops_no_other_day(gated_lake: Lake) ->
     then = lake.column(f"SELECT sum(flights)::INT FROM gold.carrier_daily AT (VERSION => {metadata['snapshot_id']})")
     assert then == [9]
     (refused,) = caught.value.summary["refused"]
-    assert (refused["check"], refused["rows"], refused["sample"][0]["dest"]) == ("not_null", 1, None)
+    name = "not_null(columns := (time_hour, carrier, flight, origin, dest))"
+    assert (refused["check"], refused["rows"], refused["sample"][0]["dest"]) == (name, 1, None)
+    results = {(r["name"], r["partition"]): r["passed"] for r in read_model(lake.settings, "bronze.flights").found}
+    other = "every_row_of(source := raw.flights, day := flight_date)"
+    spans = ("2013-01-01..2013-01-02", "2013-01-01", "2013-01-03")
+    # As built at first, refused, and built beside the refused one.
+    assert results == {(name, s): s != spans[1] for s in spans} | {(other, s): True for s in spans}
     days = "SELECT day(flight_date) AS d, sum(flights)::INT AS n FROM gold.carrier_daily GROUP BY ALL ORDER BY ALL"
     assert lake.sql(days) == [{"d": 1, "n": 2}, {"d": 2, "n": 2}, {"d": 3, "n": 5}]
     assert transform()["models"] == [], "the refused day is tried again only after a change"

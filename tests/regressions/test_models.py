@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
@@ -15,7 +16,9 @@ from sqlglot import exp
 
 from ducklake_flows.datasets.contract import Contract
 from ducklake_flows.datasets.partitions import Grain, partition_at
+from ducklake_flows.errors import BadInput
 from ducklake_flows.lake.builds import project_digest, refused_of
+from ducklake_flows.lake.checks import read_model
 from ducklake_flows.lake.connect import connect, connected
 from ducklake_flows.lake.ledger import append
 from ducklake_flows.lake.migrate import migrator
@@ -359,7 +362,8 @@ def test_one_bad_day_of_365_stops_no_other_day_and_no_reader_sees_it(lake: Lake,
     events = project.build()
     assert len([e for e in events if e["model"] == "gold.daily"]) == 2, "one stretch before the day, one after it"
     (refused,) = project.refused
-    assert (refused.model, refused.span, refused.name, refused.rows) == ("bronze.readings", "2023-03-05", "not_null", 1)
+    assert (refused.model, refused.span, refused.rows) == ("bronze.readings", "2023-03-05", 1)
+    assert refused.name == "not_null(columns := (value))"
     assert refused.sample == [{"id": 63, "value": None, "day": "2023-03-05"}]
     assert "lake backfill readings --start 2023-03-05 --end 2023-03-05" in refused.fix
     wanted = "SELECT day, value::DOUBLE AS total FROM raw.readings WHERE value IS NOT NULL ORDER BY day"
@@ -432,6 +436,62 @@ def test_a_refused_interval_keeps_its_earlier_rows_and_a_changed_audit_tries_it_
     assert lake.column("SELECT total::INT FROM gold.months") == [34]
     assert lake.column("SELECT s::INT FROM gold.whole") == [34]
     assert [f for f in verify(lake.settings) if f.check == "model audit"] == []
+
+
+def test_every_result_of_a_models_audits_is_recorded_and_a_warning_is_no_refusal(lake: Lake, project: Project) -> None:
+    """Passed, warned and refused, by the interval that an audit is about; a later build replaces what it covers."""
+    audits = (
+        "audits (not_null(columns := (value)), accepted_range(column := value, min_v := 1, blocking := false), few)"
+    )
+    null, low = "not_null(columns := (value))", "accepted_range(column := value, min_v := 1)"
+    project.write(
+        "audits/few.sql",
+        "AUDIT (name few, blocking false); SELECT count(*) AS n FROM @this_model "
+        "WHERE day BETWEEN @start_date AND @end_date HAVING count(*) > 12",
+    )
+    project.write("models/bronze.sql", model("bronze.readings", READINGS, "day", PUBLISHED, audits))
+    days = [f"2024-01-{n:02}" for n in range(1, 31)]
+    load(lake, *days, value=3)
+    load(lake, days[4], value=0)
+    load(lake, days[9], value=-1)
+    lake.land(f"readings/{days[19]}.jsonl", [{"id": 1, "value": None}, {"id": 2, "value": 0}])
+    lake.load("readings", days[19])
+    project.build()
+    assert [r.span for r in project.refused] == [days[19]]
+    assert lake.column("SELECT count(*) FROM bronze.readings") == [29]
+
+    def failed(**more: Any) -> set[tuple[str, str, str, str]]:
+        found = read_model(lake.settings, "bronze.readings", limit=1000, **more).found
+        return {(r["name"], r["partition"], r["on_fail"], r["observed"]) for r in found if not r["passed"]}
+
+    first = {
+        (low, days[4], "warn", "1 row"),
+        (low, days[9], "warn", "1 row"),
+        (low, days[19], "warn", "1 row"),
+        (null, days[19], "reject", "1 row"),
+        ("few", f"{days[0]}..{days[14]}", "warn", "1 row"),  # only together: 15 of the 30 days
+    }
+    assert failed() == first
+    found = read_model(lake.settings, "bronze.readings", moments=[days[4]], name=low)
+    assert [json.loads(r["sample"])[0]["value"] for r in found.found if not r["passed"]] == [0]
+    # Each day that was built is in one passed result of the audit that refuses.
+    rows = lake.sql("SELECT interval_start AS a, interval_end AS b, name FROM ops.checks WHERE passed ORDER BY a")
+    spans = [(row["a"], row["b"]) for row in rows if row["name"] == null]
+    covered = [str((a + timedelta(n)).date()) for a, b in spans for n in range((b - a).days)]
+    assert covered == [day for day in days if day != days[19]]
+
+    with connected(lake.settings, read_only=True) as con:
+        assert [(r.span, r.name) for r in refused_of(con)] == [(days[19], null)]
+    load(lake, days[4], days[19], value=-2)
+    load(lake, days[9], value=5)
+    project.build()
+    with connected(lake.settings, read_only=True) as con:
+        assert refused_of(con) == [], "an audit that warns refuses nothing"
+    assert failed() == {row for row in first if row[0] != null and row[1] != days[9]}
+    assert failed(history=True) == first
+    assert [f for f in verify(lake.settings) if f.check == "model audit"] == []
+    with pytest.raises(BadInput, match=r"prod has no model bronze\.other"):
+        read_model(lake.settings, "bronze.other")
 
 
 # What is planned

@@ -722,20 +722,29 @@ def changes(
 
 @app.command()
 def checks(
-    name: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset.")],
-    partition: Annotated[list[str] | None, typer.Option(help="Only this partition. May be repeated.")] = None,
+    name: Annotated[str, typer.Argument(metavar="DATASET | MODEL", help="A dataset, or a model such as gold.sales.")],
+    partition: Annotated[
+        list[str] | None, typer.Option(help="Only this partition; of a model this day or hour. May be repeated.")
+    ] = None,
     check: Annotated[str | None, typer.Option(help="Only this audit.")] = None,
     history: Annotated[
         bool, typer.Option("--history", help="All results, the newest first; default: the last of each partition.")
     ] = False,
     limit: Annotated[int, typer.Option(min=0, help="The most results to show.")] = 20,
+    environment: Annotated[str, typer.Option(help="Of a model: the environment.")] = PROD,
     as_json: AsJson = False,
 ) -> None:
-    """Show the results of a dataset's audits: what was observed, what is expected, and rows that break them."""
-    from ducklake_flows.lake.checks import read
+    """Show the results of the audits of a dataset or a model: observed, expected, and rows that break them."""
+    from ducklake_flows.lake.checks import read, read_model
+    from ducklake_flows.lake.diff import MODEL
     from ducklake_flows.project import get_dataset
 
-    found = read(load_settings(), get_dataset(name), partition or (), check, limit, history)
+    settings = load_settings()
+    if MODEL.fullmatch(name):
+        settings.check_environment(environment)
+        found = read_model(settings, name, environment, partition or (), check, limit, history)
+    else:
+        found = read(settings, get_dataset(name), partition or (), check, limit, history)
     if as_json:
         _json({"audits": found.names, "results": found.found})
     else:

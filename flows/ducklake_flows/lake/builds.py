@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from ducklake_flows.lake.connect import commit_message, connected, literal
 from ducklake_flows.lake.fence import next_token
 from ducklake_flows.lake.schema import OPS, table_columns
 from ducklake_flows.settings import LAKE, PROD
+from ducklake_flows.staging.receipt import rows_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from ducklake_flows.datasets.dataset import Dataset
     from ducklake_flows.settings import Settings
+    from ducklake_flows.staging.receipt import Checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class RefusedInterval:
         model: The model, ``bronze.flights``.
         start: Its start, UTC.
         end: Its end, excluded, UTC.
-        name: The audit that refused rows; "" if the model's query failed on a row.
+        name: The audit that refused rows, with its arguments; "" if the model's query failed on a row.
         rows: Number of rows that the audit refused; None if the query failed.
         sample: Up to three of these rows, by column.
         error: Why, in one line.
@@ -78,6 +80,23 @@ class RefusedInterval:
 
     def __str__(self) -> str:
         return f"{self.model} {self.span}: {self.error}"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditedInterval:
+    """The results of audits on an interval of a model, those that refused it left out.
+
+    Args:
+        model: The model, ``bronze.flights``.
+        start: Start of the interval, or of the stretch of intervals that was built together, UTC.
+        end: Its end, excluded, UTC.
+        checks: The results.
+    """
+
+    model: str
+    start: datetime
+    end: datetime
+    checks: Sequence[Checked]
 
 
 @dataclass(frozen=True)
@@ -138,25 +157,22 @@ def refused_intervals(con: DuckDBPyConnection, environment: str) -> list[Refused
 
     A lake of an older release has no record of them until `lake init` or a refusal creates it.
     """
-    if not _has_checks(con):
+    columns = table_columns(con).get("ops.checks", {})
+    if not columns:
         return []
+    warns = "coalesce(on_fail = 'warn', false)" if "on_fail" in columns else "false"
     found = con.execute(
         f"""SELECT model, interval_start, interval_end, name, failed_rows, sample, error, datasets
             FROM (
                 SELECT * FROM {LAKE}.ops.checks WHERE environment = {literal(environment)}
                 QUALIFY token = max(token) OVER (PARTITION BY model, interval_start, interval_end)
             )
-            WHERE NOT passed ORDER BY model, interval_start, name"""
+            WHERE NOT passed AND NOT {warns} ORDER BY model, interval_start, name"""
     ).fetchall()
     return [
         RefusedInterval(model, start, end, name, count, json.loads(sample), error, datasets)
         for model, start, end, name, count, sample, error, datasets in found
     ]
-
-
-def _has_checks(con: DuckDBPyConnection) -> bool:
-    wanted = "database_name = 'lake' AND schema_name = 'ops' AND table_name = 'checks'"
-    return bool(con.execute(f"SELECT 1 FROM duckdb_tables() WHERE {wanted}").fetchall())
 
 
 def refused_of(con: DuckDBPyConnection, dataset: str | None = None) -> list[RefusedInterval]:
@@ -170,6 +186,7 @@ def record(
     flow_run_id: str,
     refused: Sequence[RefusedInterval] = (),
     built: Sequence[tuple[str, datetime, datetime]] = (),
+    audited: Sequence[AuditedInterval] = (),
 ) -> int:
     """Record what the environment was built from. Call it within the gate, after the build.
 
@@ -181,6 +198,7 @@ def record(
         refused: The intervals that were refused.
         built: Model, first and last interval (their starts, UTC) of each stretch that was built: it is no longer
             refused.
+        audited: The results of all audits that did not refuse their interval.
 
     Returns:
         DuckLake's snapshot: all that was built, and its record.
@@ -206,34 +224,48 @@ def record(
             for old in todo.refused
             if todo.replan or any(m == old.model and first < old.end and old.start <= last for m, first, last in built)
         }
-        if refused and not _has_checks(con):
-            con.execute(f"CREATE TABLE {LAKE}.ops.checks ({OPS['checks']})")
-        ledger.append(
-            con,
-            "checks",
-            [
-                {
-                    **common,
-                    "model": r.model,
-                    "interval_start": r.start,
-                    "interval_end": r.end,
-                    "name": r.name,
-                    "passed": False,
-                    "failed_rows": r.rows,
-                    "sample": json.dumps(r.sample),
-                    "error": r.error,
-                    "datasets": list(r.datasets),
-                }
-                for r in refused
-            ]
-            + [
-                {**common, "model": model, "interval_start": start, "interval_end": end, "passed": True}
-                for model, start, end in sorted(settled - again)
-            ],
-        )
+        _record_checks(con, common, refused, sorted(settled - again), audited)
         commit_message(con, f"built {todo.environment}", flow_run_id=flow_run_id)
         con.execute("COMMIT")
         return int(con.execute(f"SELECT id FROM {LAKE}.last_committed_snapshot()").fetchall()[0][0])
+
+
+def _record_checks(
+    con: DuckDBPyConnection,
+    common: Mapping[str, Any],
+    refused: Sequence[RefusedInterval],
+    settled: Sequence[tuple[str, datetime, datetime]],
+    audited: Sequence[AuditedInterval],
+) -> None:
+    """Append the results of the models' audits. One that passed also settles an earlier refusal of its interval."""
+    found: list[dict[str, Any]] = [
+        {
+            **_interval(r.model, r.start, r.end),
+            "name": r.name,
+            "on_fail": "reject",
+            "passed": False,
+            "observed": None if r.rows is None else rows_text(r.rows),
+            "expected": rows_text(0),
+            "failed_rows": r.rows,
+            "sample": json.dumps(r.sample),
+            "error": r.error,
+            "datasets": list(r.datasets),
+        }
+        for r in refused
+    ]
+    found += [{**_interval(*interval), "passed": True} for interval in settled]
+    found += [{**_interval(a.model, a.start, a.end), **asdict(check)} for a in audited for check in a.checks]
+    columns = table_columns(con).get("ops.checks", {})
+    if found and not columns:
+        con.execute(f"CREATE TABLE {LAKE}.ops.checks ({OPS['checks']})")
+    elif "on_fail" not in columns:  # of an earlier release, until `lake init`: it knows refusals alone
+        known = [row for row in found if row.get("on_fail") != "warn"]
+        found = [{name: value for name, value in row.items() if name in columns} for row in known]
+    ledger.append(con, "checks", [{**common, **row} for row in found])
+
+
+def _interval(model: str, start: datetime, end: datetime) -> dict[str, Any]:
+    return {"model": model, "interval_start": start, "interval_end": end}
 
 
 @dataclass(frozen=True, slots=True)

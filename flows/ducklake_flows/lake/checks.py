@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.datasets.audits import ENOUGH
 from ducklake_flows.datasets.types import quoted
-from ducklake_flows.errors import OldRelease
+from ducklake_flows.errors import BadInput, OldRelease
 from ducklake_flows.lake.connect import connected, literal, one_snapshot, rows
+from ducklake_flows.lake.diff import in_environment
 from ducklake_flows.lake.evolve import READ
 from ducklake_flows.lake.files import full_paths
 from ducklake_flows.lake.ledger import append
 from ducklake_flows.lake.schema import table_columns
-from ducklake_flows.settings import LAKE
+from ducklake_flows.settings import LAKE, PROD
+from ducklake_flows.staging.receipt import rows_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -120,7 +123,7 @@ def _referred(
     return replace(
         check,
         passed=not count,
-        observed=f"{count:,} row{'s' if count != 1 else ''} with another value",
+        observed=f"{rows_text(count)} with another value",
         failed_rows=count,
         sample=sample or "[]",
     )
@@ -168,7 +171,7 @@ def record(
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """The results of a dataset's audits.
+    """The results of the audits of a dataset or a model. For a model, a partition is an interval or a stretch of them.
 
     Args:
         names: Of each audit: ``name``, ``on_fail``, ``passed`` and ``failed`` (numbers of partitions, each by its last
@@ -220,19 +223,87 @@ def read(
     every = f"(SELECT * FROM {LAKE}.ops.checks WHERE {where})"
     last = f"(FROM {every} QUALIFY token = max(token) OVER (PARTITION BY partition, name))"
     with connected(settings, read_only=True) as con, one_snapshot(con):
-        if "observed" not in table_columns(con).get("ops.checks", {}):
-            return Results([], [])
-        names = rows(
-            con,
-            f"""SELECT name, arg_max(on_fail, token) AS on_fail, count(*) FILTER (passed) AS passed,
-                       count(*) FILTER (NOT passed) AS failed, max(partition) FILTER (NOT passed) AS last_failed
-                FROM {last} GROUP BY name ORDER BY min(token), name""",
-        )
-        found = rows(
-            con,
-            f"""SELECT partition, name, passed, on_fail, observed, expected, failed_rows, sample, attempt_id,
-                       recorded_at
-                FROM {every if history else last}
-                ORDER BY {"" if history else "passed, "}token DESC, partition DESC, name LIMIT {limit}""",
-        )
+        return _read(con, every, last, limit, history)
+
+
+def read_model(
+    settings: Settings,
+    model: str,
+    environment: str = PROD,
+    moments: Sequence[str] = (),
+    name: str | None = None,
+    limit: int = 20,
+    history: bool = False,
+) -> Results:
+    """Read the results of a model's audits.
+
+    Args:
+        settings: Where the lake is.
+        model: Schema and name.
+        environment: SQLMesh's environment.
+        moments: Only intervals with one of these: ``2024-01-31``, ``2024-01-31T05``. Empty: all.
+        name: Only this audit; None: all.
+        limit: The most results.
+        history: All results, the newest first; otherwise those of intervals that were not built again since.
+
+    Raises:
+        BadInput: there is no such model, or a moment is no day or hour.
+    """
+    where = f"environment = {literal(environment)} AND model = {literal(model)}"
+    if moments:
+        times = [f"TIMESTAMP {literal(_moment(text).isoformat())}" for text in moments]
+        where += f" AND ({' OR '.join(f'(interval_start <= {t} AND interval_end > {t})' for t in times)})"
+    every = f"(SELECT * REPLACE ({_SPAN} AS partition) FROM {LAKE}.ops.checks WHERE {where})"
+    wanted = f"name IS NOT NULL AND {'true' if name is None else f'name = {literal(name)}'}"
+    last = f"(SELECT * FROM {every} r WHERE {wanted} AND {_standing(every)})"
+    with connected(settings, read_only=True) as con, one_snapshot(con):
+        view = in_environment(model, environment).replace(".", "' AND table_name = '")
+        there = f"SELECT 1 FROM information_schema.tables WHERE table_catalog = '{LAKE}' AND table_schema = '{view}'"
+        found = _read(con, f"(FROM {every} WHERE {wanted})", last, limit, history)
+        if not found.names and not con.execute(there).fetchall():
+            raise BadInput(f"{environment} has no model {model}.", "lake transform, or name a dataset")
+    return found
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=None)
+    except ValueError:
+        raise BadInput(f"{text!r} is not a day or an hour.", "write it like this: 2024-01-31, 2024-01-31T05") from None
+
+
+_SPAN = """CASE
+    WHEN interval_end - interval_start >= INTERVAL 1 DAY THEN concat_ws(
+        '..', interval_start::DATE, nullif((interval_end - INTERVAL 1 MICROSECOND)::DATE, interval_start::DATE))
+    WHEN minute(interval_start) > 0 THEN strftime(interval_start, '%Y-%m-%dT%H:%M')
+    ELSE strftime(interval_start, '%Y-%m-%dT%H') END"""
+"""An interval of a model as text, see `ducklake_flows.lake.builds.RefusedInterval.span`."""
+
+
+def _standing(every: str) -> str:
+    """The condition that no later build covers the interval of a model's result ``r``."""
+    return f"""NOT EXISTS (
+        FROM (SELECT DISTINCT environment, model, interval_start, interval_end, token FROM {every}) o
+        WHERE o.token > r.token AND o.environment = r.environment AND o.model = r.model
+              AND o.interval_start <= r.interval_start AND o.interval_end >= r.interval_end)"""
+
+
+def _read(con: DuckDBPyConnection, every: str, last: str, limit: int, history: bool) -> Results:
+    """Read results from two relations: all, and the last of each partition and audit."""
+    if "observed" not in table_columns(con).get("ops.checks", {}):
+        return Results([], [])
+    names = rows(
+        con,
+        f"""SELECT name, arg_max(on_fail, token) AS on_fail, count(*) FILTER (passed) AS passed,
+                   count(*) FILTER (NOT passed) AS failed, max(partition) FILTER (NOT passed) AS last_failed
+            FROM {last} GROUP BY name ORDER BY min(token), name""",
+    )
+    found = rows(
+        con,
+        f"""SELECT partition, name, passed, coalesce(on_fail, 'reject') AS on_fail,
+                   coalesce(observed, error) AS observed, expected, failed_rows, sample, attempt_id, recorded_at
+            FROM {every if history else last}
+            ORDER BY {"" if history else "passed, "}token DESC, partition DESC, name
+            LIMIT {limit}""",
+    )
     return Results(names, found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlglot import exp
 from sqlmesh.core.config import AutoCategorizationMode, CategorizerConfig
@@ -24,6 +24,9 @@ from ducklake_flows.models.lineage import copied_from
 from ducklake_flows.models.scheduler import Interval, LakeContext, Refusal, Refused, named, short
 from ducklake_flows.project import get_dataset
 from ducklake_flows.settings import load_settings
+
+if TYPE_CHECKING:
+    from ducklake_flows.staging.receipt import Checked
 
 Report = Callable[[dict[str, Any]], None]
 Span = tuple[datetime, datetime]
@@ -61,7 +64,7 @@ def build(
         changed: Partitions whose published attempt differs from the one the models were built from, by dataset.
         replan: Whether the models' files changed, or the environment was never built. Independent of it, a plan is
             made when the environment's models differ from the project's: a raw table's columns or first day changed.
-        report: Called with a dict for every interval that is built or refused.
+        report: Called with a dict for every interval that is built, audited or refused.
         refused: The intervals that an earlier build refused: ``model``, ``start`` and ``end`` in ms since 1970. Those
             without a changed partition are not tried again, unless the models' files changed.
 
@@ -173,8 +176,13 @@ def _context(report: Report) -> LakeContext:
             }
         )
 
+    def audited(snapshot: Snapshot, interval: Interval, results: Sequence[Checked]) -> None:
+        if results:
+            found = [asdict(result) for result in results]
+            report({"event": "audited", "model": short(snapshot.name), "interval": interval, "results": found})
+
     context = LakeContext(paths=[str(load_settings().models)])
-    context.refused = Refused(begun, refused, built)
+    context.refused = Refused(begun, refused, built, audited)
     return context
 
 

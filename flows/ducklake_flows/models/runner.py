@@ -17,7 +17,8 @@ from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any
 
 from ducklake_flows.errors import LakeError, RunFailed
-from ducklake_flows.lake.builds import RefusedInterval
+from ducklake_flows.lake.builds import AuditedInterval, RefusedInterval
+from ducklake_flows.staging.receipt import Checked
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -106,6 +107,7 @@ def run(
     gate: Gate,
     log: Log,
     watch: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    audited: Callable[[AuditedInterval], None] = lambda _: None,
 ) -> list[RefusedInterval]:
     """Run the build process until it ends.
 
@@ -116,6 +118,7 @@ def run(
         gate: Held on behalf of the build.
         log: Receives progress and warnings.
         watch: Called with each report of an interval: ``begun``, ``model`` (built) or ``refused``.
+        audited: Called with the results of the audits of each stretch.
 
     Returns:
         The intervals that were refused; all others are built.
@@ -142,6 +145,8 @@ def run(
                     watch(event)
                 elif event["event"] == "begun":
                     watch(event)
+                elif event["event"] == "audited":
+                    audited(results(event))
                 elif event["event"] == "refused":
                     for each in event["refusals"]:
                         each["error"] = settings.redact(each["error"])
@@ -165,12 +170,10 @@ def run(
 
 def refusals(event: Mapping[str, Any]) -> list[RefusedInterval]:
     """The reasons for which a build refused an interval, from its report."""
-    start, end = (datetime.fromtimestamp(ms / 1000, UTC).replace(tzinfo=None) for ms in event["interval"])
     return [
         RefusedInterval(
             event["model"],
-            start,
-            end,
+            *_moments(event),
             each["check"],
             each["rows"],
             each["sample"],
@@ -179,6 +182,17 @@ def refusals(event: Mapping[str, Any]) -> list[RefusedInterval]:
         )
         for each in event["refusals"]
     ]
+
+
+def results(event: Mapping[str, Any]) -> AuditedInterval:
+    """The results of the audits of an interval, from the build's report."""
+    return AuditedInterval(event["model"], *_moments(event), tuple(Checked(**each) for each in event["results"]))
+
+
+def _moments(event: Mapping[str, Any]) -> tuple[datetime, datetime]:
+    """Start and end of an interval, UTC, from its report."""
+    start, end = (datetime.fromtimestamp(ms / 1000, UTC).replace(tzinfo=None) for ms in event["interval"])
+    return start, end
 
 
 class _Held:

@@ -25,12 +25,13 @@ from sqlmesh.core.node import IntervalUnit
 from sqlmesh.core.notification_target import NotificationEvent
 from sqlmesh.core.scheduler import Scheduler
 from sqlmesh.core.snapshot import Snapshot, SnapshotEvaluator
-from sqlmesh.core.snapshot.definition import expand_range, merge_intervals
+from sqlmesh.core.snapshot.definition import expand_range, merge_intervals, parent_snapshots_by_name
 from sqlmesh.utils.concurrency import NodeExecutionFailedError
 from sqlmesh.utils.date import to_datetime
 from sqlmesh.utils.errors import AuditError, SQLMeshError
 
 from ducklake_flows.settings import LAKE
+from ducklake_flows.staging.receipt import Checked, rows_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -49,13 +50,16 @@ DATA_ERRORS = (duckdb.DataError, duckdb.IntegrityError, duckdb.InvalidInputExcep
 SAMPLE = 3
 """Rows shown of those that an audit refuses."""
 
+MORE_AUDITS = 64
+"""Maximum further audits of a stretch's parts, to find the intervals that an audit warns about."""
+
 
 @dataclass(frozen=True)
 class Refusal:
     """Why an interval was not committed.
 
     Args:
-        check: The audit's name; "" if the query itself failed on a row.
+        check: The audit, see `label`; "" if the query itself failed on a row.
         rows: Number of rows that the audit refused; None if the query failed.
         sample: Up to `SAMPLE` of these rows, by column.
         error: The error's text.
@@ -70,9 +74,11 @@ class Refusal:
 class AuditsFailed(SQLMeshError):
     """A blocking audit refused rows; the transaction is rolled back."""
 
-    def __init__(self, refusals: Sequence[Refusal], errors: Sequence[AuditError]) -> None:
+    def __init__(
+        self, refusals: Sequence[Refusal], errors: Sequence[AuditError], others: Sequence[Checked] = ()
+    ) -> None:
         super().__init__("; ".join(r.error for r in refusals))
-        self.refusals, self.errors = refusals, errors
+        self.refusals, self.errors, self.others = refusals, errors, others
 
 
 ROW_ERRORS = (AuditsFailed, *DATA_ERRORS)
@@ -107,10 +113,29 @@ class AuditingEvaluator(SnapshotEvaluator):
             if failed := [r for r in results if r.count and r.blocking]:
                 adapter = self.get_adapter(snapshot.model_gateway)
                 errors = [_error(result, adapter.dialect) for result in failed]
-                raise AuditsFailed([_refusal(e, self._sample(adapter, e.query)) for e in errors], errors)
+                samples = [self._sample(adapter, error.query) for error in errors]
+                others = self.checked(snapshot, [r for r in results if r not in failed])
+                raise AuditsFailed(list(map(_refusal, failed, samples)), errors, others)
         return results
 
-    def _sample(self, adapter: Any, query: exp.Query) -> list[dict[str, Any]]:
+    def checked(self, snapshot: Snapshot, results: Sequence[AuditResult]) -> list[Checked]:
+        """Results of audits of an interval as they are recorded; skipped ones are left out."""
+        adapter = self.get_adapter(snapshot.model_gateway)
+        return [
+            Checked(
+                label(result),
+                "reject" if result.blocking else "warn",
+                not result.count,
+                rows_text(result.count),
+                rows_text(0),
+                result.count,
+                json.dumps(self._sample(adapter, result.query) if result.count else []),
+            )
+            for result in results
+            if result.count is not None
+        ]
+
+    def _sample(self, adapter: Any, query: Any) -> list[dict[str, Any]]:
         """The first rows that an audit refuses, as plain values."""
         first = exp.select("*").from_(query.subquery("audit")).limit(SAMPLE)
         result = adapter.cursor.execute(first.sql(dialect=adapter.dialect, identify=True))
@@ -128,10 +153,16 @@ def _error(result: AuditResult, dialect: str) -> AuditError:
     return AuditError(found.audit.name, found.audit_args, found.count, found.query, found.model, dialect)
 
 
-def _refusal(error: AuditError, sample: Sequence[Mapping[str, Any]]) -> Refusal:
-    rows = "1 row" if error.count == 1 else f"{error.count:,} rows"
+def label(result: AuditResult) -> str:
+    """An audit and its arguments, as in the model's file: ``not_null(columns := (day))``."""
+    arguments = ", ".join(f"{name} := {value.sql('duckdb')}" for name, value in result.audit_args.items())
+    return f"{result.audit.name}({arguments})" if arguments else str(result.audit.name)
+
+
+def _refusal(result: AuditResult, sample: Sequence[Mapping[str, Any]]) -> Refusal:
     example = f", for example {json.dumps(sample[0])}" if sample else ""
-    return Refusal(error.audit_name, error.count, sample, f"audit {error.audit_name} refuses {rows}{example}")
+    error = f"audit {result.audit.name} refuses {rows_text(result.count or 0)}{example}"
+    return Refusal(label(result), result.count, sample, error)
 
 
 @dataclass
@@ -142,11 +173,13 @@ class Refused:
         begun: Called with the model and the batch before it is built.
         report: Called with the model, the interval and the reasons when an interval is refused.
         built: Called with the model, the interval, the seconds and the audits' results when one is committed.
+        audited: Called with the model, an interval and the results of its audits that did not refuse it.
     """
 
     begun: Callable[[Snapshot, Interval], None]
     report: Callable[[Snapshot, Interval, Sequence[Refusal]], None]
     built: Callable[[Snapshot, Interval, float, Sequence[AuditResult]], None]
+    audited: Callable[[Snapshot, Interval, Sequence[Checked]], None]
     _intervals: dict[str, list[Interval]] = field(default_factory=dict)
 
     def add(self, name: str, interval: Interval) -> None:
@@ -190,6 +223,7 @@ class LakeScheduler(Scheduler):
             built = True
             results.extend(audited)
             self.refused.built(snapshot, interval, time.monotonic() - began, audited)
+            self._report_audits(snapshot, interval, audited, kwargs)
 
         if not snapshot.is_incremental_by_time_range:
             try:
@@ -240,8 +274,34 @@ class LakeScheduler(Scheduler):
             elif read is not None and read.is_model and not read.is_materialized:
                 yield from self._read_by_time(read)
 
+    def _report_audits(
+        self, snapshot: Snapshot, interval: Interval, results: Sequence[AuditResult], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Report the results of a stretch that was built. An audit that warns is told by the shortest part it is in."""
+        evaluator: Any = self.snapshot_evaluator
+        names = ("execution_time", "deployability_index")
+        more = {"snapshots": parent_snapshots_by_name(snapshot, self.snapshots), **{n: kwargs[n] for n in names}}
+        left = iter(range(MORE_AUDITS))
+
+        def report(part: Interval, found: Sequence[AuditResult]) -> None:
+            units = _units(snapshot, part) if snapshot.is_incremental_by_time_range else []
+            if len(units) > 1 and any(result.count for result in found) and next(left, None) is not None:
+                middle = units[len(units) // 2][0]
+                halves = [(part[0], middle), (middle, part[1])]
+                both = [evaluator.audit(snapshot, start=start, end=end, **more) for start, end in halves]
+                # An audit that neither half breaks is about the stretch as a whole.
+                whole = [r for r, *parts in zip(found, *both, strict=True) if not any(part.count for part in parts)]
+                if len(whole) < len(found):
+                    for half, of_half in zip(halves, both, strict=True):
+                        report(half, of_half)
+                    found = [result for result in whole if result.count]
+            self.refused.audited(snapshot, part, evaluator.checked(snapshot, found))
+
+        report(interval, results)
+
     def _refuse(self, snapshot: Snapshot, interval: Interval, error: Exception) -> None:
         if isinstance(error, AuditsFailed):
+            self.refused.audited(snapshot, interval, error.others)
             refusals = error.refusals
             for each in error.errors:
                 self.notification_target_manager.notify(NotificationEvent.AUDIT_FAILURE, each)
@@ -301,7 +361,7 @@ class CommandScheduler(LakeScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.refused = Refused(lambda *_: None, self._report, lambda *_: None)
+        self.refused = Refused(lambda *_: None, self._report, lambda *_: None, lambda *_: None)
         self._failed: list[NodeExecutionFailedError[Any]] = []
 
     def run_merged_intervals(self, **kwargs: Any) -> tuple[list[NodeExecutionFailedError[Any]], list[Any]]:

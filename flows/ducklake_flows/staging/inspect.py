@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ducklake_flows.datasets.types import declared_types, is_nested, quoted
 from ducklake_flows.errors import Rejected
 from ducklake_flows.scratch import scratch_of_process
-from ducklake_flows.staging.receipt import Checked
+from ducklake_flows.staging.receipt import Checked, rows_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -251,22 +251,18 @@ class _Check:
         if self.of_the_whole:
             expected = self.audit.expected if self.audit else ""
             return Checked(self.short, self.on_fail, not count, measure or "", expected)
-        return Checked(self.short, self.on_fail, not count, _rows(count), "0 rows", count)
+        return Checked(self.short, self.on_fail, not count, rows_text(count), "0 rows", count)
 
     def failure(self, result: Checked) -> str:
         """What to say about a failure."""
         if result.failed_rows is not None:
-            return f"{self.name}: {_rows(result.failed_rows)}"
+            return f"{self.name}: {rows_text(result.failed_rows)}"
         return f"{self.name}: {result.observed}, expected {result.expected}" if result.expected else self.name
 
     @property
     def short(self) -> str:
         """The name of its result."""
         return self.audit.name if self.audit else self.name
-
-
-def _rows(number: int) -> str:
-    return f"{number:,} row{'s' if number != 1 else ''}"
 
 
 def _checks(dataset: Dataset, partitions: Sequence[Partition], mark: str) -> list[_Check]:

@@ -34,6 +34,11 @@ class Checked:
     sample: str = "[]"
 
 
+def rows_text(number: int) -> str:
+    """A number of rows as a result shows it: ``1 row``, ``1,204 rows``."""
+    return f"{number:,} row{'s' if number != 1 else ''}"
+
+
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """One staged partition, ready to publish.
