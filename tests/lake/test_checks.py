@@ -26,8 +26,8 @@ from ducklake_flows.datasets.audits import (
 from ducklake_flows.datasets.dataset import Table
 from ducklake_flows.datasets.partitions import Grain
 from ducklake_flows.errors import CatalogError
-from ducklake_flows.lake.checks import read
-from ducklake_flows.lake.connect import connect
+from ducklake_flows.lake.checks import read, warnings
+from ducklake_flows.lake.connect import connect, connected
 from ducklake_flows.lake.restore import stage_previous
 from tests.cases import DAYS, Case, case
 
@@ -181,6 +181,30 @@ def test_results_are_read_by_audit_and_partition(lake: Lake) -> None:
     assert {row["name"]: row["failed"] for row in read(lake.settings, one.dataset).names}["at_least(2)"] == 0
     history = read(lake.settings, one.dataset, [ONE], "at_least(2)", history=True).found
     assert [row["passed"] for row in history] == [True, False]
+
+
+def test_a_warning_stands_as_long_as_its_rows_are_published(lake: Lake) -> None:
+    low = expect("low", "v < 10", on_fail="warn")
+    one = things(lake, low, expect("even", "v % 2 = 0", on_fail="reject"))
+
+    def warned() -> list[tuple[str, list[str], str]]:
+        with connected(lake.settings, read_only=True) as con:
+            return [(each.name, list(each.partitions), each.observed) for each in warnings(con)]
+
+    one.each([{"v": 20}], [{"v": 2}], [{"v": 30}, {"v": 40}])
+    assert warned() == [("low", [ONE, THREE], "2 rows")]
+    # Rejected: the rows from before are published still.
+    assert one.each([{"v": 1}])[0]
+    assert warned() == [("low", [ONE, THREE], "2 rows")]
+    one.each([{"v": 2}])
+    assert warned() == [("low", [THREE], "2 rows")]
+    # Its rows come back, and with them the warning.
+    one.publish([stage_previous(lake.settings, one.dataset, one.dataset.partition(ONE))])
+    assert warned() == [("low", [ONE, THREE], "2 rows")]
+    # The audit is gone from the dataset, and then from what is published.
+    other = things(lake)
+    other.each([{"v": 21}], [{"v": 3}], [{"v": 31}])
+    assert warned() == []
 
 
 def test_a_lake_of_an_earlier_release_names_the_command(lake: Lake) -> None:

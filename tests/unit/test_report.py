@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from ducklake_flows.cli import show
+from ducklake_flows.lake.checks import Warned
 from ducklake_flows.plan import Planned
 from ducklake_flows.report.causes import Failed, causes, lines, next_steps
 from ducklake_flows.report.grid import UNITS, make_grid
@@ -115,6 +116,20 @@ def test_the_grid_stays_within_the_terminal(
     assert max(map(len, printed)) <= width
     assert len(printed) <= 61
     assert sum(line.count("✗") for line in printed) == 1
+
+
+def test_a_mark_shows_that_one_of_its_partitions_has_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    keys = days(date(2010, 3, 15), 3000)
+    planned = [Planned("long", key, State.published, False, "", None) for key in keys]
+    warned = [Warned("long", "few", keys[7:9], "3", "at least 4"), Warned("gold.x", "low", keys[:7], "1 row", "0 rows")]
+    show.status(planned, warnings=warned)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("▲") == 2  # a week, and the legend
+    assert (
+        "long: audit few warns of 2 partitions (2010-03-22..23): 3, expected at least 4 next: lake checks long" in shown
+    )
+    first = ", ".join(keys[:5])
+    assert f"gold.x: audit low warns of 7 intervals ({first} and 2 more): 1 row, expected 0 rows" in shown
 
 
 @pytest.mark.parametrize("unit", UNITS)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
     from ducklake_flows.lake.builds import RefusedInterval
+    from ducklake_flows.lake.checks import Warned
     from ducklake_flows.plan import LeftOut, Planned
     from ducklake_flows.report.overdue import Overdue
 
@@ -356,6 +357,7 @@ def status(
     if watch and as_json:
         raise BadInput("--watch and --json cannot be combined.", "choose one")
     from ducklake_flows.lake.builds import refused_of
+    from ducklake_flows.lake.checks import warnings
     from ducklake_flows.lake.connect import connected, one_snapshot
     from ducklake_flows.lake.quarantine import counts
     from ducklake_flows.project import get_datasets
@@ -365,31 +367,49 @@ def status(
     first, last = _range(start, end)
     datasets = get_datasets(names)
 
-    def read() -> tuple[list[Planned], list[LeftOut], list[RefusedInterval], list[Overdue], dict[str, tuple[int, int]]]:
+    tables = {table.key for dataset in datasets for table in (dataset, *dataset.members)} if name else None
+
+    def read() -> tuple[
+        list[Planned],
+        list[LeftOut],
+        list[RefusedInterval],
+        list[Overdue],
+        dict[str, tuple[int, int]],
+        list[Warned],
+    ]:
         with connected(settings, read_only=True) as con, one_snapshot(con):
             plan = _plan(names, first, last, Mode.missing_failed.option, recorded=True, con=con)
-            return *plan, refused_of(con, name), overdue_in(con, datasets), counts(con, datasets)
+            late, aside = overdue_in(con, datasets), counts(con, datasets)
+            return *plan, refused_of(con, name), late, aside, warnings(con, tables)
 
-    planned, left_out, refused, late, aside = read()
+    planned, left_out, refused, late, aside, warned = read()
     if as_json:
         from ducklake_flows.report import causes
 
         why = {(c.dataset, key): c.text for c in causes.failures(planned) for key in c.partitions}
         lacks = {each.dataset: each.to_json() for each in late}
         _json(
-            [{**_row(p), "cause": why.get((p.dataset, p.partition)), "overdue": lacks.get(p.dataset)} for p in planned]
+            [
+                {
+                    **_row(p),
+                    "cause": why.get((p.dataset, p.partition)),
+                    "overdue": lacks.get(p.dataset),
+                    "warnings": [w.name for w in warned if w.subject == p.dataset and p.partition in w.partitions],
+                }
+                for p in planned
+            ]
         )
     else:
         from ducklake_flows.cli import show
 
         def print_once() -> None:
-            planned, _, refused, late, aside = read()
-            show.status(planned, by, refused, late, aside)
+            planned, _, refused, late, aside, warned = read()
+            show.status(planned, by, refused, late, aside, warned)
 
         if watch:
             show.watch(print_once)
             return
-        show.status(planned, by, refused, late, aside)
+        show.status(planned, by, refused, late, aside, warned)
     _end_of_plan(left_out)
 
 

@@ -17,16 +17,16 @@ from rich.text import Text
 from ducklake_flows.errors import LakeError, redacted
 from ducklake_flows.plan import Planned, counts, stale_left
 from ducklake_flows.report import causes
-from ducklake_flows.report.grid import PARTLY, TERMINAL_LINES, make_grid
+from ducklake_flows.report.grid import PARTLY, TERMINAL_LINES, WARNED, make_grid, marked
 from ducklake_flows.report.words import count
 from ducklake_flows.states import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     from ducklake_flows.lake.builds import Environment, RefusedInterval
-    from ducklake_flows.lake.checks import Results
+    from ducklake_flows.lake.checks import Results, Warned
     from ducklake_flows.lake.contracts import SchemaChange
     from ducklake_flows.lake.diff import Difference
     from ducklake_flows.lake.quarantine import Quarantined
@@ -45,6 +45,7 @@ _MARGIN = len("  2013-01-05 ")
 _MARKS: dict[str, tuple[str, str]] = {
     State.published: ("■", "green"),
     PARTLY: ("▣", "green"),
+    WARNED: ("▲", "yellow"),
     State.stale: ("◪", "yellow"),
     State.failed: ("✗", "red"),
     State.rejected: ("✗", "red"),
@@ -94,6 +95,7 @@ def status(
     refused: Sequence[RefusedInterval] = (),
     late: Sequence[Overdue] = (),
     aside: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+    warnings: Sequence[Warned] = (),
 ) -> None:
     """Print the partition grid of each dataset, counts, what is overdue, and the failures by cause with the next steps.
 
@@ -103,8 +105,11 @@ def status(
         refused: The intervals of models that were refused.
         late: The datasets that are overdue.
         aside: By dataset, the rows that are set aside, and the number of partitions that have some.
+        warnings: The audits that warn of what is published.
     """
-    grid(planned, unit)
+    grid(planned, unit, {(each.subject, key) for each in warnings for key in each.partitions})
+    for line, step in causes.warning_lines(warnings):
+        console.print(f"  {line}\nnext:  {step}", style="yellow", soft_wrap=True)
     for key, (rows, partitions) in aside.items():
         what = f"{key}: {count(rows, 'row')} of {count(partitions, 'partition')} in quarantine"
         console.print(f"  {what}\nnext:  lake quarantine {key}", style="yellow", soft_wrap=True)
@@ -287,7 +292,9 @@ def quarantine(key: str, found: Quarantined) -> None:
     )
 
 
-def grid(planned: Sequence[Planned], unit: str | None = None) -> None:
+def grid(
+    planned: Sequence[Planned], unit: str | None = None, warned: Collection[tuple[str, str]] = frozenset()
+) -> None:
     """Print one mark per partition: one line per month for days, per day for hours, per year for months.
 
     In a long range, a mark stands for a day, week, month or year and shows the most severe state of its partitions.
@@ -297,8 +304,7 @@ def grid(planned: Sequence[Planned], unit: str | None = None) -> None:
         partitions = list(group)
         rows = sum(p.entry.rows for p in partitions if p.entry)
         summary = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in counts(partitions).items())
-        marks = [(p.partition, p.state.value) for p in partitions]
-        found = make_grid(marks, unit, TERMINAL_LINES, console.width - _MARGIN)
+        found = make_grid(marked(partitions, warned), unit, TERMINAL_LINES, console.width - _MARGIN)
         coarse = len(found.marks) < len(partitions)
         by = f", one mark per {found.unit}" if coarse else ""
         console.print(Text.assemble((dataset, "bold"), f"  {summary}, {count(rows, 'row')}", (by, "dim")))

@@ -18,13 +18,13 @@ from ducklake_flows.lake.connect import connected, literal, one_snapshot, rows
 from ducklake_flows.lake.diff import in_environment
 from ducklake_flows.lake.evolve import READ
 from ducklake_flows.lake.files import full_paths
-from ducklake_flows.lake.ledger import append
+from ducklake_flows.lake.ledger import PUBLISHED_STATES, append
 from ducklake_flows.lake.schema import table_columns
 from ducklake_flows.settings import LAKE, PROD
 from ducklake_flows.staging.receipt import rows_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from duckdb import DuckDBPyConnection
 
@@ -190,11 +190,97 @@ def failing(con: DuckDBPyConnection) -> dict[tuple[str, str], int]:
         return {}
     found = con.execute(
         f"""SELECT dataset, on_fail, count(*) FILTER (NOT passed) FROM (
-                SELECT dataset, arg_max(on_fail, token) AS on_fail, arg_max(passed, token) AS passed
-                FROM {LAKE}.ops.checks WHERE dataset IS NOT NULL GROUP BY dataset, partition, name
+                FROM {LAKE}.ops.checks WHERE dataset IS NOT NULL
+                QUALIFY token = max(token) OVER (PARTITION BY dataset, partition)
             ) GROUP BY ALL"""
     ).fetchall()
     return {(dataset, on_fail): number for dataset, on_fail, number in found}
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """An audit that warns of published rows.
+
+    Args:
+        subject: The dataset, or the model in ``prod``.
+        name: The audit.
+        partitions: Keys of the published partitions whose rows break it; of a model, its intervals. Sorted.
+        observed: What was observed in the last of them.
+        expected: What it should be.
+    """
+
+    subject: str
+    name: str
+    partitions: Sequence[str]
+    observed: str
+    expected: str
+
+
+def warnings(con: DuckDBPyConnection, tables: Collection[str] | None = None) -> list[Warned]:
+    """The audits that warn of what is published.
+
+    Args:
+        con: A connection with the lake attached.
+        tables: Only those of these datasets and other tables of datasets; None: of all, and of the models of ``prod``.
+    """
+    if "observed" not in table_columns(con).get("ops.checks", {}):
+        return []
+    broken = f"(SELECT * FROM {LAKE}.ops.checks WHERE NOT passed AND on_fail = 'warn')"
+    models = f"(SELECT * FROM {LAKE}.ops.checks WHERE environment = '{PROD}' AND model IS NOT NULL)"
+    found = con.execute(
+        f"""WITH published AS (
+                SELECT dataset, partition, arg_max(attempt_id, token) AS attempt_id FROM {LAKE}.ops.ledger
+                WHERE state IN {PUBLISHED_STATES} GROUP BY ALL
+            ), restored AS (
+                SELECT attempt_id, max(restores) AS restores FROM {LAKE}.ops.ledger WHERE restores <> '' GROUP BY ALL
+            ), found AS (
+                SELECT r.dataset AS subject, r.name, r.partition, r.partition AS place, r.observed, r.expected
+                FROM {broken} r JOIN published p USING (dataset, partition) LEFT JOIN restored o
+                     ON o.attempt_id = p.attempt_id
+                WHERE r.attempt_id = coalesce(o.restores, p.attempt_id)
+                UNION ALL
+                SELECT r.model, r.name, {_SPAN}, r.interval_start::VARCHAR, r.observed, r.expected
+                FROM {broken} r WHERE r.environment = '{PROD}' AND {_standing(models)}
+            )
+            SELECT subject, name, list(partition ORDER BY place), arg_max(observed, place), arg_max(expected, place)
+            FROM found GROUP BY ALL ORDER BY ALL"""
+    ).fetchall()
+    return [Warned(*row) for row in found if tables is None or row[0] in tables]
+
+
+def recent(con: DuckDBPyConnection, number: int) -> list[dict[str, Any]]:
+    """The last results of all audits.
+
+    Args:
+        con: A connection with the lake attached.
+        number: The most results of an audit.
+
+    Returns:
+        Of each audit: ``subject`` (a dataset, or a model of ``prod``), ``is_model``, and as in `Results`: ``name``,
+        ``on_fail``, ``passed``, ``failed``, ``last_failed``. ``results`` are the last, each with ``partition``,
+        ``passed`` and ``observed``, the newest partition last.
+    """
+    if "observed" not in table_columns(con).get("ops.checks", {}):
+        return []
+    models = f"(SELECT * FROM {LAKE}.ops.checks WHERE environment = '{PROD}' AND model IS NOT NULL)"
+    return rows(
+        con,
+        f"""WITH last AS (
+                SELECT dataset AS subject, false AS is_model, name, on_fail, passed, partition, partition AS place,
+                       observed, token
+                FROM {LAKE}.ops.checks WHERE dataset IS NOT NULL
+                QUALIFY token = max(token) OVER (PARTITION BY dataset, partition)
+                UNION ALL
+                SELECT model, true, name, coalesce(on_fail, 'reject'), passed, {_SPAN}, interval_start::VARCHAR,
+                       coalesce(observed, error), token
+                FROM {models} r WHERE name IS NOT NULL AND {_standing(models)}
+            )
+            SELECT subject, is_model, name, arg_max(on_fail, token) AS on_fail, count(*) FILTER (passed) AS passed,
+                   count(*) FILTER (NOT passed) AS failed, max(partition) FILTER (NOT passed) AS last_failed,
+                   list_reverse(list({{partition: partition, passed: passed, observed: observed}}
+                                     ORDER BY place DESC)[:{number}]) AS results
+            FROM last GROUP BY subject, is_model, name ORDER BY is_model, subject, min(token), name""",
+    )
 
 
 def read(
@@ -221,7 +307,7 @@ def read(
     if name is not None:
         where += f" AND name = {literal(name)}"
     every = f"(SELECT * FROM {LAKE}.ops.checks WHERE {where})"
-    last = f"(FROM {every} QUALIFY token = max(token) OVER (PARTITION BY partition, name))"
+    last = f"(FROM {every} QUALIFY token = max(token) OVER (PARTITION BY partition))"
     with connected(settings, read_only=True) as con, one_snapshot(con):
         return _read(con, every, last, limit, history)
 

@@ -13,7 +13,11 @@ from ducklake_flows.states import State
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from ducklake_flows.lake.checks import Warned
     from ducklake_flows.plan import Planned
+
+SHOWN_KEYS = 5
+"""Maximum intervals of a model that a text names."""
 
 SHOWN = 10
 """Maximum causes that a text lists."""
@@ -169,6 +173,20 @@ def lines(found: Sequence[Cause], indent: str = "  ") -> list[str]:
             told.append(f"{indent}    such as {cause.partitions[0]}: {cause.example}")
     if len(found) > SHOWN:
         told.append(f"{indent}and {count(len(found) - SHOWN, 'more cause')}; see: lake status")
+    return told
+
+
+def warning_lines(found: Iterable[Warned]) -> list[tuple[str, str]]:
+    """Audits that warn of published rows: a line for each, and the command that shows more."""
+    told = []
+    for each in found:
+        keys = each.partitions
+        is_model = "." in each.subject
+        where = ", ".join(keys[:SHOWN_KEYS]) if is_model else ranges(spans(keys))
+        where += f" and {len(keys) - SHOWN_KEYS} more" if is_model and len(keys) > SHOWN_KEYS else ""
+        what = count(len(keys), "interval" if is_model else "partition")
+        line = f"{each.subject}: audit {each.name} warns of {what} ({where}): {each.observed}, expected {each.expected}"
+        told.append((line, f"lake checks {each.subject}"))
     return told
 
 

@@ -14,10 +14,15 @@ from ducklake_flows.report.words import split
 from ducklake_flows.states import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+    from ducklake_flows.plan import Planned
 
 PARTLY = "published in part"
 """State of a mark for several partitions: some are published, and the source has no data for the others."""
+
+WARNED = "published with a warning"
+"""State of a mark: an audit that only warns fails on published rows."""
 
 UNITS = ("hour", "day", "week", "month", "quarter", "year")
 """What a mark may stand for, from fine to coarse."""
@@ -39,7 +44,7 @@ _WIDTHS = {"hour": 24, "day": 31, "week": 53, "month": 12, "quarter": 4, "year":
 
 _NEEDS_A_LOOK: tuple[str, ...] = (
     *(State.failed, State.rejected, State.stale, State.missing),
-    *(State.rolled_back, PARTLY, State.published, State.no_source),
+    *(State.rolled_back, WARNED, PARTLY, State.published, State.no_source),
 )
 """A mark for several partitions shows the first of these states that any of them is in."""
 
@@ -148,6 +153,19 @@ def _marks(partitions: Iterable[tuple[str, str]], unit: str, segment: str) -> It
         # Of hours that come twice, one mark stands for both.
         texts = (f"{segment} {line}", f"{segment}/{label}") if segment else (line, label)
         yield Mark(texts[0], position, texts[1], together(set(counts)), tuple(sorted(counts.items())))
+
+
+def marked(planned: Iterable[Planned], warned: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Key and state of partitions, as `make_grid` takes them.
+
+    Args:
+        planned: The partitions.
+        warned: Dataset and key of those whose published rows break an audit that warns.
+    """
+    return [
+        (p.partition, WARNED if p.state is State.published and (p.dataset, p.partition) in warned else p.state.value)
+        for p in planned
+    ]
 
 
 def together(states: set[str]) -> str:

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ducklake_flows.lake import history, ledger
+from ducklake_flows.lake import checks, history, ledger
 from ducklake_flows.lake.connect import connected
 from ducklake_flows.plan import Planned, counts
 from ducklake_flows.project import all_datasets
 from ducklake_flows.report import causes
-from ducklake_flows.report.grid import make_grid
+from ducklake_flows.report.grid import WARNED, make_grid, marked
 from ducklake_flows.report.overdue import overdue_in
-from ducklake_flows.report.svg import COLOURS, bars_svg, grid_svg, number
+from ducklake_flows.report.svg import COLOURS, bars_svg, grid_svg, number, strip_svg
 from ducklake_flows.report.words import count
+from ducklake_flows.states import State
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from ducklake_flows.lake.verify import Finding
     from ducklake_flows.plan import LeftOut
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 BARS = 366
 """Maximum bars of a chart: the latest partitions or days."""
+
+RESULTS = 30
+"""Number of last results of an audit that the page shows."""
 
 RUNS = 15
 """Number of latest runs that the page lists."""
@@ -51,6 +55,20 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Audited:
+    """The results of one audit of a dataset or a model: of each partition or interval the last, and a picture."""
+
+    subject: str
+    is_model: bool
+    name: str
+    on_fail: str
+    passed: int
+    failed: int
+    last_failed: str | None
+    strip: Markup
+
+
+@dataclass(frozen=True)
 class Section:
     """One dataset's part of the page."""
 
@@ -63,6 +81,7 @@ class Section:
     grid: Markup
     unit: str
     charts: Sequence[Chart]
+    audits: Sequence[Audited]
 
 
 @dataclass(frozen=True)
@@ -94,6 +113,8 @@ def render(
         size = history.size(con)
         behind = len(ledger.unbuilt(con, "prod")) if ledger.built_project(con, "prod") else None
         late = overdue_in(con, all_datasets().values())
+        warnings = checks.warnings(con)
+        audits = [_audited(row) for row in checks.recent(con, RESULTS)]
     environment = Environment(
         loader=PackageLoader("ducklake_flows", "report"),
         autoescape=True,
@@ -115,7 +136,17 @@ def render(
         late=late,
         causes=found,
         left_out=[left for left in left_out if left.is_fault],
-        sections=[_section(key, list(group)) for key, group in groupby(planned, key=lambda p: p.dataset)],
+        warnings=causes.warning_lines(warnings),
+        sections=[
+            _section(
+                key,
+                list(group),
+                {(each.subject, partition) for each in warnings for partition in each.partitions},
+                [a for a in audits if a.subject in _tables(key)],
+            )
+            for key, group in groupby(planned, key=lambda p: p.dataset)
+        ],
+        models=[a for a in audits if a.is_model],
         growth=[
             _chart("Rows in raw", [(str(g["day"]), g["rows"]) for g in growth], "rows"),
             _chart("Size of raw", [(str(g["day"]), g["bytes"] / 1e6) for g in growth], "MB"),
@@ -130,8 +161,27 @@ def render(
     )
 
 
-def _section(key: str, planned: Sequence[Planned]) -> Section:
-    grid = make_grid([(p.partition, p.state.value) for p in planned])
+def _tables(key: str) -> set[str]:
+    """The keys of a dataset and of its other tables."""
+    found = all_datasets().get(key)
+    return {key, *(member.key for member in found.members)} if found else {key}
+
+
+def _audited(row: Mapping[str, Any]) -> Audited:
+    failed = WARNED if row["on_fail"] == "warn" else State.rejected.value
+    told = [
+        (f"{r['partition']}: {r['observed'] or ('passed' if r['passed'] else 'failed')}", r["passed"])
+        for r in row["results"]
+    ]
+    strip = strip_svg([(text, State.published.value if passed else failed) for text, passed in told])
+    rest = {name: value for name, value in row.items() if name != "results"}
+    return Audited(**rest, strip=Markup(strip))  # noqa: S704 - `strip_svg` escapes its texts
+
+
+def _section(
+    key: str, planned: Sequence[Planned], warned: Collection[tuple[str, str]], audits: Sequence[Audited]
+) -> Section:
+    grid = make_grid(marked(planned, warned))
     entries = [(p.partition, p.entry) for p in planned if p.entry and p.entry.attempt_id]
     several = len(planned) > 1
     recent = entries[-BARS:]
@@ -151,6 +201,7 @@ def _section(key: str, planned: Sequence[Planned]) -> Section:
         Markup("" if grid.unit == "full" else grid_svg(grid, tips=True)),  # noqa: S704 - `grid_svg` escapes its texts
         grid.unit if len(grid.marks) < len(planned) else "",
         charts,
+        audits,
     )
 
 

@@ -6,7 +6,7 @@ from datetime import date
 from html import escape
 from typing import TYPE_CHECKING
 
-from ducklake_flows.report.grid import PARTLY, Grid, Mark
+from ducklake_flows.report.grid import PARTLY, WARNED, Grid, Mark
 from ducklake_flows.states import State
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 COLOURS: dict[str, str] = {
     State.published: "#2da44e",
     PARTLY: "#86c995",
+    WARNED: "#bc6c00",
     State.stale: "#d4a017",
     State.rolled_back: "#8957e5",
     State.failed: "#d1242f",
@@ -22,7 +23,8 @@ COLOURS: dict[str, str] = {
     State.missing: "#4493f8",
     State.no_source: "#8b949e",
 }
-"""The colour of each state. Failed and rejected marks also have a cross, missing ones are hollow."""
+"""The colour of each state. Failed and rejected marks also have a cross, those with a warning an exclamation mark,
+missing ones are hollow."""
 
 _STEP, _SIZE = 12, 10
 _LEFT, _TEXT = 52, 12
@@ -110,10 +112,15 @@ def _marks(state: str, cells: Sequence[tuple[int, int, Mark]], *, tips: bool) ->
     if state in _CROSSED:
         crosses = "".join(f"M{x + 3} {y + 3}l4 4m0-4l-4 4" for x, y, _ in cells)
         drawn += f"<path stroke='#fff' stroke-width='1.5' pointer-events='none' d='{crosses}'/>"
+    if state == WARNED:
+        signs = "".join(f"M{x + 5} {y + 1.5}v4.5m0 1v1.5" for x, y, _ in cells)
+        drawn += f"<path stroke='#fff' stroke-width='1.5' pointer-events='none' d='{signs}'/>"
     return drawn
 
 
 def _tip(mark: Mark) -> str:
+    if not mark.counts:
+        return mark.label
     told = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in mark.counts)
     return f"{mark.label}: {told if sum(n for _, n in mark.counts) > 1 else mark.state.replace('_', ' ')}"
 
@@ -158,6 +165,21 @@ def bars_svg(values: Sequence[tuple[str, float]], unit: str, colour: str = "#449
     return (
         f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} 100' preserveAspectRatio='none' "
         f"role='img' aria-label='{label}' fill='{colour}'>{bars}</svg>"
+    )
+
+
+def strip_svg(results: Sequence[tuple[str, str]]) -> str:
+    """The last results of an audit, one mark each, with a tooltip.
+
+    Args:
+        results: What each says, and a state, see `COLOURS`.
+    """
+    marks = (Mark("", place, text, state, ()) for place, (text, state) in enumerate(results))
+    body = "".join(_marks(m.state, [(m.position * _STEP, 0, m)], tips=True) for m in marks)
+    width, label = len(results) * _STEP, f"{len(results)} results"
+    return (
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {_SIZE}' width='{width}' height='{_SIZE}' "
+        f"role='img' aria-label='{label}'>{body}</svg>"
     )
 
 
