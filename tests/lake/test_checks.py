@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from ducklake_flows.datasets.audits import (
     accepted_values,
     at_least,
     expect,
+    fresh,
     measured,
     not_null,
     null_rate,
@@ -25,7 +27,7 @@ from ducklake_flows.datasets.audits import (
 )
 from ducklake_flows.datasets.dataset import Table
 from ducklake_flows.datasets.partitions import Grain
-from ducklake_flows.errors import CatalogError
+from ducklake_flows.errors import BadInput, CatalogError
 from ducklake_flows.lake.checks import read, warnings
 from ducklake_flows.lake.connect import connect, connected
 from ducklake_flows.lake.restore import stage_previous
@@ -181,6 +183,48 @@ def test_results_are_read_by_audit_and_partition(lake: Lake) -> None:
     assert {row["name"]: row["failed"] for row in read(lake.settings, one.dataset).names}["at_least(2)"] == 0
     history = read(lake.settings, one.dataset, [ONE], "at_least(2)", history=True).found
     assert [row["passed"] for row in history] == [True, False]
+
+
+def test_the_newest_value_is_compared_with_the_end_of_the_partition(lake: Lake) -> None:
+    """For each type of column and zone: the oldest newest value that passes, and one that is a second or day older."""
+    berlin = {"timezone": "Europe/Berlin"}
+    winter, summer = "2024-01-01", "2024-03-31"  # the second has 23 hours in Berlin
+    told = [
+        ("timestamp", {}, winter, "2 hours", "2024-01-01T22:00:00Z", "2024-01-01T21:59:59Z"),
+        ("timestamp_ntz", {}, winter, "2 hours", "2024-01-01T22:00:00", "2024-01-01T21:59:59"),
+        ("date", {}, winter, 1, "2024-01-01", "2023-12-31"),
+        ("timestamp", berlin, winter, "2 hours", "2024-01-01T21:00:00Z", "2024-01-01T20:59:59Z"),
+        ("timestamp_ntz", berlin, winter, "2 hours", "2024-01-01T22:00:00", "2024-01-01T21:59:59"),
+        ("timestamp_ntz", berlin, summer, timedelta(hours=23), "2024-03-31T00:00:00", "2024-03-30T23:59:59"),
+        ("date", berlin, summer, "23 hours", "2024-03-31", "2024-03-30"),
+    ]
+    for number, (kind, zone, day, within, good, bad) in enumerate(told):
+        key = f"f{number}"
+        rule = fresh("at", within=within)  # type: ignore[arg-type]
+        one = case(lake, key, contract={"at": kind}, divided={"audits": (rule,), **zone})
+        one.given |= {day: [{"at": "2020" + bad[4:]}, {"at": bad}, {"at": None}], "2024-05-05": []}
+        failed = one.load(day, "2024-05-05").failures
+        assert [f.error.partition(":")[0] for f in failed] == [f"audit {rule.name!r} failed"] * 2, failed
+        # Partitions of one chunk have ends of their own: what is new in the first is old in the second.
+        one.given |= {day: [{"at": "2020" + good[4:]}, {"at": good}, {"at": None}], "2024-05-05": [{"at": good}]}
+        assert [f.partition for f in one.load(day, "2024-05-05").failures] == ["2024-05-05"], kind
+        last = results(lake, "partition, passed, observed", key)[-2:]
+        assert [row[:2] for row in last] == [(day, True), ("2024-05-05", False)]
+        assert last[0][2] == last[1][2] != ""
+    with pytest.raises(BadInput, match=r"fresh\(at\): within is '2 fortnights'"):
+        fresh("at", within="2 fortnights")
+
+
+def test_what_has_not_ended_is_compared_with_the_time_at_which_it_is_read(lake: Lake) -> None:
+    now = datetime.now(UTC)
+    for key, grain, partition in (("whole", Grain.full, "full"), ("years", Grain.year, "2999")):
+        rule = fresh("at", "1 day")
+        one = case(lake, key, grain=grain, contract={"at": "timestamp"}, divided={"audits": (rule,)})
+        one.given[partition] = [{"at": now - timedelta(hours=25)}]
+        assert one.load(partition).failures
+        one.given[partition] = [{"at": now - timedelta(hours=12)}]
+        assert one.load(partition).receipts
+        assert results(lake, "passed, expected", key)[-1] == (True, "within 1 day of the partition's end")
 
 
 def test_a_warning_stands_as_long_as_its_rows_are_published(lake: Lake) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
+from ducklake_flows.datasets.partitions import window
 from ducklake_flows.errors import BadInput
+
+if TYPE_CHECKING:
+    from datetime import timedelta
 
 OnFail = Literal["reject", "warn", "quarantine"]
 
@@ -45,6 +49,14 @@ class Reference:
     other: str
 
 
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """The newest value of a column is at most so long before the partition's end; see `fresh`."""
+
+    column: str
+    within: timedelta
+
+
 @dataclass(frozen=True)
 class Audit:
     """A condition on a partition's rows, checked before it is published. Its result is a row of ``ops.checks``.
@@ -61,6 +73,7 @@ class Audit:
         expected: What the measure should be, for the reader.
         band: The measure must be what is usual.
         reference: The values of a column must be in another dataset when the partition is published.
+        newest: The newest value of a column must not be old.
     """
 
     name: str
@@ -71,6 +84,7 @@ class Audit:
     expected: str = ""
     band: Band | None = None
     reference: Reference | None = None
+    newest: Newest | None = None
 
     def __post_init__(self) -> None:
         if self.on_fail not in get_args(OnFail):
@@ -117,6 +131,27 @@ def null_rate(column: str, most: float, on_fail: OnFail = "reject") -> Audit:
     """At most this part of a column's values is null: 0.05 of them."""
     rate = f'coalesce(count(*) FILTER ("{column}" IS NULL) / nullif(count(*), 0), 0)'
     return Audit(f"null_rate({column})", f"{rate} <= {most}", on_fail, True, rate, f"at most {most}")
+
+
+def fresh(column: str, within: timedelta | str | int, on_fail: OnFail = "reject") -> Audit:
+    """The newest value of a column of dates or timestamps is at most so long before the partition's end.
+
+    So the result is the same whenever the partition is loaded. What has no end, or has not ended yet, is compared with
+    the time at which it is read. A timestamp without a zone, and a date (its midnight), are in the dataset's zone.
+    Without a value, it fails.
+
+    Args:
+        column: The column.
+        within: ``"26 hours"``, a timedelta, or a number of days.
+        on_fail: See `Audit`.
+    """
+    name = f"fresh({column})"
+    found = window(name, "within", within)
+    if found is None:
+        raise BadInput(f"{name}: within is missing.", 'within="26 hours"')
+    text = within.strip() if isinstance(within, str) else str(found)
+    expected = f"within {text} of the partition's end"
+    return Audit(name, "true", on_fail, True, f'max("{column}")', expected, newest=Newest(column, found))
 
 
 def measured(name: str, measure: str, condition: str, on_fail: OnFail = "reject") -> Audit:

@@ -13,7 +13,7 @@ from zoneinfo import available_timezones
 
 from ducklake_flows.datasets.contract import Contract, like
 from ducklake_flows.datasets.names import column_name
-from ducklake_flows.datasets.partitions import Grain, Partition, in_utc, in_zone
+from ducklake_flows.datasets.partitions import Grain, Partition, in_utc, in_zone, window
 from ducklake_flows.datasets.scheme import Scheme, checked_segment
 from ducklake_flows.datasets.source import Checked, Chunked, Named, Rows, Segmented, Source
 from ducklake_flows.datasets.types import declared_type
@@ -158,7 +158,7 @@ class Dataset:
         if self.schedule is not None and not _is_cron(self.schedule):
             raise BadInput(f"{self.key}: schedule is {self.schedule!r}.", 'write it as cron: schedule="0 6 * * *"')
         for name, given in (("recheck", self.recheck), ("freshness", self.freshness)):
-            object.__setattr__(self, name, _window(self.key, name, given))
+            object.__setattr__(self, name, window(self.key, name, given))
         if self.freshness is not None and self.grain is Grain.full:
             raise BadInput(
                 f"{self.key}: freshness counts from the end of a partition, and one of grain 'full' has none.",
@@ -543,26 +543,3 @@ class Member(Dataset):
 
 def _not_read_alone(partition: Partition) -> Rows:
     raise BadInput(f"{partition}: the table is filled with its parent.", "load the parent")
-
-
-_UNITS = ("minute", "hour", "day", "week")
-
-
-def _window(key: str, name: str, given: timedelta | str | int | None) -> timedelta | None:
-    """The time that a dataset's `recheck` or `freshness` means.
-
-    Raises:
-        BadInput: it is not a time above zero.
-    """
-    found: timedelta | None = None
-    if isinstance(given, timedelta):
-        found = given
-    elif isinstance(given, int) and not isinstance(given, bool):
-        found = timedelta(days=min(given, timedelta.max.days))
-    elif isinstance(given, str) and (parts := re.fullmatch(rf"(\d{{1,6}}) ?({'|'.join(_UNITS)})s?", given.strip())):
-        found = timedelta(**{f"{parts[2]}s": int(parts[1])})
-    elif given is None:
-        return None
-    if found is None or found <= timedelta(0):
-        raise BadInput(f"{key}: {name} is {given!r}.", f'write it like this: {name}="7 days" (minutes, hours, weeks)')
-    return found

@@ -238,3 +238,31 @@ def position(moment: datetime, grain: Grain) -> int:
     day = moment.toordinal()
     # The first day of the calendar, 1, is a Monday.
     return {Grain.hour: day * 24 + moment.hour, Grain.day: day, Grain.week: (day - 1) // 7}[grain]
+
+
+_UNITS = ("minute", "hour", "day", "week")
+
+
+def window(of: str, name: str, given: timedelta | str | int | None) -> timedelta | None:
+    """A length of time as a dataset gives it: ``"26 hours"``, a timedelta, or a number of days.
+
+    Args:
+        of: The dataset, or the audit.
+        name: The argument.
+        given: Its value.
+
+    Raises:
+        BadInput: it is not a time above zero.
+    """
+    found: timedelta | None = None
+    if isinstance(given, timedelta):
+        found = given
+    elif isinstance(given, int) and not isinstance(given, bool):
+        found = timedelta(days=min(given, timedelta.max.days))
+    elif isinstance(given, str) and (parts := re.fullmatch(rf"(\d{{1,6}}) ?({'|'.join(_UNITS)})s?", given.strip())):
+        found = timedelta(**{f"{parts[2]}s": int(parts[1])})
+    elif given is None:
+        return None
+    if found is None or found <= timedelta(0):
+        raise BadInput(f"{of}: {name} is {given!r}.", f'write it like this: {name}="7 days" (minutes, hours, weeks)')
+    return found

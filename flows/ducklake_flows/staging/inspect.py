@@ -7,9 +7,12 @@ with what was staged.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from ducklake_flows.datasets.partitions import Grain, in_zone
 from ducklake_flows.datasets.types import declared_types, is_nested, quoted
 from ducklake_flows.errors import Rejected
 from ducklake_flows.scratch import scratch_of_process
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
-    from ducklake_flows.datasets.audits import Audit
+    from ducklake_flows.datasets.audits import Audit, Newest
     from ducklake_flows.datasets.dataset import Dataset
     from ducklake_flows.datasets.partitions import Partition
 
@@ -153,7 +156,7 @@ def _rows_of(files: DuckDBPyRelation, dataset: Dataset, partitions: Sequence[Par
     types = dict(zip(files.columns, map(str, files.types), strict=True))
     mark = MARK if MARK in types else "0"
     columns = {name: t for name, t in types.items() if name != MARK}
-    return _aggregate(files, columns, _checks(dataset, partitions, mark), mark)
+    return _aggregate(files, columns, _checks(dataset, partitions, mark, types), mark)
 
 
 def _aggregate(
@@ -265,7 +268,22 @@ class _Check:
         return self.audit.name if self.audit else self.name
 
 
-def _checks(dataset: Dataset, partitions: Sequence[Partition], mark: str) -> list[_Check]:
+def _is_fresh(newest: Newest, dataset: Dataset, partitions: Sequence[Partition], mark: str, data_type: str) -> str:
+    """The condition that a partition's newest value is not old. Values without a zone are in the dataset's."""
+    now = datetime.now(UTC).replace(tzinfo=None)
+    ends = [now if p.grain is Grain.full else min(p.end, now) for p in partitions]
+    if data_type == "TIMESTAMP WITH TIME ZONE":
+        texts = [f"'{(end - newest.within).isoformat()}+00'" for end in ends]
+    else:
+        data_type = "TIMESTAMP"
+        texts = [f"'{in_zone(end - newest.within, dataset.timezone).isoformat()}'" for end in ends]
+    limit = f"[{', '.join(texts)}][{_as_name(mark)} + 1]::{data_type}"
+    return f"coalesce(max({quoted(newest.column)}) >= {limit}, false)"
+
+
+def _checks(
+    dataset: Dataset, partitions: Sequence[Partition], mark: str, types: Mapping[str, str] = MappingProxyType({})
+) -> list[_Check]:
     checks = []
     for column, data_type in dataset.partition_columns.items():
         # Neither a day nor a segment contains a quote.
@@ -283,7 +301,10 @@ def _checks(dataset: Dataset, partitions: Sequence[Partition], mark: str) -> lis
         ]
     for audit in dataset.audits:
         whole = audit.is_of_the_whole
-        sql = f"CASE WHEN {audit.condition} THEN 0 ELSE -1 END"
+        condition = audit.condition
+        if newest := audit.newest:
+            condition = _is_fresh(newest, dataset, partitions, mark, types.get(newest.column, ""))
+        sql = f"CASE WHEN {condition} THEN 0 ELSE -1 END"
         if not whole:
             sql = f"count(*) FILTER (NOT ({audit.condition}))"
         elif not audit.aggregate:
