@@ -18,7 +18,8 @@ from ducklake_flows.errors import CommitConflict
 from ducklake_flows.lake import maintenance
 from ducklake_flows.lake.connect import connect
 from ducklake_flows.lake.fence import META, next_token
-from ducklake_flows.lake.lookup import LEDGER, held, ledger_rows
+from ducklake_flows.lake.ledger import append
+from ducklake_flows.lake.lookup import LEDGER, held, ledger_rows, results_before
 from ducklake_flows.lake.schema import bootstrap
 from ducklake_flows.project import all_datasets, get_dataset
 from ducklake_flows.staging.layout import new_attempt, new_chunk
@@ -93,6 +94,66 @@ def test_a_look_up_of_the_ledger_finds_what_the_lake_has(lake: Lake) -> None:
     lake.publish([replace(staged(lake, DAYS[1], 3, 8), source_version="v'2")])
     assert compare(lake) > 12
     assert lake.errors() == []
+
+
+LONG = "é'" * 2000
+"""Longer than PostgreSQL takes into an index."""
+
+
+def test_a_look_up_of_results_finds_the_last_ones_before_a_partition(lake: Lake) -> None:
+    """Compared with what Python finds in all rows: in the catalog, in files, in both."""
+    chance = random.Random(7)
+    names, on_fails = ("n", LONG, f"{LONG}2"), ("warn", "reject")
+    keys = [f"{segment}{day}" for segment in ("", "eu/", "it's/") for day in DAYS] + ["full"]
+    dataset, whole = get_dataset("readings"), get_dataset("airlines")
+    made: list[tuple[str, str, str, bool, str, str, int]] = []
+
+    def more(number: int) -> None:
+        made[len(made) :] = [
+            (
+                chance.choice(("readings", "airlines")),
+                chance.choice(keys),
+                chance.choice(names),
+                chance.random() < 0.6,
+                chance.choice(on_fails),
+                str(len(made) + n),
+                len(made) + n,
+            )
+            for n in range(number)
+        ]
+        columns = ("dataset", "partition", "name", "passed", "on_fail", "observed", "token")
+        with contextlib.closing(connect(lake.settings)) as con:
+            append(con, "checks", [dict(zip(columns, row, strict=True)) for row in made[-number:]])
+
+    def compare_all() -> int:
+        found = 0
+        with transaction(lake) as (con, token):
+            for one, key, name in [
+                (dataset, key, name) for key in (DAYS[5], "eu/" + DAYS[3], "it's/" + DAYS[9]) for name in names
+            ] + [(whole, "full", "n")]:
+                segment = key[: -len(DAYS[0])] if one is dataset else ""
+                right: dict[Any, tuple[int, str]] = {}
+                for of, partition, audit, passed, on_fail, observed, at in made:
+                    before = (
+                        partition == key if one is whole else partition[: -len(DAYS[0])] == segment and partition < key
+                    )
+                    if of == one.key and audit == name and before and (passed or on_fail == "warn"):
+                        group = at if one is whole else partition
+                        right[group] = max(right.get(group, (-1, "")), (at, observed))
+                wanted = [observed for _, (_, observed) in sorted(right.items())[-3:]]
+                by = "token" if one is whole else "partition"
+                rows = results_before(con, lake.settings, token, one, name, key, 3)
+                last = f"SELECT arg_max(observed, token) FROM {rows} GROUP BY {by} ORDER BY {by} DESC LIMIT 3"
+                assert [value for (value,) in con.execute(last).fetchall()][::-1] == wanted
+                found += len(wanted)
+        return found
+
+    more(500)
+    assert compare_all() > 20
+    run(lake, "flush")
+    assert compare_all() > 20
+    more(300)
+    assert compare_all() > 20
 
 
 def test_a_look_up_refuses_a_state_that_is_newer_than_its_transaction(lake: Lake) -> None:
@@ -254,7 +315,8 @@ def plans(lake: Lake) -> str:
         rows = ledger_rows(heard, lake.settings, token, DAYS[:2])  # type: ignore[arg-type]
         heard.execute(f"FROM {rows}")
         held(heard, lake.settings, get_dataset("readings"), days)  # type: ignore[arg-type]
-    assert len(heard.sent) >= 3
+        heard.execute(f"FROM {results_before(heard, lake.settings, token, get_dataset('readings'), 'a', DAYS[1], 3)}")  # type: ignore[arg-type]
+    assert len(heard.sent) >= 5
     explain = "EXPLAIN QUERY PLAN" if lake.settings.embedded else "EXPLAIN"
     only = () if lake.settings.embedded else ("SET enable_seqscan = off",)
     return "\n".join(str(row[-1]) for sql in heard.sent for row in in_catalog(lake, *only, f"{explain} {sql}"))
@@ -267,7 +329,7 @@ def test_the_catalog_answers_a_look_up_by_index(lake: Lake) -> None:
     name = "name" if lake.settings.embedded else "indexname"
     find = f"SELECT {name} FROM {of} {name} LIKE 'lake#_%' ESCAPE '#'"
     names = {found for (found,) in in_catalog(lake, find)}
-    assert len(names) == (5 if lake.settings.embedded else 6)
+    assert len(names) == (6 if lake.settings.embedded else 7)
     for_ducklake = names & {"lake_file_begun"}
     # Without them: in a table of a few rows, PostgreSQL may take any index.
     in_catalog(lake, "SELECT 1", *(f"DROP INDEX {found}" for found in for_ducklake))

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.datasets.audits import ENOUGH
+from ducklake_flows.datasets.partitions import Grain
 from ducklake_flows.datasets.types import quoted
 from ducklake_flows.errors import BadInput, OldRelease
 from ducklake_flows.lake.connect import connected, literal, one_snapshot, rows
@@ -19,6 +20,7 @@ from ducklake_flows.lake.diff import in_environment
 from ducklake_flows.lake.evolve import READ
 from ducklake_flows.lake.files import full_paths
 from ducklake_flows.lake.ledger import PUBLISHED_STATES, append
+from ducklake_flows.lake.lookup import results_before
 from ducklake_flows.lake.schema import table_columns
 from ducklake_flows.settings import LAKE, PROD
 from ducklake_flows.staging.receipt import rows_text
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 def judge(
     con: DuckDBPyConnection,
     settings: Settings,
+    token: int,
     dataset: Dataset,
     receipt: Receipt,
     tables: Mapping[str, Mapping[str, str]],
@@ -46,6 +49,7 @@ def judge(
     Args:
         con: A connection with the publishing transaction open.
         settings: Where the staged files are.
+        token: The token of the transaction.
         dataset: The partition's dataset.
         receipt: The staged partition.
         tables: The columns of the lake's tables.
@@ -62,7 +66,7 @@ def judge(
         judged = check
         if audit := audits.get(check.name):
             if audit.band is not None:
-                judged = _usual(check, audit.band, _before(con, dataset, receipt.partition, audit))
+                judged = _usual(check, audit.band, _before(con, settings, token, dataset, receipt.partition, audit))
             elif audit.reference is not None:
                 judged = _referred(con, settings, check, audit.reference, receipt, tables)
             if not judged.passed:
@@ -73,21 +77,18 @@ def judge(
     return replace(receipt, checks=tuple(found), warnings=warnings), "; ".join(broken["reject"])
 
 
-def _before(con: DuckDBPyConnection, dataset: Dataset, partition: str, audit: Audit) -> list[float]:
+def _before(
+    con: DuckDBPyConnection, settings: Settings, token: int, dataset: Dataset, partition: str, audit: Audit
+) -> list[float]:
     """What was measured in the partitions before one, the newest last; of a dataset's only partition, before now."""
-    segment = f"{partition.partition('/')[0]}/" if "/" in partition else ""
-    which = f"partition < {literal(partition)} AND starts_with(partition, {literal(segment)})"
-    by = "partition"
-    if dataset.grain == "full":
-        which, by = f"partition = {literal(partition)}", "token"
     last = audit.band.last if audit.band else 0
-    found = con.execute(
-        f"""SELECT arg_max(TRY_CAST(observed AS DOUBLE), token) FROM {LAKE}.ops.checks
-            WHERE dataset = {literal(dataset.key)} AND name = {literal(audit.name)} AND {which}
-                  AND (passed OR on_fail <> 'reject')
-            GROUP BY {by} ORDER BY {by} DESC LIMIT {last}"""
+    found = results_before(con, settings, token, dataset, audit.name, partition, last)
+    by = "token" if dataset.grain is Grain.full else "partition"
+    values = con.execute(
+        f"SELECT TRY_CAST(arg_max(observed, token) AS DOUBLE) FROM {found} "
+        f"GROUP BY {by} ORDER BY {by} DESC LIMIT {last}"
     ).fetchall()
-    return [value for (value,) in reversed(found) if value is not None]
+    return [value for (value,) in reversed(values) if value is not None]
 
 
 def _usual(check: Checked, band: Band, before: Sequence[float]) -> Checked:

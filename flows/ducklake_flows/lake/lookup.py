@@ -11,16 +11,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from ducklake_flows.datasets.partitions import Grain
 from ducklake_flows.datasets.types import quoted
 from ducklake_flows.errors import CommitConflict
 from ducklake_flows.lake.connect import literal
 from ducklake_flows.lake.fence import META
 from ducklake_flows.lake.files import place_in, within
 from ducklake_flows.lake.rows import condition
+from ducklake_flows.settings import LAKE
 from ducklake_flows.staging.layout import CHUNK
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from duckdb import DuckDBPyConnection
 
@@ -41,6 +43,12 @@ _POSTGRES = {
     # DuckLake's own queries use this one, and `lake_file_day`.
     "lake_file_begun": "ducklake_data_file (table_id, begin_snapshot)",
 }
+
+_INDEXED = 100
+"""Bytes of an audit's name that are in an index of PostgreSQL. The name may be longer than it takes."""
+
+_INLINED = {"ledger": "partition", "checks": "dataset, {name}, partition, token"}
+"""What is indexed in the catalog's tables of the latest rows of ``ops``."""
 
 FEW_FILES = 16
 """Maximum number of files that a look-up opens. DuckLake opens only those that its statistics do not rule out."""
@@ -66,10 +74,11 @@ def create_indexes(con: DuckDBPyConnection, settings: Settings) -> None:
     schema = f"{META}.main" if settings.embedded else META
     wanted = _BOTH | ({} if settings.embedded else _POSTGRES)
     inlined = con.execute(
-        f"SELECT i.table_name FROM {META}.ducklake_inlined_data_tables i JOIN {META}.ducklake_table t USING (table_id) "
-        f"JOIN {META}.ducklake_schema s USING (schema_id) WHERE s.schema_name = 'ops' AND t.table_name = 'ledger'"
+        f"SELECT i.table_name, t.table_name FROM {META}.ducklake_inlined_data_tables i "
+        f"JOIN {META}.ducklake_table t USING (table_id) JOIN {META}.ducklake_schema s USING (schema_id) "
+        f"WHERE s.schema_name = 'ops' AND t.table_name IN ('ledger', 'checks')"
     ).fetchall()
-    wanted |= {f"lake_{name}": f"{name} (partition)" for (name,) in inlined}
+    wanted |= {f"lake_{name}": f"{name} ({_INLINED[table].format(name=_indexed(settings))})" for name, table in inlined}
     for name, columns in wanted.items():
         if settings.embedded:
             con.execute(f"CREATE INDEX IF NOT EXISTS {name} ON {schema}.{columns}")
@@ -100,31 +109,10 @@ def ledger_rows(con: DuckDBPyConnection, settings: Settings, token: int, partiti
     Raises:
         CommitConflict: another writer has committed since the transaction began.
     """
-    if len(partitions) > FEW_PARTITIONS:
+    stored_in = _stored(con, settings, token, "ledger") if len(partitions) <= FEW_PARTITIONS else None
+    if stored_in is None:
         return None
-    found = con.execute(
-        "FROM "
-        + native(
-            settings,
-            f"""WITH ledger AS ({_table(settings, "ops", "ledger")})
-                SELECT 'snapshot' AS kind, CAST(max(snapshot_id) AS VARCHAR) AS name FROM ducklake_snapshot
-                UNION ALL SELECT 'inlined', table_name FROM ducklake_inlined_data_tables
-                          WHERE table_id = (SELECT table_id FROM ledger)
-                UNION ALL SELECT 'file', CASE WHEN path_is_relative THEN (SELECT folder FROM ledger) ELSE '' END || path
-                          FROM ducklake_data_file
-                          WHERE table_id = (SELECT table_id FROM ledger) AND end_snapshot IS NULL
-                UNION ALL SELECT 'delete', path FROM ducklake_delete_file
-                          WHERE table_id = (SELECT table_id FROM ledger) AND end_snapshot IS NULL""",
-        )
-    ).fetchall()
-    of: dict[str, list[str]] = {"inlined": [], "file": [], "delete": []}
-    for kind, name in found:
-        if kind != "snapshot":
-            of[kind].append(name)
-        elif int(name) != token - 1:
-            raise CommitConflict("Another writer changed the lake first.", "run the same command again")
-    if len(of["inlined"]) != 1 or len(of["file"]) > FEW_FILES or of["delete"]:
-        return None
+    table, files = stored_in
     where = f"partition IN ({', '.join(map(literal, partitions))})"
     stored = ", ".join(f"{quoted(name)}" for name in LEDGER)
     # In PostgreSQL, DuckLake stores text as bytes.
@@ -134,16 +122,118 @@ def ledger_rows(con: DuckDBPyConnection, settings: Settings, token: int, partiti
         for name, kind in LEDGER.items()
     )
     inlined = where if settings.embedded else f"partition IN ({', '.join(map(_bytes, partitions))})"
-    inlined_rows = f"SELECT {stored} FROM {of['inlined'][0]} WHERE {inlined} AND end_snapshot IS NULL"
+    inlined_rows = f"SELECT {stored} FROM {table} WHERE {inlined} AND end_snapshot IS NULL"
     # A file of an earlier release may lack columns.
     none = ", ".join(f"NULL::{kind} AS {quoted(name)}" for name, kind in LEDGER.items())
     parts = [f"SELECT {none} WHERE false", f"SELECT {typed} FROM {native(settings, inlined_rows)}"]
-    if of["file"]:
-        files = ", ".join(map(literal, of["file"]))
-        parts.append(
-            f"SELECT * FROM read_parquet([{files}], union_by_name => true, hive_partitioning => false) WHERE {where}"
-        )
+    if files:
+        parts.append(f"SELECT * FROM {_read(files)} WHERE {where}")
     return f"(SELECT {stored} FROM ({' UNION ALL BY NAME '.join(parts)}))"
+
+
+def results_before(
+    con: DuckDBPyConnection, settings: Settings, token: int, dataset: Dataset, name: str, partition: str, last: int
+) -> str:
+    """A relation with the last results of an audit before a partition: ``partition``, ``observed``, ``token``.
+
+    Results that rejected their partition are left out.
+
+    Args:
+        con: A connection with a transaction open.
+        settings: Where the lake is.
+        token: The token of the transaction.
+        dataset: The dataset.
+        name: The audit.
+        partition: The partition's key: the last result of each of the `last` partitions of its segment before it. Of a
+            dataset's only partition, or a segment alone: its own last results.
+        last: How many.
+
+    Raises:
+        CommitConflict: another writer has committed since the transaction began.
+    """
+    segment, slash, _ = partition.rpartition("/")
+    low, high = f"{segment}{slash}", partition
+    is_alone = dataset.grain is Grain.full
+
+    def where(text: Callable[[str], str]) -> str:
+        within = (
+            f"partition >= {text(low)} AND partition < {text(high)}" if not is_alone else f"partition = {text(high)}"
+        )
+        return (
+            f"dataset = {text(dataset.key)} AND name = {text(name)} AND {within} "
+            f"AND (passed OR on_fail <> {text('reject')})"
+        )
+
+    columns, order = "partition, observed, token", f"ORDER BY {'token' if is_alone else 'partition'} DESC LIMIT {last}"
+    stored = _stored(con, settings, token, "checks")
+    if stored is None:
+        return f"(SELECT {columns} FROM {LAKE}.ops.checks WHERE {where(literal)})"
+    table, files = stored
+    text = literal if settings.embedded else _bytes
+    begin = "true" if settings.embedded else f"{_indexed(settings)} = {_bytes(name, _INDEXED)}"
+    rest = f"FROM {table} WHERE {begin} AND {where(text)} AND end_snapshot IS NULL"
+    if is_alone:
+        sql = f"SELECT {columns} {rest} {order}"
+    elif settings.embedded:
+        # The other columns are those of the row with the greatest token.
+        sql = f"SELECT partition, observed, max(token) AS token {rest} GROUP BY partition {order}"
+    else:
+        sql = f"SELECT DISTINCT ON (partition) {columns} {rest} ORDER BY partition DESC, token DESC LIMIT {last}"
+    if settings.embedded:
+        found = "SELECT partition::VARCHAR AS partition, observed::VARCHAR AS observed, token::BIGINT AS token"
+    else:
+        found = "SELECT decode(partition) AS partition, decode(observed) AS observed, token"
+    parts = [f"{found} FROM {native(settings, sql)}"]
+    if files:
+        texts = ("dataset", "partition", "name", "on_fail", "observed")
+        none = ", ".join([*(f"NULL::VARCHAR AS {column}" for column in texts), "NULL::BOOLEAN AS passed"])
+        read = f"SELECT {none}, NULL::BIGINT AS token WHERE false UNION ALL BY NAME SELECT * FROM {_read(files)}"
+        parts.append(f"SELECT {columns} FROM ({read}) WHERE {where(literal)}")
+    return f"({' UNION ALL '.join(parts)})"
+
+
+def _indexed(settings: Settings) -> str:
+    """What of an audit's name is in the index. SQLite finds no index by an expression whose column is given, too."""
+    return "name" if settings.embedded else f"(substr(name, 1, {_INDEXED}))"
+
+
+def _stored(con: DuckDBPyConnection, settings: Settings, token: int, name: str) -> tuple[str, list[str]] | None:
+    """Where the rows of a table of ``ops`` are: the catalog's table of the latest rows, and the files of the others.
+
+    None if there are many files, or rows that another release has written or a DELETE has removed.
+
+    Raises:
+        CommitConflict: another writer has committed since the transaction began.
+    """
+    found = con.execute(
+        "FROM "
+        + native(
+            settings,
+            f"""WITH wanted AS ({_table(settings, "ops", name)})
+                SELECT 'snapshot' AS kind, CAST(max(snapshot_id) AS VARCHAR) AS name FROM ducklake_snapshot
+                UNION ALL SELECT 'inlined', table_name FROM ducklake_inlined_data_tables
+                          WHERE table_id = (SELECT table_id FROM wanted)
+                UNION ALL SELECT 'file', CASE WHEN path_is_relative THEN (SELECT folder FROM wanted) ELSE '' END || path
+                          FROM ducklake_data_file
+                          WHERE table_id = (SELECT table_id FROM wanted) AND end_snapshot IS NULL
+                UNION ALL SELECT 'delete', path FROM ducklake_delete_file
+                          WHERE table_id = (SELECT table_id FROM wanted) AND end_snapshot IS NULL""",
+        )
+    ).fetchall()
+    of: dict[str, list[str]] = {"inlined": [], "file": [], "delete": []}
+    for kind, text in found:
+        if kind != "snapshot":
+            of[kind].append(text)
+        elif int(text) != token - 1:
+            raise CommitConflict("Another writer changed the lake first.", "run the same command again")
+    if len(of["inlined"]) != 1 or len(of["file"]) > FEW_FILES or of["delete"]:
+        return None
+    return of["inlined"][0], of["file"]
+
+
+def _read(files: Sequence[str]) -> str:
+    """The rows of Parquet files; one of an earlier release may lack columns."""
+    return f"read_parquet([{', '.join(map(literal, files))}], union_by_name => true, hive_partitioning => false)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,9 +383,9 @@ def _has_rows(con: DuckDBPyConnection, settings: Settings, inlined: str) -> bool
     return bool(con.execute(f"FROM {rows}").fetchall())
 
 
-def _bytes(text: str) -> str:
-    """A literal of bytes in PostgreSQL."""
-    return f"'\\x{text.encode().hex()}'::bytea"
+def _bytes(text: str, most: int | None = None) -> str:
+    """A literal of bytes in PostgreSQL: the text's, or the first of them."""
+    return f"'\\x{text.encode()[:most].hex()}'::bytea"
 
 
 def _moment(text: str | None) -> datetime | None:

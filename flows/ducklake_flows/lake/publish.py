@@ -377,7 +377,7 @@ class Publisher:
                 result.failures.append(outcome)
                 rows.append(ledger.failure_row(outcome))
                 continue
-            outcome, broken = self._judged(con, outcome, tables)  # noqa: PLW2901 - the same outcome
+            outcome, broken = self._judged(con, token, outcome, tables)  # noqa: PLW2901 - the same outcome
             try:
                 if broken:
                     raise Rejected(broken)
@@ -414,10 +414,12 @@ class Publisher:
         return result, token, rows
 
     def _judged(
-        self, con: DuckDBPyConnection, receipt: Receipt, tables: Mapping[str, Mapping[str, str]]
+        self, con: DuckDBPyConnection, token: int, receipt: Receipt, tables: Mapping[str, Mapping[str, str]]
     ) -> tuple[Receipt, str]:
         """A receipt with the results of the audits that need the lake, and why it is rejected; "" if it is not."""
-        found = [checks.judge(con, self._settings, self._datasets[one.dataset], one, tables) for one in receipt.all]
+        found = [
+            checks.judge(con, self._settings, token, self._datasets[one.dataset], one, tables) for one in receipt.all
+        ]
         receipts = [one for one, _ in found]
         return replace(receipts[0], members=tuple(receipts[1:])), "; ".join(why for _, why in found if why)
 
