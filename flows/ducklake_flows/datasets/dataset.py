@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 from zoneinfo import available_timezones
 
 from ducklake_flows.datasets.contract import Contract, like
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 QUARANTINE = "quarantine"
 """The name of the table of the rows that are set aside, among the tables of its dataset."""
+
+KeyScope = Literal["partition", "table"]
 
 KEY = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
@@ -104,6 +106,8 @@ class Dataset:
             from 0. The column is left out of the parent. Both are replaced in one commit. Needs a `primary_key`.
         resources: Tables of further resources of a dlt source, by name: ``{"comments": Table()}`` fills
             ``raw.<key>__comments`` from the same read, in the same commit.
+        key_scope: Where the primary key is unique: in each ``partition``, or in the whole ``table``: then a partition
+            with a key that another one has is refused when it is published.
         partitioned: Whether maintenance keeps the files of each partition apart. Otherwise it merges files below
             64 MiB, so that readers and publishers look through fewer of them.
     """
@@ -130,6 +134,7 @@ class Dataset:
     retries: int = 2
     retry_delay: float = 5.0
     timeout: float | None = 3600.0
+    key_scope: KeyScope = "partition"
     partitioned: bool = False
     children: Mapping[str, Table] = field(default_factory=dict)
     resources: Mapping[str, Table] = field(default_factory=dict)
@@ -197,6 +202,13 @@ class Dataset:
                 f"{self.key}: the contract lacks columns of the primary key: {', '.join(unknown)}.",
                 "declare them in the contract",
             )
+        if self.key_scope not in get_args(KeyScope):
+            raise BadInput(
+                f"{self.key}: key_scope={self.key_scope!r} is not known.", f"choose from {get_args(KeyScope)}"
+            )
+        if self.key_scope == "table" and not (self.primary_key and self.partition_columns):
+            what = "there is one partition" if self.primary_key else "there is no primary_key"
+            raise BadInput(f'{self.key}: key_scope="table", but {what}.', "leave it out")
         if isinstance(self.source, Checked):
             self.source.check(self.key, self.scheme)
         self._check_quarantine()

@@ -193,13 +193,13 @@ def contents(
     ).fetchall()
     there: dict[str, tuple[int, int]] = {}
     for segment, value, rows, digest in found:
-        key = _key(dataset, segment, value)
+        key = key_of(dataset, segment, value)
         so_far = there.get(key, (0, 0))
         there[key] = (so_far[0] + rows, so_far[1] + (digest or 0))
     return {key: Contents(rows, fingerprint_text(rows, digest)) for key, (rows, digest) in there.items() if rows}
 
 
-def _key(dataset: Dataset, segment: str | None, value: Any) -> str:
+def key_of(dataset: Dataset, segment: str | None, value: Any) -> str:
     """The key of the partition that rows with these values are in; how they are written, if they are in none."""
     if not dataset.partition_columns:
         return FULL

@@ -51,6 +51,7 @@ from ducklake_flows.lake.evolve import READ, Contents, Fit, contents, evolve, fi
 from ducklake_flows.lake.faults import Forbidden, explain, text_of
 from ducklake_flows.lake.fence import check_release, next_token
 from ducklake_flows.lake.files import full_paths, short_names
+from ducklake_flows.lake.keys import unique_in_table
 from ducklake_flows.lake.lookup import held
 from ducklake_flows.lake.maintenance import merge, rewrite
 from ducklake_flows.lake.migration import outdated
@@ -116,6 +117,10 @@ class Published:
         self.unchanged += other.unchanged
         self.failures += other.failures
         self.older += other.older
+
+
+_Ready = tuple[Receipt, list[tuple[Receipt, "Fit"]]]
+"""A receipt, and how each of its tables is loaded."""
 
 
 class Publisher:
@@ -372,6 +377,15 @@ class Publisher:
         held = self._held(con, receipts, tables) if self._recheck else {}
         rows: list[dict[str, Any]] = []
         changed: dict[str, list[tuple[Receipt, Fit]]] = defaultdict(list)
+        accepted: list[_Ready] = []
+
+        def reject(receipt: Receipt, error: Rejected) -> None:
+            if self._together:
+                raise error
+            failure = replace(_failed(receipt, "rejected", error.message), fix=error.fix)
+            result.failures.append(failure)
+            rows.append(ledger.failure_row(failure))
+
         for outcome in new:
             if isinstance(outcome, Failure):
                 result.failures.append(outcome)
@@ -383,16 +397,17 @@ class Publisher:
                     raise Rejected(broken)
                 ready = [self._fitted(con, receipt, tables, evolved.refused) for receipt in self._all([outcome])]
             except Rejected as error:
-                if self._together:
-                    raise
-                failure = replace(_failed(outcome, "rejected", error.message), fix=error.fix)
-                result.failures.append(failure)
-                rows.append(ledger.failure_row(failure))
+                reject(outcome, error)
                 continue
             known = [(receipt, self._known(receipt, held)) for receipt, _ in ready]
             if all(entry for _, entry in known):
                 result.unchanged.append(outcome)
                 rows += [_confirmed(receipt, entry) for receipt, entry in known if entry and _is_news(receipt, entry)]
+                continue
+            accepted.append((outcome, ready))
+        for (outcome, ready), clash in self._unique(con, accepted, tables):
+            if clash:
+                reject(outcome, Rejected(clash, "correct the source of one of the two, then load both again"))
                 continue
             for receipt, way in ready:
                 # An empty first partition of an inferred dataset has no columns, so there is no table yet.
@@ -422,6 +437,23 @@ class Publisher:
         ]
         receipts = [one for one, _ in found]
         return replace(receipts[0], members=tuple(receipts[1:])), "; ".join(why for _, why in found if why)
+
+    def _unique(
+        self, con: DuckDBPyConnection, accepted: Sequence[_Ready], tables: Mapping[str, Mapping[str, str]]
+    ) -> list[tuple[_Ready, str]]:
+        """What is to be published, and why it is not: a primary key that must be unique over its table is not."""
+        found: dict[str, tuple[Receipt, str]] = {}
+        for key in dict.fromkeys(receipt.dataset for receipt, _ in accepted):
+            if (dataset := self._datasets[key]).key_scope == "table":
+                receipts = [receipt for receipt, _ in accepted if receipt.dataset == key]
+                columns = tables.get(dataset.table, {})
+                for judged, why in unique_in_table(con, self._settings, dataset, columns, receipts):
+                    found[judged.attempt_id] = judged, why
+        answer = []
+        for receipt, ready in accepted:
+            judged, why = found.get(receipt.attempt_id, (receipt, ""))
+            answer.append(((judged, ready), why))
+        return answer
 
     def _fitted(
         self,
