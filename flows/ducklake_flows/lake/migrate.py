@@ -24,7 +24,7 @@ from ducklake_flows.datasets.types import quoted
 from ducklake_flows.errors import BadInput, CommitConflict, LakeError
 from ducklake_flows.lake import ledger, migration
 from ducklake_flows.lake.connect import commit_message, connected, literal, one_snapshot, rows
-from ducklake_flows.lake.evolve import Contents, contents
+from ducklake_flows.lake.evolve import Contents, contents, key_of
 from ducklake_flows.lake.fence import next_token
 from ducklake_flows.lake.files import full_paths, looks_like, place_in, registered
 from ducklake_flows.lake.ledger import append, fingerprints, retyped_row
@@ -152,6 +152,10 @@ class Migrator:
         named = (f"{quoted(name)} AS {quoted(self.migration.rename.get(name, name))}" for name in kept)
         return f"(SELECT {', '.join(named)} FROM {qualified(self.dataset)})"
 
+    @property
+    def _dividing(self) -> tuple[str | None, str | None]:
+        return self.dataset.segment_column, self.dataset.partition_column
+
     def _fits(self, con: DuckDBPyConnection) -> None:
         """Check that each value of the retyped columns fits its new type."""
         names = {new: name for name, new in self.migration.rename.items()}
@@ -164,9 +168,9 @@ class Migrator:
                 try:
                     migration.fitted(self.dataset, batch.column(number), self.after[name], name)
                 except Unfit as error:
-                    place = [batch.column(len(columns) + n)[error.row or 0].as_py() for n in range(len(places))]
-                    where = "/".join(map(str, place)) or FULL
-                    raise migration.unfit(f"{self.dataset.key} {where}", error) from None
+                    of = {p: batch.column(len(columns) + n)[error.row or 0].as_py() for n, p in enumerate(places)}
+                    place = [of.get(column or "", "") for column in self._dividing]
+                    raise migration.unfit(f"{self.dataset.key} {key_of(self.dataset, *place)}", error) from None
 
     # In the catalog alone.
 
