@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Self
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
@@ -24,6 +26,9 @@ from pydantic_settings import (
 )
 
 from ducklake_flows.errors import BadInput, redacted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 LAKE = "lake"
 """The alias under which every reader and writer attaches the lake; SQLMesh writes it into its views."""
@@ -271,6 +276,21 @@ class Settings(BaseSettings):
         return {**self.environment(), "LAKE_CATALOG_PASSWORD": "", "LAKE_STATE_PASSWORD": "", "LAKE_NOTIFY_URL": ""}
 
 
+class _OfFile(Settings):
+    """Settings of a file alone."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic passes them all
+        init_settings: PydanticBaseSettingsSource,
+        *_others: PydanticBaseSettingsSource,
+        **_more: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read neither the environment nor ``.env``."""
+        return (init_settings,)
+
+
 @dataclass(frozen=True)
 class Secret:
     """A secret of a source by its name; the text is read where the source is, and is never stored or shown.
@@ -374,11 +394,38 @@ def _load(_environment: frozenset[tuple[str, str]], folder: Path) -> Settings:
     return _read(find_project(folder))
 
 
-def _read(project: Path | None) -> Settings:
+def file_settings(file: Path) -> Settings:
+    """The settings that a file in the form of ``.env`` gives to this project, whatever the environment says.
+
+    Args:
+        file: The file. Its ``LAKE_SECRETS_DIR`` counts, too.
+
+    Raises:
+        BadInput: the file cannot be read, or a setting is malformed (the message names it, never its value).
+    """
     try:
-        return Settings(project=project)
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{file} cannot be read: {error}", "name a file in the form of .env") from None
+    values = DotEnvSettingsSource(_OfFile, file)()
+    if folder := dotenv_values(stream=io.StringIO(text), interpolate=False).get("LAKE_SECRETS_DIR"):
+        if not (Path(folder).is_absolute() and Path(folder).is_dir()):
+            raise BadInput(f"LAKE_SECRETS_DIR is no absolute path of a folder: {folder}", f"correct {file}")
+        values = SecretsSettingsSource(_OfFile, secrets_dir=folder)() | values
+    known = {name: value for name, value in values.items() if name in Settings.model_fields}
+    return _read(load_settings().project, f"correct {file}", _OfFile, known)
+
+
+def _read(
+    project: Path | None,
+    fix: str = "correct the environment, .env or pyproject.toml",
+    kind: type[Settings] = Settings,
+    values: Mapping[str, Any] = MappingProxyType({}),
+) -> Settings:
+    try:
+        return kind(**{**values, "project": project})
     except ValidationError as error:
         said = (e["msg"].removeprefix("Value error, ") for e in error.errors())
         names = ("_".join(["LAKE", *map(str, e["loc"])]).upper() if e["loc"] else "" for e in error.errors())
         what = "; ".join(f"{name} {text}".strip() for name, text in zip(names, said, strict=True))
-        raise BadInput(f"Bad settings: {what}", "correct the environment, .env or pyproject.toml") from None
+        raise BadInput(f"Bad settings: {what}", fix) from None

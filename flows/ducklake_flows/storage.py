@@ -30,6 +30,9 @@ CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
 PIECE = 1 << 20
 """Bytes copied at once."""
 
+CONNECTIONS = 8
+"""Connections to an object store that a client keeps open: for as many threads."""
+
 SYNCS = 16
 """Concurrent fsyncs: a disk syncs many files together nearly as fast as one."""
 
@@ -232,6 +235,25 @@ class Storage:
                 raise
             raise self._fault(f"{self.url}{relative}", "written", _os_error(error)) from None
 
+    def remove(self, relative: str) -> None:
+        """Remove a stored file, if there is one.
+
+        Raises:
+            OSError: it cannot be removed.
+            StorageError: the object store does not answer, or refuses the request.
+        """
+        if self.is_local:
+            Path(self.path(relative)).unlink(missing_ok=True)
+            return
+        from minio.error import MinioException
+        from urllib3.exceptions import HTTPError
+
+        bucket, _, key = self.path(relative).partition("/")
+        try:
+            self._client.remove_object(bucket, key)
+        except (MinioException, HTTPError) as error:
+            raise self._fault(f"{self.url}{relative}", "removed", _os_error(error)) from None
+
 
 def _sync(path: str) -> None:
     """Fsync a file, or the entries of a folder."""
@@ -374,6 +396,7 @@ def _client(settings: Settings, retries: int) -> Minio:
         secure=settings.s3_use_ssl,
         region=settings.s3_region,
         http_client=urllib3.PoolManager(
+            maxsize=CONNECTIONS,
             timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
             retries=urllib3.Retry(retries, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
             ca_certs=str(settings.s3_ca_file) if settings.s3_ca_file else None,

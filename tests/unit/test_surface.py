@@ -16,7 +16,10 @@ import ducklake_flows
 from tests.conftest import ROOT
 
 PAGE = ROOT / "docs" / "reference" / "python.md"
-FLOWS = ("ingest", "transform", "pipeline", "maintain", "migrate", "drop", "rollback", "repair", "verify", "freshness")
+FLOWS = (
+    *("ingest", "transform", "pipeline", "maintain", "migrate", "move", "drop", "rollback"),
+    *("repair", "verify", "freshness"),
+)
 HEAD = """# Python reference
 
 The public surface of `ducklake_flows`: these names stay, and a change of one is in the [changelog](../../CHANGELOG.md).

@@ -623,6 +623,23 @@ def drop_rows(
 
 
 @app.command()
+def move(
+    to: Annotated[Path, typer.Option(metavar="FILE", help="The target's settings, in the form of .env.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be copied.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Copy the lake with its whole history to another catalog and data path; it stays as it is. Goes on if stopped."""
+    _server(load_settings())
+    from ducklake_flows.move import move as flow
+
+    summary = _finish(lambda: flow(str(to.absolute()), dry_run), as_json)
+    if not as_json:
+        from ducklake_flows.cli import show
+
+        show.moved(summary, dry_run)
+
+
+@app.command()
 def repair(
     names: Names = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the damaged partitions and files.")] = False,

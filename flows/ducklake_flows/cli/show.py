@@ -190,6 +190,33 @@ def migrated(name: str, summary: Mapping[str, Any], dry_run: bool) -> None:
     transformed(summary["transform"])
 
 
+def moved(summary: Mapping[str, Any], dry_run: bool) -> None:
+    """Print what a move copied, or would copy."""
+    if summary["done_before"]:
+        console.print(f"The lake is there already, as of snapshot {summary['snapshot']}.")
+    elif dry_run:
+        size = f"{summary['bytes'] / 1e6:,.1f} MB"
+        console.print(f"Snapshot {summary['snapshot']} would be moved: {count(summary['files'], 'file')}, {size}.")
+        return
+    else:
+        size, compared = f"{summary['bytes'] / 1e6:,.1f} MB", summary["compared"]
+        there = f" ({summary['kept']:,} were there)" if summary["kept"] else ""
+        console.print(
+            f"Copied {count(summary['files'], 'file')}, {size}{there}, the catalog as of snapshot "
+            f"{summary['snapshot']}, and the state of {count(summary['models'], 'model version')}.",
+            soft_wrap=True,
+        )
+        console.print(
+            f"Compared {count(compared['states'], 'state')} of {count(compared['tables'], 'table')}, "
+            f"{count(compared['rows'], 'row')}: equal.",
+            soft_wrap=True,
+        )
+    console.print(
+        f"Next: use {summary['to']} as .env from now on, then: lake init, lake verify. Do not write to the old lake.",
+        soft_wrap=True,
+    )
+
+
 SHOWN_PARTITIONS = 20
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from duckdb import DuckDBPyConnection
+    from pydantic import SecretStr
 
 ENGINE_CONFIG = {"autoinstall_known_extensions": "false", "TimeZone": "UTC"}
 """Nothing is downloaded at run time, and a timestamp reads the same on every machine."""
@@ -208,16 +209,63 @@ def attach_sql(settings: Settings, *, read_only: bool = False, create: bool = Fa
         if not read_only:
             options.append("META_JOURNAL_MODE 'WAL'")
     else:
-        for name, value in LIBPQ.items():
-            if f"{name}=" not in target:
-                target += f" {name}={value}"
+        target = _with_timeouts(target)
         if settings.catalog_password is not None:
             options.append(f"META_SECRET '{CATALOG_SECRET}'")
+        if schema := re.search(r"search_path=(\w+)", target):
+            # Otherwise DuckLake uses "public", and `lookup.native` the schema of the search path.
+            options += [f"METADATA_SCHEMA '{schema[1]}'", f"META_SCHEMA '{schema[1]}'"]
     if read_only:
         options.append("READ_ONLY")
     if not create:
         options.append("CREATE_IF_NOT_EXISTS false")
     return f"ATTACH IF NOT EXISTS {literal('ducklake:' + target)} AS {LAKE} ({', '.join(options)})"
+
+
+def engine() -> DuckDBPyConnection:
+    """Open a DuckDB connection without a lake."""
+    import duckdb
+
+    con = duckdb.connect(config=START_CONFIG)
+    for name, value in ENGINE_CONFIG.items():
+        con.execute(f"SET GLOBAL {name} = '{value}'")
+    return con
+
+
+def attach_database(
+    con: DuckDBPyConnection, name: str, target: str, password: SecretStr | None = None, *, read_only: bool = False
+) -> None:
+    """Attach a database itself, without DuckLake.
+
+    Args:
+        con: A DuckDB connection.
+        name: The alias.
+        target: ``sqlite:`` or ``duckdb:`` and a file, or ``postgres:`` and libpq's ``host=...``.
+        password: PostgreSQL's.
+        read_only: Refuse every write.
+
+    Raises:
+        duckdb.Error: it cannot be opened.
+    """
+    kind, _, place = target.partition(":")
+    options = ["READ_ONLY"] if read_only else []
+    if kind != "duckdb":
+        options.append(f"TYPE {kind}")
+        _load(con, f"{kind}_scanner")
+    if kind == "postgres":
+        place = _with_timeouts(place)
+        con.execute("SET GLOBAL pg_use_ctid_scan = false")
+        if password is not None:
+            secret = literal(password.get_secret_value())
+            con.execute(f"CREATE OR REPLACE SECRET {name}_password (TYPE postgres, PASSWORD {secret})")
+            options.append(f"SECRET {name}_password")
+    given = f" ({', '.join(options)})" if options else ""
+    con.execute(f"ATTACH {literal(place)} AS {name}{given}")
+
+
+def _with_timeouts(place: str) -> str:
+    """A connection string of libpq with the `LIBPQ` settings that it lacks."""
+    return " ".join([place, *(f"{name}={value}" for name, value in LIBPQ.items() if f"{name}=" not in place)])
 
 
 def literal(value: str) -> str:

@@ -117,7 +117,7 @@ def project_config(settings: Settings) -> Config:
     Here each environment but prod has a state and a schema of tables that no other uses.
     """
     settings.check_environment(settings.models_environment)
-    suffix = "" if settings.models_environment == PROD else f"_{settings.models_environment}"
+    suffix = _suffix(settings.models_environment)
     # Without a time to live: only `lake environments drop` drops an environment.
     own: dict[str, Any] = {"physical_schema_mapping": {".*": f"sqlmesh_{suffix}"}, "environment_ttl": None}
     return Config(
@@ -125,9 +125,8 @@ def project_config(settings: Settings) -> Config:
         gateways={
             LAKE: GatewayConfig(
                 connection=lake_connection(settings),
-                state_connection=_state_connection(settings),
-                # Not "sqlmesh": DuckDB gives the state file's catalog this name, and the reference would be ambiguous.
-                state_schema=f"state{suffix}",
+                state_connection=state_connection(settings),
+                state_schema=state_schema(settings.models_environment),
                 test_connection=DuckDBConnectionConfig(),
             )
         },
@@ -141,7 +140,18 @@ def project_config(settings: Settings) -> Config:
     )
 
 
-def _state_connection(settings: Settings) -> DuckDBConnectionConfig | PostgresConnectionConfig:
+def _suffix(environment: str) -> str:
+    return "" if environment == PROD else f"_{environment}"
+
+
+def state_schema(environment: str) -> str:
+    """The schema of an environment's state."""
+    # Not "sqlmesh": DuckDB gives the state file's catalog this name, and the reference would be ambiguous.
+    return f"state{_suffix(environment)}"
+
+
+def state_connection(settings: Settings) -> DuckDBConnectionConfig | PostgresConnectionConfig:
+    """Where SQLMesh's state is: in a DuckDB file or in PostgreSQL."""
     if "://" not in settings.state:
         return _StateFile(database=settings.state)
     url = urlsplit(settings.state)

@@ -43,6 +43,12 @@ Point = Literal[
     "table swapped",
     # A repair, also one that a publish needs before its own commit.
     "repair committed",
+    # A move of the lake.
+    "mid copy",
+    "catalog staged",
+    "state copied",
+    "compared",
+    "moved",
 ]
 
 POINTS: tuple[Point, ...] = get_args(Point)
