@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from ducklake_flows.errors import BadInput, CatalogError, LakeError, NotInitialised, OldRelease, StorageError
 from ducklake_flows.lake.connect import connect
 from ducklake_flows.lake.maintenance import steps
 from ducklake_flows.lake.move import MARK, Copied, Move
-from ducklake_flows.move import move
+from ducklake_flows.lake.verify import verify
+from ducklake_flows.models.state import copy_state, holds_models
 from ducklake_flows.settings import Settings, file_settings, load_settings
 from ducklake_flows.storage import check, open_storage
-from ducklake_flows.transform import transform
-from tests.conftest import DATASETS, DEMO, STORAGES, Lake, settings_from, write
-from tests.flows.test_ingest import flights
+from tests.conftest import DATASETS, STORAGES, Lake, settings_from, write
+from tests.projects import PUBLISHED, READINGS, Project, model
 
 if TYPE_CHECKING:
     from tests.conftest import Services
@@ -51,10 +52,8 @@ RULED = Dataset(
 """
 
 
-def load(lake: Lake, day: int, rows: int, value: Any = 1) -> None:
-    """The same day of three datasets: one with models, one with a child table, one whose columns evolve."""
-    lake.land(f"flights/2013-01-{day:02}.csv", flights(day, rows))
-    lake.load("flights", f"2013-01-{day:02}")
+def load(lake: Lake, day: int, rows: int, value: float = 1) -> None:
+    """A day of two datasets: one with a child table, one with models, whose columns evolve."""
     key = f"2024-01-{day:02}"
     lake.land(f"orders/{key}.jsonl", [{"id": i, "items": [{"n": n} for n in range(i % 3)]} for i in range(rows)])
     lake.load("orders", key)
@@ -83,7 +82,6 @@ def fill(lake: Lake) -> None:
     con.execute('ALTER TABLE raw.gone DROP COLUMN "odd name"')
     con.execute("DROP TABLE raw.gone")
     con.close()
-    transform()
 
 
 def history(lake: Lake, *only: str) -> dict[Any, Any]:
@@ -164,11 +162,11 @@ def use(monkeypatch: pytest.MonkeyPatch, file: Path) -> Lake:
     return Lake(load_settings())
 
 
-KEPT = ("LAKE_PROJECT", "LAKE_DATASETS")
+KEPT = ("LAKE_PROJECT", "LAKE_DATASETS", "LAKE_MODELS")
 
 
 def test_there_and_back_again(
-    gated_lake: Lake,
+    lake: Lake,
     services: Services,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -176,44 +174,52 @@ def test_there_and_back_again(
 ) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "orders.py").write_text(ORDERS)
-    monkeypatch.setenv("LAKE_DATASETS", os.pathsep.join(map(str, (DEMO, DATASETS, tmp_path / "own"))))
-    source = Lake(load_settings())
-    fill(source)
-    assert source.errors() == []
-    past, before = history(source), bytes_of(source.settings)
-    there = STORAGES[2] if source.settings.embedded else STORAGES[0]
-    file = target_file(services, there, tmp_path / "there", source.settings.landing)
+    monkeypatch.setenv("LAKE_DATASETS", os.pathsep.join(map(str, (DATASETS, tmp_path / "own"))))
+    # Not in a file: builds in this process keep that open.
+    state = services.environment("postgres+folder", tmp_path / "state")["LAKE_CATALOG"].rpartition("=")[2]
+    monkeypatch.setenv("LAKE_STATE", f"postgres://{state}@127.0.0.1:{services.postgres.port}/{state}")
+    monkeypatch.setenv("LAKE_STATE_PASSWORD", services.password)
+    lake.settings = load_settings()
+    project = Project(tmp_path / "models", lake, monkeypatch)
+    project.write("models/readings.sql", model("bronze.readings", READINGS, "day", PUBLISHED))
+    daily = "SELECT day, count(*) AS n, sum(value) AS total FROM bronze.readings WHERE day BETWEEN @start_date "
+    project.write("models/daily.sql", model("gold.daily", f"{daily} AND @end_date GROUP BY day", "day"))
+    fill(lake)
+    assert len(project.build()) == 2
+    assert lake.errors() == []
+    past, before = history(lake), bytes_of(lake.settings)
 
-    would = move(str(file), dry_run=True)
-    done = move(str(file))
-    assert (would["files"], would["snapshot"]) == (done["files"], done["snapshot"])
-    assert done["compared"]["tables"] == len({(schema, table) for _, schema, table in (k for k in past if len(k) == 3)})
-    assert bytes_of(source.settings) == before, "the source is as it was"
-    target = Lake(file_settings(file))
-    assert target.settings.catalog != source.settings.catalog
-    assert history(target) == past
-    assert target.errors() == []
+    def move(source: Settings, storage: str, name: str) -> tuple[Path, Lake]:
+        file = target_file(services, storage, tmp_path / name, lake.settings.landing)
+        target = file_settings(file)
+        with closing(moved(source, target)) as moving:
+            assert copy_state(source, target) > 2
+            tables = {key[1:] for key in past if len(key) == 3}
+            assert moving.compare().tables == len(tables)
+            assert [f for f in verify(moving.staged) if f.severity == "error"] == []
+            moving.finish()
+        with closing(Move(source, target)) as moving:
+            assert moving.is_done()
+        return file, Lake(target)
+
+    there, target = move(lake.settings, other(lake), "there")
     assert target.data.find(MARK) is None
-    assert move(str(file)) == {"to": str(file), "snapshot": done["snapshot"], "done_before": True}
-
-    target = use(monkeypatch, file)
-    assert transform()["models"] == [], "nothing changed, nothing is built"
-    back = target_file(services, request.node.callspec.params["lake"], tmp_path / "back", source.settings.landing)
-    move(str(back))
-    returned = use(monkeypatch, back)
+    assert bytes_of(lake.settings) == before, "the source is as it was"
+    assert history(target) == past
+    back, returned = move(target.settings, request.node.callspec.params["lake"], "back")
     assert history(returned) == past
-    assert transform()["models"] == []
 
-    for each, settings in ((returned, back), (target, file)):
-        use(monkeypatch, settings)
+    for file, each in ((there, target), (back, returned)):
+        use(monkeypatch, file)
+        project.lake = each
+        assert project.build() == [], "nothing changed, nothing is built"
         load(each, 5, 4)
+        built = {(m["model"], m["start"][:10], m["end"][:10]) for m in project.build()}
+        assert built == {(name, "2024-01-05", "2024-01-05") for name in ("bronze.readings", "gold.daily")}
+        assert each.column("SELECT n FROM gold.daily ORDER BY day") == [10, 7, 30, 5, 4]
         maintain(each, timedelta(days=30))
         assert each.errors() == []
-    built = {(m["model"], m["start"]) for m in transform()["models"]}
-    assert ("gold.carrier_daily", "2013-01-05") in built
-    assert {start for _, start in built} == {"2013-01-05"}
-    assert target.errors() == []
-    assert bytes_of(source.settings) == before
+    assert bytes_of(lake.settings) == before
 
 
 def moved(source: Settings, target: Settings) -> Move:
@@ -364,6 +370,17 @@ def test_a_wrong_target_is_refused_and_stays_as_it_is(lake: Lake, services: Serv
     with closing(Move(lake.settings, taken)) as moving, pytest.raises(BadInput, match="already holds a lake"):
         moving.is_done()
     assert bytes_of(taken) == before
+    # A catalog and a state that cannot be opened; no secret is shown.
+    if not target.embedded:
+        wrong = target.model_copy(
+            update={"catalog_password": SecretStr("hunter2"), "state_password": SecretStr("hunter2")}
+        )
+        with closing(Move(lake.settings, wrong)) as moving, pytest.raises(CatalogError) as caught:
+            moving.is_done()
+        assert "hunter2" not in str(caught.value)
+        with pytest.raises(LakeError, match="state cannot be") as refused:
+            holds_models(wrong)
+        assert "hunter2" not in str(refused.value)
     # The same lake, which has changed since.
     with closing(moved(lake.settings, target)) as moving:
         moving.finish()
@@ -404,6 +421,25 @@ def test_a_source_that_cannot_be_moved_is_refused(lake: Lake, services: Services
     con.close()
     with pytest.raises(OldRelease):
         Move(lake.settings, target)
+
+
+def test_a_source_may_change_meanwhile(lake: Lake, services: Services, tmp_path: Path) -> None:
+    """What is published before the catalog is copied is moved, too; what comes later is not."""
+    load_readings(lake)
+    target = Lake(file_settings(target_file(services, other(lake), tmp_path / "there", lake.settings.landing)))
+    with closing(Move(lake.settings, target.settings)) as moving:
+        check(target.settings, create=True)
+        moving.begin(holds_state=False)
+        assert moving.copy_files().files == 1
+        load_readings(lake, "2024-01-02")
+        assert moving.copy_files(last=True) == Copied(files=1, bytes=moving.files()[1].size, kept=0)
+        moving.copy_catalog()
+        past = history(lake, "readings", "ledger")
+        load_readings(lake, "2024-01-03")
+        moving.compare()
+        moving.finish()
+    assert history(target, "readings", "ledger") == past
+    assert target.errors() == []
 
 
 def test_a_difference_is_found_and_the_target_stays_no_lake(lake: Lake, services: Services, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ducklake_flows.errors import BadInput, redacted
-from ducklake_flows.settings import load_settings
+from ducklake_flows.settings import file_settings, load_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +30,29 @@ def test_dotenv_is_read_and_the_environment_wins(tmp_path: Path, monkeypatch: py
     assert load_settings().data_path == "s3://bucket/lake/"
     monkeypatch.setenv("LAKE_HOME", "from-environment")
     assert load_settings().home == tmp_path / "from-environment"
+
+
+def test_a_file_of_settings_counts_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target of a move: nothing of the source's settings gets into it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("LAKE_DATA_PATH=s3://source/lake\nLAKE_RETENTION_DAYS=7\n")
+    monkeypatch.setenv("LAKE_CATALOG", "postgres:host=source")
+    monkeypatch.setenv("LAKE_CATALOG_PASSWORD", "hunter2")
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "lake_state_password").write_text("hunter3")
+    file = tmp_path / "target.env"
+    file.write_text(f"LAKE_HOME=there\nOTHER=1\nLAKE_SECRETS_DIR={tmp_path / 'secrets'}\n")
+    target = file_settings(file)
+    assert (target.catalog, target.retention_days) == (f"sqlite:{tmp_path}/there/catalog.sqlite", 30)
+    assert target.data_path == f"{tmp_path}/there/data/"
+    assert target.secrets == ["hunter3"]
+    file.write_text("LAKE_CATALOG=postgres://user:hunter4@host/lake\n")
+    with pytest.raises(BadInput, match="LAKE_CATALOG must be") as caught:
+        file_settings(file)
+    assert "hunter4" not in str(caught.value)
+    assert str(file) in caught.value.fix
+    with pytest.raises(BadInput, match="cannot be read"):
+        file_settings(tmp_path / "none.env")
 
 
 def test_secrets_are_read_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

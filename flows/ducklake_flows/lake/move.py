@@ -161,7 +161,7 @@ class Move:
         if outside := [path for path, _, relative in found if not relative]:
             raise CatalogError(
                 f"{len(outside)} files are not below the data path, for example {outside[0]}.",
-                "publish their partitions again (lake backfill --mode all), run lake maintain, then move the lake",
+                "publish their rows again; once lake maintain has expired the earlier snapshots, move the lake",
             )
         return [File(path, int(size)) for path, size, _ in found]
 
@@ -303,8 +303,10 @@ class Move:
                 f"The catalog cannot be copied: {self.target.redact(' '.join(str(error).split()))[:400]}",
                 "check that the target's role may create tables in its database, then run the same command again",
             ) from None
+        # Both DuckLake and this class's own queries of the catalog read this snapshot from now on.
         self._reader.execute("BEGIN")
-        if self.snapshot != snapshot:
+        newest = _one(self._reader, f"SELECT max(snapshot_id) FROM {META}.ducklake_snapshot")
+        if not self.snapshot == newest == snapshot:
             raise CommitConflict("Another writer changed the lake meanwhile.", "run the same command again")
         failpoint("catalog staged")
 
@@ -339,8 +341,15 @@ class Move:
         return found
 
     def finish(self) -> None:
-        """Make the target a lake: put its catalog into its place, in one step."""
+        """Make the target a lake: put its catalog into its place, in one step.
+
+        Raises:
+            LakeError: another move to this target runs at the same time.
+        """
+        compared = self.lake, self.target.data_path, self.snapshot
         self.close()
+        if _lake_in(self.staged) != compared:
+            raise LakeError("Another move to the same target runs.", "wait until it ends, then run this command again")
         if self.target.catalog_file is not None:
             staged = Path(f"{self.target.catalog_file}{SUFFIX}")
             # Closing it leaves no -wal file. Only this process has it open.
