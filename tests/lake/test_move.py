@@ -19,7 +19,6 @@ from ducklake_flows.errors import BadInput, CatalogError, LakeError, NotInitiali
 from ducklake_flows.lake.connect import connect
 from ducklake_flows.lake.maintenance import steps
 from ducklake_flows.lake.move import MARK, Copied, Move
-from ducklake_flows.lake.verify import verify
 from ducklake_flows.models.state import copy_state, holds_models
 from ducklake_flows.settings import Settings, file_settings, load_settings
 from ducklake_flows.storage import check, open_storage
@@ -196,7 +195,6 @@ def test_there_and_back_again(
             assert copy_state(source, target) > 2
             tables = {key[1:] for key in past if len(key) == 3}
             assert moving.compare().tables == len(tables)
-            assert [f for f in verify(moving.staged) if f.severity == "error"] == []
             moving.finish()
         with closing(Move(source, target)) as moving:
             assert moving.is_done()
@@ -217,7 +215,8 @@ def test_there_and_back_again(
         built = {(m["model"], m["start"][:10], m["end"][:10]) for m in project.build()}
         assert built == {(name, "2024-01-05", "2024-01-05") for name in ("bronze.readings", "gold.daily")}
         assert each.column("SELECT n FROM gold.daily ORDER BY day") == [10, 7, 30, 5, 4]
-        maintain(each, timedelta(days=30))
+        if each is target:
+            maintain(each, timedelta(days=30))
         assert each.errors() == []
     assert bytes_of(lake.settings) == before
 
