@@ -8,13 +8,13 @@ from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
 from ducklake_flows.datasets.dataset import Member
-from ducklake_flows.errors import BadInput, LakeError, RunFailed
+from ducklake_flows.errors import BadInput, RunFailed
 from ducklake_flows.lake.drop import emptied, retire, undefined
-from ducklake_flows.lake.publish import Publisher
-from ducklake_flows.orchestration import events, gate
+from ducklake_flows.orchestration import gate
 from ducklake_flows.orchestration.bootstrap import check
 from ducklake_flows.orchestration.failures import ends_failed
-from ducklake_flows.project import all_datasets, all_tables, broken_datasets
+from ducklake_flows.orchestration.restoring import publish_together
+from ducklake_flows.project import all_tables, broken_datasets
 from ducklake_flows.settings import load_settings
 from ducklake_flows.transform import transform
 
@@ -71,18 +71,9 @@ def drop(dataset: str, reason: str, partition: str | None = None, dry_run: bool 
     summary |= {"partitions": [receipt.partition for receipt in receipts], "rows": rows}
     if dry_run or not receipts:
         return summary
-    publisher = Publisher(settings, [all_datasets()[dataset]], str(flow_run.id), reason=reason, together=True)
-    try:
-        with gate.hold():
-            result = publisher.publish(receipts)
-    finally:
-        publisher.close()
-    if result.failures:
-        raise LakeError(f"Nothing was dropped: {result.failures[0].error}", "lake verify")
+    result = publish_together(settings, receipts, str(flow_run.id), reason, "Nothing was dropped")
     get_run_logger().info("%s: dropped %d partitions, %d rows", dataset, len(receipts), rows)
     summary["snapshot_id"] = result.snapshot_id
-    with events.transform_follows():
-        events.published(result, settings)
     try:
         return {**summary, "transform": transform()}
     except RunFailed as error:

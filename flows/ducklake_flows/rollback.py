@@ -7,13 +7,11 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
-from ducklake_flows.errors import BadInput, LakeError, RunFailed
-from ducklake_flows.lake.publish import Publisher
+from ducklake_flows.errors import BadInput, RunFailed
 from ducklake_flows.lake.restore import stage_as_of, stage_previous
-from ducklake_flows.orchestration import events, gate
 from ducklake_flows.orchestration.bootstrap import check
 from ducklake_flows.orchestration.failures import ends_failed
-from ducklake_flows.orchestration.restoring import changed_since
+from ducklake_flows.orchestration.restoring import changed_since, publish_together
 from ducklake_flows.project import all_datasets, get_dataset
 from ducklake_flows.settings import load_settings
 from ducklake_flows.transform import transform
@@ -63,19 +61,10 @@ def rollback(
         summary["partitions"].setdefault(receipt.dataset, []).append(receipt.partition)
     if dry_run or not receipts:
         return summary
-    datasets = [get_dataset(key) for key in summary["partitions"]]
-    publisher = Publisher(settings, datasets, str(flow_run.id), reason=f"rollback to {to}" if to else "", together=True)
-    try:
-        with gate.hold():
-            result = publisher.publish(receipts)
-    finally:
-        publisher.close()
-    if result.failures:
-        raise LakeError(f"Nothing was rolled back: {result.failures[0].error}", "lake verify")
+    reason = f"rollback to {to}" if to else ""
+    result = publish_together(settings, receipts, str(flow_run.id), reason, "Nothing was rolled back")
     for key, partitions in summary["partitions"].items():
         get_run_logger().info("%s: rolled back %s", key, ", ".join(partitions))
-    with events.transform_follows():
-        events.published(result, settings)
     summary |= {"snapshot_id": result.snapshot_id}
     if to is None:
         only = receipts[0]

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -15,6 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from ducklake_flows.datasets.partitions import parse_partition
 from ducklake_flows.orchestration.server import SERVER_SETTINGS
@@ -24,7 +26,7 @@ from ducklake_flows.staging.inspect import inspect
 from ducklake_flows.staging.layout import new_attempt, staged_path
 from ducklake_flows.staging.receipt import Receipt
 from ducklake_flows.testing.failpoints import Point, arm
-from tests.conftest import Lake
+from tests.conftest import Lake, Services
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
@@ -141,6 +143,63 @@ def free_the_gate() -> None:
             client.request(
                 "POST", "/v2/concurrency_limits/decrement-with-lease", json={"lease_id": lease.stem}
             ).raise_for_status()
+
+
+@dataclass
+class Places:
+    """Further places for lakes of the test's storage."""
+
+    services: Services
+    storage: str
+    folder: Path
+    monkeypatch: pytest.MonkeyPatch
+    lakes: int = 0
+
+    def fresh(self) -> Lake:
+        """A further empty lake, which the settings name from then on."""
+        self.lakes += 1
+        return self.use(self.services.lake(self.storage, self.folder / f"home{self.lakes}"))
+
+    def elsewhere(self) -> dict[str, str]:
+        """The settings of a place where no lake is yet."""
+        return self.services.environment(self.storage, self.folder / f"elsewhere{len(list(self.folder.iterdir()))}")
+
+    def use(self, environment: Mapping[str, str]) -> Lake:
+        for name, value in environment.items():
+            self.monkeypatch.setenv(name, value)
+        return Lake(load_settings())
+
+
+@pytest.fixture
+def places(
+    request: pytest.FixtureRequest,
+    services: Services,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+) -> Iterator[Places]:
+    """Needs the fixture `lake`, whose storage it takes."""
+    found = Places(services, request.node.callspec.params["lake"], tmp_path, monkeypatch)
+    yield found
+    record_property("cases", found.lakes)
+
+
+def in_any_order(machine: type[RuleBasedStateMachine], config: pytest.Config, steps: int) -> None:
+    """Run a state machine: once with so many steps, or in `make soak` ten times with 40."""
+    soak = soaking(config)
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=10 if soak else 1,
+            stateful_step_count=40 if soak else steps,
+            deadline=None,
+            derandomize=not soak,
+            print_blob=True,
+            database=None,
+            phases=[Phase.generate, Phase.shrink] if soak else [Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
 
 
 def soaking(config: pytest.Config) -> bool:

@@ -13,26 +13,28 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from ducklake_flows import storage
 from ducklake_flows.datasets.contract import Contract
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake.connect import connect, connected
 from ducklake_flows.lake.drop import emptied
 from ducklake_flows.lake.maintenance import steps
 from ducklake_flows.lake.migrate import migrator, undoing
+from ducklake_flows.lake.move import Move
 from ducklake_flows.lake.repair import repair
 from ducklake_flows.lake.restore import stage_as_of, stage_previous
+from ducklake_flows.models.state import copy_state, holds_models
 from ducklake_flows.orchestration.restoring import changed_since
 from ducklake_flows.project import get_dataset
 from ducklake_flows.settings import LAKE, load_settings
 from ducklake_flows.staging.layout import new_attempt
 from ducklake_flows.staging.receipt import Failure, Receipt
 from ducklake_flows.testing.failpoints import POINTS, Point
-from tests.conftest import MODELS, Lake, Services
-from tests.faults.conftest import Killer, soaking, staged_as, told
+from tests.conftest import MODELS, Lake, settings_from
+from tests.faults.conftest import Killer, Places, in_any_order, staged_as, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -174,11 +176,11 @@ def maintain(lake: Lake) -> None:
             step.run()
 
 
-def machine(fresh: Callable[[], Lake], kill: Killer, project: Path) -> type[RuleBasedStateMachine]:
+def machine(places: Places, kill: Killer, project: Path) -> type[RuleBasedStateMachine]:
     class Machine(RuleBasedStateMachine):
         def __init__(self) -> None:
             super().__init__()
-            self.lake = fresh()
+            self.lake = places.fresh()
             self.reader = connect(self.lake.settings, read_only=True)
             """Stays open: it must not answer from outdated statistics in its cache."""
             self.model: dict[str, Rows] = {}
@@ -379,6 +381,25 @@ def machine(fresh: Callable[[], Lake], kill: Killer, project: Path) -> type[Rule
             self.history = {day: kept[-1:] for day, kept in self.history.items()}
             self.states, self.last = [], []
 
+        @precondition(lambda self: bool(self.model))
+        @rule()
+        def move(self) -> None:
+            """To another place, with the past: rollbacks and transforms go on there."""
+            environment = places.elsewhere()
+            target = settings_from(environment)
+            storage.check(target, create=True)
+            with contextlib.closing(Move(self.lake.settings, target)) as moving:
+                moving.begin(holds_models(target))
+                moving.copy_files(last=True)
+                moving.copy_catalog()
+                copy_state(self.lake.settings, target)
+                moving.compare()
+                moving.finish()
+            self.reader.close()
+            self.lake = places.use(environment)
+            self.reader = connect(self.lake.settings, read_only=True)
+            self.last = []
+
         @invariant()
         def the_lake_is_the_model(self) -> None:
             self.remember()
@@ -403,40 +424,10 @@ def machine(fresh: Callable[[], Lake], kill: Killer, project: Path) -> type[Rule
 
 @pytest.mark.short("sqlite+folder")
 def test_operations_in_any_order_leave_the_contents_of_a_reference_dict(
-    lake: Lake,
-    services: Services,
-    kill: Killer,
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    record_property: Callable[[str, object], None],
+    lake: Lake, places: Places, kill: Killer, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    soak = soaking(request.config)
     project = tmp_path / "project"
     shutil.copytree(MODELS, project, ignore=shutil.ignore_patterns("models", "audits", "tests", "__pycache__"))
     (project / "models").mkdir()
     (project / "models" / "readings.sql").write_text(MODEL)
-    made = 0
-
-    def fresh() -> Lake:
-        nonlocal made
-        made += 1
-        storage = request.node.callspec.params["lake"]
-        for name, value in services.lake(storage, tmp_path / f"home{made}").items():
-            monkeypatch.setenv(name, value)
-        return Lake(load_settings())
-
-    run_state_machine_as_test(
-        machine(fresh, kill, project),
-        settings=settings(
-            max_examples=10 if soak else 1,
-            stateful_step_count=40 if soak else 10,
-            deadline=None,
-            derandomize=not soak,
-            print_blob=True,
-            database=None,
-            phases=[Phase.generate, Phase.shrink] if soak else [Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
-    record_property("cases", made)
+    in_any_order(machine(places, kill, project), request.config, steps=10)

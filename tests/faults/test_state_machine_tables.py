@@ -7,9 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ducklake_flows.datasets.audits import expect
 from ducklake_flows.datasets.dataset import Table
@@ -18,14 +17,13 @@ from ducklake_flows.lake.drop import emptied
 from ducklake_flows.lake.maintenance import steps
 from ducklake_flows.lake.quarantine import read
 from ducklake_flows.lake.restore import stage_previous
-from ducklake_flows.settings import load_settings
 from tests.cases import DAYS, Case, case
-from tests.conftest import Lake, Services
-from tests.faults.conftest import soaking
+from tests.faults.conftest import Places, in_any_order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
+
+    from tests.conftest import Lake
 
 State = tuple[tuple[int, ...], tuple[Any, ...]]
 """Of one day: the ids of its rows, and what is in the other table: ids that are set aside, or elements by parent."""
@@ -100,11 +98,11 @@ class Tables:
         assert self.case.damaged() == []
 
 
-def machine(fresh: Callable[[], Lake]) -> type[RuleBasedStateMachine]:
+def machine(places: Places) -> type[RuleBasedStateMachine]:
     class Machine(RuleBasedStateMachine):
         def __init__(self) -> None:
             super().__init__()
-            lake = fresh()
+            lake = places.fresh()
             self.ruled = Tables(case(lake, "ruled"))
             self.orders = Tables(case(lake, "orders", divided={"primary_key": ("id",), "children": {"items": Table()}}))
             self.source: dict[str, list[tuple[int, list[int]]]] = {}
@@ -184,35 +182,6 @@ def machine(fresh: Callable[[], Lake]) -> type[RuleBasedStateMachine]:
 
 @pytest.mark.short("sqlite+folder")
 def test_each_row_is_in_its_table_or_set_aside_after_operations_in_any_order(
-    lake: Lake,
-    services: Services,
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    record_property: Callable[[str, object], None],
+    lake: Lake, places: Places, request: pytest.FixtureRequest
 ) -> None:
-    soak = soaking(request.config)
-    made = 0
-
-    def fresh() -> Lake:
-        nonlocal made
-        made += 1
-        storage = request.node.callspec.params["lake"]
-        for name, value in services.lake(storage, tmp_path / f"home{made}").items():
-            monkeypatch.setenv(name, value)
-        return Lake(load_settings())
-
-    run_state_machine_as_test(
-        machine(fresh),
-        settings=settings(
-            max_examples=10 if soak else 1,
-            stateful_step_count=40 if soak else 12,
-            deadline=None,
-            derandomize=not soak,
-            print_blob=True,
-            database=None,
-            phases=[Phase.generate, Phase.shrink] if soak else [Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
-    record_property("cases", made)
+    in_any_order(machine(places), request.config, steps=12)

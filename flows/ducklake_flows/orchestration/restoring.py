@@ -1,4 +1,4 @@
-"""Restores damaged partitions: keeps what is still damaged, and publishes rows of earlier snapshots again."""
+"""Publishes rows of earlier snapshots again: for rollbacks, and for repairs, which keep what is still damaged."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.datasets.dataset import Member
-from ducklake_flows.errors import BadInput
+from ducklake_flows.errors import BadInput, LakeError
 from ducklake_flows.lake import repair
 from ducklake_flows.lake.connect import connected, one_snapshot
 from ducklake_flows.lake.damage import find_all
 from ducklake_flows.lake.history import NOW, published_between, snapshot_meant
-from ducklake_flows.lake.publish import Publisher
+from ducklake_flows.lake.publish import Published, Publisher
 from ducklake_flows.lake.restore import stage_published
 from ducklake_flows.orchestration import events, gate
 from ducklake_flows.orchestration.chunks import GROUP
@@ -55,6 +55,35 @@ def changed_since(
             if keys:
                 found.append((dataset, list(map(dataset.partition, keys))))
     return snapshot, found
+
+
+def publish_together(
+    settings: Settings, receipts: Sequence[Receipt], flow_run_id: str, reason: str, refusal: str
+) -> Published:
+    """Publish receipts in one commit, all of them or none, and say so by an event.
+
+    Args:
+        settings: Where the lake is.
+        receipts: What is published.
+        flow_run_id: Recorded in the ledger.
+        reason: Why; recorded in the ledger.
+        refusal: How the error begins if one is refused.
+
+    Raises:
+        LakeError: one was refused, so nothing was changed.
+    """
+    datasets = [get_dataset(key) for key in dict.fromkeys(receipt.dataset for receipt in receipts)]
+    publisher = Publisher(settings, datasets, flow_run_id, reason=reason, together=True)
+    try:
+        with gate.hold():
+            result = publisher.publish(receipts)
+    finally:
+        publisher.close()
+    if result.failures:
+        raise LakeError(f"{refusal}: {result.failures[0].error}", "lake verify")
+    with events.transform_follows():
+        events.published(result, settings)
+    return result
 
 
 class Restoring:
