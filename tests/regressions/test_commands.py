@@ -16,7 +16,8 @@ from distributed import KilledWorker
 from rich.console import Console
 
 from ducklake_flows.cli import show
-from ducklake_flows.cli.main import _plain, app
+from ducklake_flows.cli.common import plain
+from ducklake_flows.cli.main import app
 from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.datasets.partitions import Grain, Partition
 from ducklake_flows.errors import BadInput, CatalogError, LakeError, SourceError, StorageError
@@ -456,7 +457,7 @@ def test_the_command_prints_csv_and_names_the_refused_input(
 
 def test_json_output_represents_values_that_json_lacks() -> None:
     value = {"x": [float("nan"), float("-inf")], "m": {date(2024, 1, 1): 1}, "n": None, "i": 2024}
-    assert _plain(value) == {"x": ["nan", "-inf"], "m": {"2024-01-01": 1}, "n": None, "i": 2024}
+    assert plain(value) == {"x": ["nan", "-inf"], "m": {"2024-01-01": 1}, "n": None, "i": 2024}
 
 
 def test_every_error_of_a_plan_names_the_next_step(lake: Lake) -> None:
