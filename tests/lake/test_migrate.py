@@ -205,6 +205,8 @@ def test_a_stopped_migration_goes_on_or_is_abandoned(lake: Lake) -> None:
     assert len(other.pending()) == 2
     assert other.abandon()
     assert not other.abandon()
+    with pytest.raises(BadInput, match="was abandoned"):
+        other.pending()
     assert [row["price"] for row in rows(one)] == ["1.5", "12.25", "-0.1", None]
     assert one.errors() == []
 

@@ -24,7 +24,7 @@ from ducklake_flows.datasets.types import quoted
 from ducklake_flows.errors import BadInput, CommitConflict, LakeError
 from ducklake_flows.lake import ledger, migration
 from ducklake_flows.lake.connect import commit_message, connected, literal, one_snapshot, rows
-from ducklake_flows.lake.evolve import Contents, contents, key_of
+from ducklake_flows.lake.evolve import READ, Contents, contents, key_of
 from ducklake_flows.lake.fence import next_token
 from ducklake_flows.lake.files import full_paths, looks_like, place_in, registered
 from ducklake_flows.lake.ledger import append, fingerprints, retyped_row
@@ -35,7 +35,7 @@ from ducklake_flows.lake.transaction import committed
 from ducklake_flows.scratch import scratch
 from ducklake_flows.settings import LAKE
 from ducklake_flows.sources.values import Unfit
-from ducklake_flows.staging.inspect import inspect
+from ducklake_flows.staging.inspect import fingerprint_sql, inspect
 from ducklake_flows.staging.layout import attempt_of, staged_path
 from ducklake_flows.storage import open_storage
 from ducklake_flows.testing.failpoints import failpoint
@@ -258,6 +258,7 @@ class Migrator:
             return self._pending(con)
 
     def _pending(self, con: DuckDBPyConnection) -> list[Entry]:
+        self._check_shadow(con)
         copied = self._copied(con)
         return [
             entry
@@ -314,10 +315,28 @@ class Migrator:
         changes = () if is_old else [self.migration]
         made = migration.convert(dataset, partition, source, work / "target.parquet", self.after, changes)
         (found,) = inspect(self.shadow, [partition], [str(made)])
-        if (found.rows, found.columns) != (entry.rows, self.after):
+        kept = self._kept(seen.columns, changes)
+        same = [
+            con.execute(f"SELECT {fingerprint_sql(dict.fromkeys(kept, ''))} FROM ({selected})", [str(file)]).fetchall()
+            for selected, file in (
+                (
+                    f"SELECT {', '.join(f'{quoted(o)} AS {quoted(n)}' for n, o in kept.items()) or '1'} FROM {READ}",
+                    source,
+                ),
+                (f"FROM {READ}", made),
+            )
+        ]
+        if (found.rows, found.columns) != (entry.rows, self.after) or same[0] != same[1]:
             what = f"{dataset.key} {partition} was not converted as planned."
             raise LakeError(what, "this is a bug in the pipeline: report it; nothing was changed")
         return made
+
+    def _kept(self, columns: Mapping[str, str], changes: Sequence[Migration]) -> dict[str, str]:
+        """The columns that must not change, each with its name among these."""
+        named = {name: name for name in columns}
+        for change in changes:
+            named = {change.rename.get(new, new): old for new, old in named.items() if new not in change.drop}
+        return {new: old for new, old in named.items() if self.after.get(new) == columns[old]}
 
     def add(self, copies: Sequence[Copy]) -> None:
         """Register staged copies in the shadow, in place of those of the same partitions. Call it within the gate.
@@ -377,10 +396,11 @@ class Migrator:
 
     def _swapped(self, con: DuckDBPyConnection) -> int | None:
         shadow = self.shadow
-        if shadow.table not in table_columns(con):
-            found = migration.recorded(con, self.dataset.table)
-            return found[-1][0] if found else None
+        tables = table_columns(con)
+        if shadow.table not in tables and tables.get(self.dataset.table) == self.after:
+            return migration.recorded(con, self.dataset.table)[-1][0]  # the answer to the COMMIT was lost
         self._check_before(con)
+        self._check_shadow(con)
         token = next_token(con)
         failpoint("after the fence")
         if self._pending(con):
@@ -415,11 +435,7 @@ class Migrator:
     def _record(self, con: DuckDBPyConnection, token: int, new: Sequence[tuple[Entry, str]]) -> None:
         """Write the migration and the new fingerprints of partitions."""
         record_change(con, self.dataset.table, self.migration.record)
-        common = {
-            "flow_run_id": self.flow_run_id,
-            "recorded_at": datetime.now(UTC),
-            "token": token,
-        }
+        common = {"flow_run_id": self.flow_run_id, "recorded_at": datetime.now(UTC), "token": token}
         append(con, "ledger", [{**retyped_row(entry, digest), **common} for entry, digest in new])
         # The next transform compares the models' columns with the table's.
         built = con.execute(
@@ -428,6 +444,11 @@ class Migrator:
         append(con, "builds", [{**common, "environment": name, "project": "columns changed"} for (name,) in built])
         commit_message(con, f"migrate {self.dataset.key}", token=token, flow_run_id=self.flow_run_id)
         failpoint("before COMMIT")
+
+    def _check_shadow(self, con: DuckDBPyConnection) -> None:
+        if self.shadow.table not in table_columns(con):
+            what = f"The migration of {self.dataset.key} was abandoned, or finished by another run."
+            raise BadInput(what, f"lake migrate {self.dataset.key}")
 
     def _is_before(self, con: DuckDBPyConnection) -> bool:
         return table_columns(con).get(self.dataset.table) == dict(self.before)
