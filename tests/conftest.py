@@ -85,10 +85,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: FOLDERS.index(Path(item.path).parent.name))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """After a whole run with --write-docs: write COMPATIBILITY.md."""
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode, config: pytest.Config
+) -> None:
+    """After a whole run with --write-docs in which everything passed: write COMPATIBILITY.md."""
     stats = terminalreporter.stats
-    if config.getoption("--write-docs") and config.args_source.name != "ARGS" and not stats.get("failed"):
+    if config.getoption("--write-docs") and config.args_source.name != "ARGS" and exitstatus == pytest.ExitCode.OK:
         from tests import compatibility
 
         passed = [report.nodeid for report in stats.get("passed", [])]

@@ -71,7 +71,7 @@ def move(lake: Lake, file: str) -> None:
         moving.finish()
 
 
-@pytest.mark.short("sqlite+folder", "postgres+s3")
+@pytest.mark.short("sqlite+folder")
 def test_a_killed_move_leaves_no_lake_and_goes_on(lake: Lake, kill: Killer, services: Services, tmp_path: Path) -> None:
     """One target is killed at each point in turn, so that each move finds what the earlier ones left."""
     land(lake, OLD)

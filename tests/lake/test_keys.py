@@ -60,7 +60,7 @@ GROUPS = st.lists(
 )
 
 
-@pytest.mark.short("sqlite+folder", "postgres+s3")
+@pytest.mark.short("sqlite+folder")
 @given(groups=GROUPS)
 @settings(max_examples=4, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None)
 def test_groups_of_partitions_keep_the_key_unique(lake: Lake, groups: list[dict[str, set[int]]]) -> None:

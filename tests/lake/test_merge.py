@@ -56,6 +56,7 @@ def load(lake: Lake, partitioned: bool = False) -> dict[int, list[dict[str, Any]
     return {p.snapshot_id: rows(lake, p.snapshot_id) for p in published if p.snapshot_id is not None}
 
 
+@pytest.mark.short("sqlite+folder")
 @pytest.mark.parametrize("partitioned", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_every_day_of_every_snapshot_is_what_it_was(lake: Lake, partitioned: bool) -> None:
     """Also of a table that an earlier release, or another definition of the dataset, has partitioned."""
@@ -108,6 +109,7 @@ def test_a_long_run_merges_what_it_publishes(lake: Lake, monkeypatch: pytest.Mon
     assert lake.errors() == []
 
 
+@pytest.mark.short("sqlite+folder")
 def test_a_run_rewrites_a_merged_file_of_which_it_replaces_much(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each DELETE in the file reads and writes the list of all its deleted rows."""
     monkeypatch.setattr(publish, "WORN", 1)

@@ -274,6 +274,7 @@ TEXTS = st.one_of(
 )
 
 
+@pytest.mark.short("sqlite+folder")
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     days=st.lists(st.lists(TEXTS, max_size=4), min_size=1, max_size=3),

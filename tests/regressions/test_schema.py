@@ -222,7 +222,7 @@ def test_a_table_with_rows_takes_a_changed_contract_if_exact_else_names_the_next
     _declare(things, {"v": "text"})
     (said,) = publish(things, (THREE, values("VARCHAR", "A7")))
     assert said.startswith("column v is VARCHAR in the contract, but DOUBLE in raw.things, which has rows")
-    assert "docs/operations.md" in said
+    assert "lake migrate things" in said
 
 
 def test_a_parent_folder_named_like_a_hive_partition_changes_no_value(
