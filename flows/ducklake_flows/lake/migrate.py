@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ducklake_flows.datasets.contract import Contract
@@ -100,7 +101,7 @@ class Migrator:
         """The columns that the table gets."""
         return self.migration.after(self.before)
 
-    @property
+    @cached_property
     def shadow(self) -> Dataset:
         """The table with the new columns until it takes the place of the other; without rules, only for its name."""
         return replace(
