@@ -277,11 +277,13 @@ NAMES, TYPES = ({}, {"value": "amount"}), ({"amount": "text"}, {"value": "amount
 @pytest.mark.parametrize(
     ("change", "point", "done"),
     [
+        pytest.param(NAMES, "after the fence", False, marks=pytest.mark.soak),
         (NAMES, "before COMMIT", False),
         pytest.param(NAMES, "table swapped", True, marks=pytest.mark.soak),
         (TYPES, "copy staged", False),
         pytest.param(TYPES, "after registration", False, marks=pytest.mark.soak),
         pytest.param(TYPES, "after COMMIT", False, marks=pytest.mark.soak),
+        pytest.param(TYPES, "after the fence", False, marks=pytest.mark.soak),
         (TYPES, "before COMMIT", False),
         (TYPES, "table swapped", True),
     ],

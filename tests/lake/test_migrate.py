@@ -228,6 +228,18 @@ def test_undone_it_has_the_earlier_columns_and_values(lake: Lake) -> None:
         undoing(lake.settings, replace(one.dataset, key="other"))
 
 
+def test_what_cannot_be_converted_back_is_named_before_anything_is_undone(lake: Lake) -> None:
+    one = filled(lake, [{"id": 1, "n": 5}], [{"id": 2, "n": 6}])
+    declare(one, n="text")
+    migrate(one)
+    one.given[DAYS[1]] = [{"id": 2, "n": "abc"}]
+    one.load(DAYS[1])
+    before = rows(one), snapshot(one)
+    with pytest.raises(BadInput, match=r"2024-01-02: column n: 'abc'"):
+        undoing(lake.settings, one.dataset).survey()
+    assert (rows(one), snapshot(one)) == before
+
+
 def test_a_dropped_column_comes_back_with_its_values(lake: Lake) -> None:
     one = filled(lake, *TWO)
     before = rows(one)

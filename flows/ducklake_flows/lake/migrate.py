@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ducklake_flows.datasets.contract import Contract
 from ducklake_flows.datasets.partitions import FULL
@@ -118,7 +118,7 @@ class Migrator:
     def survey(self) -> dict[str, int]:
         """Check that every value fits, before anything is written.
 
-        The columns are read once; the rows of an undone migration's own snapshot need no check.
+        The columns are read once. To undo, only rows that were published since are converted back and checked.
 
         Returns:
             ``partitions`` and ``rows`` of the table, and for each dropped column its non-null values, by its name.
@@ -133,8 +133,9 @@ class Migrator:
             if not self.migration.rewrites:
                 found = contents(con, self.dataset, self.after, source=self._renamed())
                 self._seen.update((key, (entries[key].attempt_id, what)) for key, what in found.items())
-            elif self.earlier is None:
-                self._fits(con)
+            else:
+                new = self._since(con)
+                self._fits(con, [self.dataset.partition(k) for k, e in entries.items() if e.attempt_id in new])
             counted = [f"count({quoted(name)})" for name in self.migration.drop]
             sums = con.execute(f"SELECT {', '.join(['count(*)', *counted])} FROM {qualified(self.dataset)}")
             total, *dropped = sums.fetchall()[0]
@@ -157,13 +158,22 @@ class Migrator:
     def _dividing(self) -> tuple[str | None, str | None]:
         return self.dataset.segment_column, self.dataset.partition_column
 
-    def _fits(self, con: DuckDBPyConnection) -> None:
-        """Check that each value of the retyped columns fits its new type."""
+    def _since(self, con: DuckDBPyConnection) -> set[str]:
+        """The attempts whose rows are converted: all, or to undo those that were published since."""
+        found = con.execute(
+            f"SELECT attempt_id FROM {LAKE}.ops.ledger WHERE dataset = {literal(self.dataset.key)} "
+            f"GROUP BY attempt_id HAVING min(token) > {-1 if self.earlier is None else self.earlier}"
+        ).fetchall()
+        return {attempt for (attempt,) in found}
+
+    def _fits(self, con: DuckDBPyConnection, partitions: Sequence[Partition]) -> None:
+        """Check that each value of the retyped columns fits its new type, in some partitions."""
         names = {new: name for name, new in self.migration.rename.items()}
         columns = {name: names.get(name, name) for name in self.migration.retype}
         places = list(self.dataset.partition_columns)
         selected = [quoted(name) for name in (*columns.values(), *places)]
-        con.execute(f"SELECT {', '.join(selected)} FROM {qualified(self.dataset)}")
+        where = condition(self.dataset, partitions) if self.earlier is not None else "true"
+        con.execute(f"SELECT {', '.join(selected)} FROM {qualified(self.dataset)} WHERE {where}")
         for batch in con.to_arrow_reader(migration.BATCH):
             for number, name in enumerate(columns):
                 try:
@@ -289,6 +299,7 @@ class Migrator:
             begun = con.execute(
                 f"SELECT max(token) FROM {LAKE}.ops.schema_changes WHERE table_name = {literal(self.shadow.table)}"
             ).fetchall()[0][0]
+            since = self._since(con)
             for entry in entries:
                 if not entry.rows:
                     copies.append(Copy(entry, ""))
@@ -296,16 +307,18 @@ class Migrator:
                 partition = self.dataset.partition(entry.partition)
                 path = staged_path(self.dataset, partition, entry.attempt_id, FIRST_NUMBER + int(begun))
                 with scratch() as work:
-                    stage.put(self._converted(con, entry, partition, work), path)
+                    is_old = entry.attempt_id not in since
+                    stage.put(self._converted(con, entry, partition, work, is_old=is_old), path)
                 failpoint("copy staged")
                 copies.append(Copy(entry, path))
         stage.sync([copy.path for copy in copies if copy.path])
         return copies
 
-    def _converted(self, con: DuckDBPyConnection, entry: Entry, partition: Partition, work: Path) -> Path:
-        """A local file with a partition's rows in the new columns."""
+    def _converted(
+        self, con: DuckDBPyConnection, entry: Entry, partition: Partition, work: Path, *, is_old: bool
+    ) -> Path:
+        """A local file with a partition's rows in the new columns: the present rows, or those of before a migration."""
         dataset, source = self.dataset, work / "source.parquet"
-        is_old = self.earlier is not None and _published_at(con, entry) <= self.earlier
         at = f"AT (VERSION => {self.earlier})" if is_old else ""
         rows = f"SELECT * FROM {qualified(dataset)} {at} WHERE {condition(dataset, [partition])}"
         con.execute(f"COPY ({rows}) TO {literal(str(source))} (FORMAT parquet)")
@@ -500,15 +513,6 @@ def undoing(settings: Settings, dataset: Dataset, flow_run_id: str = "") -> Migr
 def _published(con: DuckDBPyConnection, dataset: Dataset) -> dict[str, Entry]:
     """The published partitions of a dataset, by key."""
     return {key: entry for (_, key), entry in ledger.latest(con, dataset.key).items() if entry.attempt_id}
-
-
-def _published_at(con: DuckDBPyConnection, entry: Entry) -> int:
-    """The snapshot in which a partition's rows were published."""
-    found: Any = con.execute(
-        f"SELECT min(token) FROM {LAKE}.ops.ledger WHERE attempt_id = {literal(entry.attempt_id)} "
-        f"AND dataset = {literal(entry.dataset)} AND partition = {literal(entry.partition)}"
-    ).fetchall()[0][0]
-    return int(found)
 
 
 def _attempt(entry: Entry | None) -> str:
