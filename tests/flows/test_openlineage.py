@@ -12,7 +12,9 @@ import pytest
 from ducklake_flows.errors import BadInput, RunFailed
 from ducklake_flows.settings import load_settings
 from ducklake_flows.transform import transform
+from tests.events import asset_events
 from tests.flows.test_ingest import land, run
+from tests.flows.test_tables import DATASETS
 from tests.projects import PUBLISHED, Project, model
 
 if TYPE_CHECKING:
@@ -86,6 +88,26 @@ def test_a_receiver_gets_start_complete_and_fail_with_datasets(
     start, complete = received
     assert [event["eventType"] for event in received] == ["START", "COMPLETE"]
     assert (names(complete["inputs"]), names(complete["outputs"])) == (["raw.flights"], ["gold.daily"])
+
+
+def test_the_tables_of_a_dataset_are_written_from_one_source(
+    gated_lake: Lake, received: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "several").mkdir()
+    (tmp_path / "several" / "several.py").write_text(DATASETS)
+    monkeypatch.setenv("LAKE_DATASETS", str(tmp_path / "several"))
+    gated_lake.land("orders/2024-01-01.jsonl", [{"id": 1, "items": [{"sku": "a"}, {"sku": "b"}]}])
+    run("orders", "2024-01-01", "2024-01-01", workers=1)
+    tables = ["raw.orders", "raw.orders__items"]
+    for event in received:
+        assert (names(event["inputs"]), names(event["outputs"])) == (["orders/{partition}.jsonl"], tables)
+    written = [table["outputFacets"]["outputStatistics"]["rowCount"] for table in received[1]["outputs"]]
+    assert written == [1, 2]
+    events = asset_events("ingest orders 2024-01-01..2024-01-01", 2)
+    assert {key: (state, payload["rows"]) for key, (state, _, payload) in events.items()} == {
+        "ducklake://lake/raw/orders": ("succeeded", 1),
+        "ducklake://lake/raw/orders__items": ("succeeded", 2),
+    }
 
 
 def test_a_receiver_that_is_down_does_not_fail_a_run(gated_lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:

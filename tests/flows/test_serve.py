@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psutil
 import pytest
+from tenacity import Retrying, retry_if_result, stop_after_attempt, wait_fixed
 
 from ducklake_flows import templates
 from ducklake_flows.lake.connect import connected, rows
@@ -28,6 +29,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BIN = Path(sys.executable).parent
+
+
+class Patient(httpx.HTTPTransport):
+    """Asks again, as Prefect's own client does, when Prefect answers 503: another write was in its SQLite database."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        busy = retry_if_result(lambda answer: answer.status_code == httpx.codes.SERVICE_UNAVAILABLE)
+        return Retrying(retry=busy, stop=stop_after_attempt(50), wait=wait_fixed(0.2))(super().handle_request, request)
 
 
 class Served:
@@ -43,7 +52,7 @@ class Served:
         self.port = prepare_server(Settings(home=self.home), prefect_database)
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("LAKE_", "PREFECT_"))}
         self.environment = {**clean, "LAKE_PROJECT": str(self.project)}
-        self.api = httpx.Client(base_url=f"http://127.0.0.1:{self.port}/api", timeout=60)
+        self.api = httpx.Client(base_url=f"http://127.0.0.1:{self.port}/api", timeout=60, transport=Patient())
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         environment = {**self.environment, "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api"}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ducklake_flows.datasets.dataset import Dataset
+from ducklake_flows.datasets.dataset import Dataset, Table
 from ducklake_flows.datasets.partitions import Grain
 from ducklake_flows.lake.builds import is_read
 from ducklake_flows.plan import Planned, chosen
@@ -51,17 +52,24 @@ def test_a_resumed_run_does_the_rest_within_its_limit() -> None:
     assert chosen(TODO, [DAILY, MONTHLY], limit=1, done=done) == []
 
 
+def read(models: Path, *datasets: str | Dataset) -> list[str]:
+    """The keys of those datasets that the models read."""
+    full = [Dataset(each, lambda _: [], Grain.full) if isinstance(each, str) else each for each in datasets]
+    return [dataset.key for dataset in full if is_read(models, dataset)]
+
+
 def test_a_dataset_is_read_if_its_key_is_a_word_in_a_file_of_the_models(tmp_path: Path) -> None:
-    assert [key for key in ("flights", "weather", "fligh", "no_such") if is_read(MODELS, key)] == [
-        "flights",
-        "weather",
-    ]
+    assert read(MODELS, "flights", "weather", "fligh", "no_such") == ["flights", "weather"]
     (tmp_path / "models").mkdir()
     (tmp_path / "tests").mkdir()
     (tmp_path / "models" / "a.sql").write_text('SELECT 1 FROM lake."raw"."Orders", raw.big_items, @x(visits)')
     (tmp_path / "tests" / "test_a.yaml").write_text("raw.returns: []")
-    assert [k for k in ("orders", "big", "items", "big_items", "visits", "returns") if is_read(tmp_path, k)] == [
-        "orders",
-        "big_items",
-        "visits",
-    ]
+    found = read(tmp_path, "orders", "big", "items", "big_items", "visits", "returns")
+    assert found == ["orders", "big_items", "visits"]
+
+
+def test_a_dataset_of_which_models_read_another_table_is_read(tmp_path: Path) -> None:
+    (tmp_path / "revenue.sql").write_text("SELECT sum(price) FROM raw.orders__items")
+    nested = Dataset("orders", lambda _: [], Grain.full, primary_key=("id",), children={"items": Table()})
+    assert read(tmp_path, nested, "items") == ["orders"]
+    assert read(tmp_path, replace(nested, children={"notes": Table()})) == []

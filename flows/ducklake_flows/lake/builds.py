@@ -355,17 +355,18 @@ def read_raw(settings: Settings, datasets: Iterable[Dataset]) -> dict[str, Raw]:
     }
 
 
-def is_read(models: Path, dataset: str) -> bool:
-    """Whether a model may read a dataset: its key is a word in a file of the models.
+def is_read(models: Path, dataset: Dataset) -> bool:
+    """Whether a model may read a dataset or another table of it: a key of theirs is a word in a file of the models.
 
     Textual, so that a change of the models counts at once and SQLMesh is not loaded. It errs on the safe side: the key
     may stand in a comment, or be the name of a column.
 
     Args:
         models: The folder of SQLMesh's project.
-        dataset: The dataset's key.
+        dataset: The dataset.
     """
-    word = re.compile(rf"(?<![a-z0-9_]){re.escape(dataset)}(?![a-z0-9_])".encode(), re.IGNORECASE)
+    keys = "|".join(re.escape(one.key) for one in (dataset, *dataset.members))
+    word = re.compile(rf"(?<![a-z0-9_])({keys})(?![a-z0-9_])".encode(), re.IGNORECASE)
     return any(word.search(path.read_bytes()) for path in _files(models))
 
 

@@ -16,6 +16,7 @@ from prefect.assets import Asset, AssetProperties
 from prefect.context import AssetContext
 from prefect.states import Completed, Failed
 
+from ducklake_flows.project import get_dataset
 from ducklake_flows.report.words import following, ranges, spans
 from ducklake_flows.settings import LAKE, PROD
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ducklake_flows.orchestration.summary import Summary
+    from ducklake_flows.staging.receipt import Receipt
 
 RAW = "raw."
 
@@ -41,7 +43,7 @@ def asset(table: str) -> Asset:
 
 @contextlib.contextmanager
 def emitted(summary: Summary) -> Iterator[None]:
-    """At the end of the block, emit one event for each dataset of which it published partitions, or which only failed.
+    """At the end of the block, emit one event for each table of which it published partitions, or which only failed.
 
     What was published stays published, so the events are emitted even if the block ends with an error. A dataset of
     which nothing changed has no event. One with a published partition was materialised; the number of its failed
@@ -59,16 +61,22 @@ def _ingested(summary: Summary) -> None:
         failed = sum(f.dataset == key for f in summary.failed)
         if not published and not failed:
             continue
-        metadata = {
-            "partitions": len(published),
-            "range": ranges(spans(r.partition for r in published)),
-            "rows": sum(r.rows for r in published),
-            "bytes": sum(r.bytes for r in published),
-            "unchanged": sum(r.dataset == key for r in summary.unchanged),
-            "failed": failed,
-            "snapshot_id": summary.snapshot_id,
-        }
-        _emit(f"{RAW}{key}", [], "dlt", metadata, succeeded=bool(published))
+        tables: dict[str, list[Receipt]] = {key: []}
+        for receipt in (one for each in published for one in each.all):
+            tables.setdefault(receipt.dataset, []).append(receipt)
+        for table, receipts in tables.items():
+            if get_dataset(table).is_quarantine and not any(r.rows for r in receipts):
+                continue
+            metadata = {
+                "partitions": len(receipts),
+                "range": ranges(spans(r.partition for r in receipts)),
+                "rows": sum(r.rows for r in receipts),
+                "bytes": sum(r.bytes for r in receipts),
+                "unchanged": sum(r.dataset == key for r in summary.unchanged),
+                "failed": failed,
+                "snapshot_id": summary.snapshot_id,
+            }
+            _emit(f"{RAW}{table}", [], "dlt", metadata, succeeded=bool(receipts))
 
 
 @dataclass

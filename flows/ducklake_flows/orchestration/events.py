@@ -104,7 +104,7 @@ def _transform(dataset: str, settings: Settings) -> str:
     """The value of the label `TRANSFORM`."""
     if _follows.get():
         return "follows"
-    if settings.models is None or not is_read(settings.models, dataset):
+    if settings.models is None or not is_read(settings.models, get_dataset(dataset)):
         return "unread"
     return "waits" if _transform_waits() else "wanted"
 

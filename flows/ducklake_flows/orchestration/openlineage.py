@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.logging.loggers import flow_run_logger
 
+from ducklake_flows.datasets.dataset import Member
 from ducklake_flows.errors import BadInput, RunFailed
 from ducklake_flows.lake import history
 from ducklake_flows.lake.connect import connected
-from ducklake_flows.project import get_datasets
+from ducklake_flows.project import get_dataset, get_datasets
 from ducklake_flows.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from openlineage.client.facet_v2 import OutputDatasetFacet
     from prefect.client.schemas.objects import FlowRun, State
     from prefect.flows import Flow
+
+    from ducklake_flows.datasets.dataset import Dataset
 
 TIMEOUT_SECONDS = 5.0
 """Maximum seconds that a run waits for the receiver, twice for each event."""
@@ -109,8 +112,9 @@ def _expected(
     if flow.name != "ingest":
         return [], []
     keys = [key for key in flow_run.parameters.get("datasets") or [] if not key.startswith("@")]
-    chosen = [dataset.key for dataset in get_datasets(keys)]
-    return [_source(settings, key) for key in chosen], [_table(settings, f"raw.{key}") for key in chosen]
+    chosen = get_datasets(keys)
+    tables = [one for dataset in chosen for one in (dataset, *dataset.members) if not one.is_quarantine]
+    return [_source(settings, dataset) for dataset in chosen], [_table(settings, one.table) for one in tables]
 
 
 def _ingested(settings: Settings, flow_run: FlowRun, _: State) -> tuple[list[InputDataset], list[OutputDataset]]:
@@ -118,8 +122,9 @@ def _ingested(settings: Settings, flow_run: FlowRun, _: State) -> tuple[list[Inp
     with connected(settings, read_only=True) as con:
         totals = history.run_totals(con, str(flow_run.id))
     published = [total for total in totals if total["published"]]
+    tables = [get_dataset(total["dataset"]) for total in totals]
     return (
-        [_source(settings, total["dataset"]) for total in totals],
+        [_source(settings, one) for one in tables if not isinstance(one, Member)],
         [_table(settings, f"raw.{t['dataset']}", t["rows"], t["bytes"], t["files"]) for t in published],
     )
 
@@ -146,14 +151,15 @@ def _input(settings: Settings, name: str) -> InputDataset:
     return InputDataset(_namespace(settings), name)
 
 
-def _source(settings: Settings, key: str) -> InputDataset:
+def _source(settings: Settings, dataset: Dataset) -> InputDataset:
     """A dataset's source: the landing zone and the pattern of its files, or the name of its function."""
     from openlineage.client.event_v2 import InputDataset
 
     landing = settings.landing if "://" in settings.landing else f"file://{settings.landing}"
-    (dataset,) = get_datasets([key])
     pattern = getattr(dataset.source, "pattern", None)
-    return InputDataset(landing.rstrip("/"), pattern) if pattern else InputDataset("ducklake-flows", f"source of {key}")
+    if pattern:
+        return InputDataset(landing.rstrip("/"), pattern)
+    return InputDataset("ducklake-flows", f"source of {dataset.key}")
 
 
 def _table(settings: Settings, name: str, *statistics: int) -> OutputDataset:
