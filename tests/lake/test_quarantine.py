@@ -258,8 +258,7 @@ def test_rules_that_cannot_set_rows_aside_are_refused_where_they_are_defined() -
     for more, message in (
         ({"quarantine_limit": 5}, "no rule sets rows aside"),
         ({"contract": discard, "quarantine_limit": "many"}, "quarantine_limit is 'many'"),
-        ({"contract": discard, "primary_key": ("id",), "children": {"items": Table()}}, "a table for items cannot set"),
-        ({"contract": discard, "late": 1}, "a dataset with late cannot set rows aside"),
+        ({"contract": discard, "resources": {"quarantine": Table()}}, "quarantine is that of rows which are set aside"),
         ({"primary_key": ("id",), "children": {"items": Table(discard)}}, "items cannot set rows aside"),
     ):
         with pytest.raises(BadInput, match=message):
@@ -276,3 +275,134 @@ def test_rows_with_nested_values_are_kept_and_set_aside(lake: Lake) -> None:
     assert one.types()["o"] == "JSON"
     assert [json.loads(content)["v"] for _, content in aside(lake, "content")] == [-1]
     assert one.errors() == []
+
+
+ORDERS: dict[str, Any] = {"primary_key": ("id",), "children": {"items": Table(Contract({"sku": "text"}))}}
+SKUS = st.lists(st.sampled_from(["a", "b", "c"]), max_size=3)
+
+
+@pytest.mark.parametrize("form", ["rows", "arrow", "jsonl"])
+@given(days=st.lists(st.lists(st.tuples(AMOUNTS, SKUS), max_size=20), min_size=1, max_size=3))
+@settings(max_examples=6, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None)
+def test_a_row_is_set_aside_with_its_list(
+    lake: Lake, form: str, days: Sequence[Sequence[tuple[Any, list[str]]]]
+) -> None:
+    key = f"nested{next(_KEYS)}"
+    one = things(
+        lake, Files(f"{key}/{{partition}}.jsonl", "jsonl", empty=True) if form == "jsonl" else None, key, **ORDERS
+    )
+    in_text = form == "arrow"
+    if in_text:
+        days = [[(str(v) if v is not None else None, skus) for v, skus in orders] for orders in days]
+    for day, orders in zip(DAYS, days, strict=False):
+        rows = [
+            {"id": number, "amount": amount, "items": [{"sku": sku} for sku in skus]}
+            for number, (amount, skus) in enumerate(orders)
+        ]
+        if form == "jsonl":
+            lake.land(f"{key}/{day}.jsonl", rows)
+        elif in_text:
+            elements = pa.list_(pa.struct([("sku", pa.string())]))
+            one.given[day] = pa.Table.from_pylist(
+                rows, pa.schema([("id", pa.int64()), ("amount", pa.string()), ("items", elements)])
+            )
+        else:
+            one.given[day] = rows
+    wanted = list(DAYS[: len(days)])
+    result = one.load(*wanted)
+    assert not result.failures, result.failures
+    for day, orders in zip(wanted, days, strict=True):
+        values = [int(v) if in_text and v is not None and v.lstrip("-").isdigit() else v for v, _ in orders]
+        good = {number for number, value in enumerate(values) if _is_good(value)}
+        assert lake.column(f"SELECT id FROM raw.{key} WHERE day = '{day}' ORDER BY id") == sorted(good)
+        found = lake.sql(f"SELECT {key}_id AS id, sku FROM raw.{key}__items WHERE day = '{day}' ORDER BY id, position")
+        assert [(row["id"], row["sku"]) for row in found] == [
+            (number, sku) for number, (_, skus) in enumerate(orders) if number in good for sku in skus
+        ]
+        texts = lake.column(f"SELECT content FROM raw.{key}__quarantine WHERE day = '{day}'")
+        contents = [json.loads(text) for text in texts]
+        assert {int(row["id"]): _skus(row.get("items")) for row in contents} == {
+            number: skus for number, (_, skus) in enumerate(orders) if number not in good
+        }
+        assert counted(lake, key)[day] == (len(orders), len(good), len(orders) - len(good))
+    assert one.errors() == []
+
+
+def _skus(given: Any) -> list[str]:
+    """The elements of a list in the content of a row: as it came, or as the text of JSON."""
+    return [element["sku"] for element in (json.loads(given) if isinstance(given, str) else given or [])]
+
+
+def test_rows_of_one_key_with_lists_are_not_told_apart(lake: Lake) -> None:
+    one = things(lake, key="orders", **ORDERS)
+    items = [{"sku": "a"}]
+    one.given[ONE] = [{"id": 1, "amount": 1, "items": items}, {"id": 1, "amount": -1, "items": items}]
+    one.given[TWO] = [{"id": 1, "amount": -1, "items": items}, {"id": 1, "amount": -2, "items": items}]
+    result = one.load(ONE, TWO)
+    assert [failure.error for failure in result.failures] == [
+        "the key id=1 is that of a row that an audit sets aside and of another one, so that their items cannot be told "
+        "apart"
+    ]
+    assert [r.partition for r in result.receipts] == [TWO]
+    contents = [json.loads(text) for _, text in aside(lake, "content", "orders")]
+    assert [(row["amount"], row.get("items")) for row in contents] == [(-1, items * 2), (-2, None)]
+    # A null in a key is a key, too.
+    one = things(lake, key="visits", modes={}, audits=(not_null("id", on_fail="quarantine"),), **ORDERS)
+    one.given[ONE] = [{"id": None, "amount": 1, "items": items}, {"id": 2, "amount": 1, "items": items}]
+    assert one.load(ONE).receipts
+    assert lake.column("SELECT visits_id FROM raw.visits__items") == [2]
+    assert [json.loads(text)["items"] for _, text in aside(lake, "content", "visits")] == [items]
+    assert one.errors() == []
+
+
+def test_a_list_that_is_none_rejects_the_partition(lake: Lake) -> None:
+    one = things(lake, key="orders", **ORDERS)
+    one.given[ONE] = [{"id": 1, "amount": "x"}, {"id": 2, "amount": 1, "items": 5}]
+    assert "items: holds values of type int64, not lists" in one.load(ONE).failures[0].error
+    one.given[ONE] = [{"id": 1, "amount": "x"}, {"id": 2, "amount": 1, "items": {"sku": "a"}}]
+    assert 'items: is not a list, but {"sku":"a"}' in one.load(ONE).failures[0].error
+
+
+@pytest.mark.short("sqlite+folder", "postgres+s3")
+def test_late_rows_are_set_aside_once(lake: Lake) -> None:
+    one = things(lake, key="late", late=1)
+    one.given |= {
+        ONE: [{"id": 1, "amount": 1, "day": ONE}, {"id": 2, "amount": "x", "day": ONE}],
+        TWO: [
+            {"id": 3, "amount": 3, "day": TWO},
+            {"id": 4, "amount": 4, "day": ONE},
+            {"id": 5, "amount": -5, "day": ONE},
+            {"id": 6, "amount": "y", "day": ONE},
+            {"id": 7, "amount": 7, "day": "soon"},
+        ],
+        THREE: [],
+    }
+    assert len(one.load(ONE, TWO).receipts) == 2
+    assert lake.column("SELECT id FROM raw.late ORDER BY id") == [1, 3, 4]
+    # A row whose day cannot be read is set aside with the day of its source.
+    found = [(day, json.loads(text)["id"], reason) for day, text, reason in aside(lake, "content, reason", "late")]
+    assert sorted(found) == [
+        ("01", 2, "'x' cannot be bigint"),
+        ("01", 5, "audit positive failed"),
+        ("01", 6, "'y' cannot be bigint"),
+        ("02", 7, "'soon' cannot be date"),
+    ]
+    assert counted(lake, "late") == {ONE: (5, 2, 3), TWO: (2, 1, 1)}
+    assert one.errors() == []
+    # From tables.
+    given = {
+        day: pa.table({n: [str(row[n]) for row in rows] for n in rows[0]}) for day, rows in one.given.items() if rows
+    }
+    other = things(lake, key="tables", late=1)
+    other.given |= {**given, THREE: []}
+    assert len(other.load(ONE, TWO).receipts) == 2
+    assert lake.column("SELECT id FROM raw.tables ORDER BY id") == [1, 3, 4]
+    texts = aside(lake, "content", "tables")
+    assert sorted((day, int(json.loads(text)["id"])) for day, text in texts) == [
+        ("01", 2),
+        ("01", 5),
+        ("01", 6),
+        ("02", 7),
+    ]
+    assert counted(lake, "tables") == {ONE: (5, 2, 3), TWO: (2, 1, 1)}
+    assert other.errors() == []

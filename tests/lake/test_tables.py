@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ducklake_flows.datasets.audits import Audit, expect
@@ -17,6 +18,7 @@ from ducklake_flows.errors import BadInput
 from ducklake_flows.lake.connect import connect
 from ducklake_flows.lake.publish import Publisher
 from ducklake_flows.lake.restore import stage_previous, stage_published
+from ducklake_flows.lake.schema import bootstrap
 from ducklake_flows.sources.files import Files
 from ducklake_flows.staging.receipt import Failure
 from tests.cases import DAYS, Case, case
@@ -343,6 +345,28 @@ def test_nested_values_are_stored_alike_from_every_source(
     assert [json.loads(v) if isinstance(v, str) else v for v in found] == [
         json.loads(v) if isinstance(v, str) else v for v in value
     ]
+    assert things.errors() == []
+
+
+@pytest.mark.parametrize("mode", ["evolve", "freeze", "discard_row", "discard_value"])
+@pytest.mark.parametrize("form", ["rows", "arrow", "jsonl", "parquet"])
+def test_a_list_with_a_table_is_kept_whatever_the_contract_does_with_columns(lake: Lake, form: str, mode: str) -> None:
+    source = Files(f"orders/{{partition}}.{form}", form) if form in ("jsonl", "parquet") else None  # type: ignore[arg-type]
+    divided = {"primary_key": ("id",), "children": ITEMS}
+    things = case(lake, "orders", source, {"id": "bigint"}, divided=divided, schema_contract={"columns": mode})
+    bootstrap(lake.settings, [things.dataset])
+    rows = [order(1, "a", "b"), {"id": 2, "items": []}]
+    table = pa.Table.from_pylist(rows)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    if form == "jsonl":
+        lake.land(f"orders/{ONE}.jsonl", rows)
+    elif form == "parquet":
+        lake.land(f"orders/{ONE}.parquet", sink.getvalue().to_pybytes())
+    things.given[ONE] = table if form == "arrow" else rows
+    assert not things.load(ONE).failures
+    assert items(lake) == [("01", 1, 0, "a"), ("01", 1, 1, "b")]
+    assert lake.column("SELECT id FROM raw.orders ORDER BY id") == [1, 2]
     assert things.errors() == []
 
 

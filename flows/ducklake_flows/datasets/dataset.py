@@ -220,9 +220,8 @@ class Dataset:
                 raise BadInput(f"{self.key}: no rule sets rows aside.", 'schema_contract={"data_type": "discard_row"}')
             _checked_limit(self.key, self.quarantine_limit)
         others = {**self.children, **self.resources}
-        if self.sets_aside and (self.children or self.late or QUARANTINE in others):
-            what = "late" if self.late else f"a table for {min(others)}"
-            raise BadInput(f"{self.key}: a dataset with {what} cannot set rows aside.", "reject the partition instead")
+        if self.sets_aside and QUARANTINE in others:
+            raise BadInput(f"{self.key}: its table {QUARANTINE} is that of rows which are set aside.", "rename it")
         for name, table in others.items():
             if table.contract.discards_rows or any(audit.on_fail == QUARANTINE for audit in table.audits):
                 raise BadInput(f"{self.key}: {name} cannot set rows aside.", "reject the partition instead")
@@ -482,7 +481,8 @@ class Dataset:
         """
         if using is None and not isinstance(self.source, Source):
             return self.source(partition)
-        known = self.partition_columns | dict(known or {})
+        # A list with a table of its own is not in the contract, whatever that does with other columns.
+        known = self.partition_columns | dict.fromkeys(self.children, "JSON") | dict(known or {})
         contract = replace(self.contract_of(partition, aside), known=known)
         return using(partition, contract) if using else self.source.read(partition, contract)  # type: ignore[union-attr]
 
@@ -546,6 +546,11 @@ class Member(Dataset):
     def is_quarantine(self) -> bool:
         """Whether this is the table of rows that its parent sets aside."""
         return self.name == QUARANTINE
+
+    @property
+    def is_child(self) -> bool:
+        """Whether its rows are the elements of lists in its parent's rows."""
+        return bool(self.added)
 
     @property
     def added_columns(self) -> dict[str, str | None]:

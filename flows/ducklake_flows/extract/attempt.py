@@ -15,12 +15,13 @@ import pyarrow.compute as pc
 from ducklake_flows.datasets.partitions import Grain
 from ducklake_flows.datasets.types import arrow_type, duckdb_type
 from ducklake_flows.errors import Rejected
+from ducklake_flows.extract.nested import cut
 from ducklake_flows.sources.values import FILE, Unfit, conform, fit, sifted
 from ducklake_flows.staging.lattice import contract_line, join
 from ducklake_flows.staging.layout import new_attempt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from ducklake_flows.datasets.contract import Contract, Refused
@@ -112,20 +113,40 @@ class Attempt:
         if column not in table.column_names:
             return table if is_own else table.slice(0, 0)
         kind = arrow_type(dataset.partition_columns[column])
-        values = fit(table.column(column), kind, column, dataset.contract_of(source).zone)
+        contract = dataset.contract_of(source, self.refuser(source))
+        file = (table.schema.metadata or {}).get(FILE, b"").decode()
         read_by = [source]
         while len(read_by) <= dataset.late:
             before = read_by[-1].start - timedelta(microseconds=1)
             read_by.append(dataset.scheme.at(before, source.segment))
         lows = [p.low if dataset.grain is Grain.hour else p.low.date() for p in read_by]
         mine = self.partition.low if dataset.grain is Grain.hour else self.partition.low.date()
-        keep = pc.fill_null(pc.equal(values, pa.scalar(mine, kind)), is_own)
-        if is_own:
-            keep = pc.or_(keep, pc.invert(pc.is_in(values, pa.array(lows, kind))))
-        return table.filter(keep)
+        kept = [table.slice(0, 0)]
+        for rows, found in sifted(
+            table,
+            lambda t: pa.table([fit(t.column(column), kind, column, contract.zone)], [column]),
+            contract,
+            lambda _: (file, 0),
+        ):
+            values = found.column(column)
+            keep = pc.fill_null(pc.equal(values, pa.scalar(mine, kind)), is_own)
+            if is_own:
+                keep = pc.or_(keep, pc.invert(pc.is_in(values, pa.array(lows, kind))))
+            kept.append(rows.filter(keep))
+        return pa.concat_tables(kept)
 
-    def take(self, table: pa.Table, dataset: Dataset) -> pa.Table:
+    def refuser(self, source: Partition) -> Callable[[Refused], None]:
+        """What takes the rows of a source's partition that are set aside: this attempt if the partition is its own.
+
+        With `Dataset.late`, rows of other partitions are read, too. Those that cannot be read are left to their own.
+        """
+        return self.refuse if source == self.partition else lambda _: None
+
+    def take(self, table: pa.Table, dataset: Dataset) -> tuple[pa.Table, dict[str, pa.ChunkedArray]]:
         """Convert a table of rows to the contract, add the partition columns, count values and record types.
+
+        Returns:
+            The rows without those that are set aside, and their lists that have a table of their own, by column.
 
         Raises:
             Unfit: a value or a column does not fit. The row is counted from the partition's first.
@@ -135,11 +156,16 @@ class Attempt:
         kinds = {column: arrow_type(data_type) if data_type else None for column, data_type in added.items()}
         file = (table.schema.metadata or {}).get(FILE, b"").decode()
         before = self.given[ROWS] + sum(self.set_aside.values())
+
+        def converted(rows: pa.Table) -> pa.Table:
+            return conform(cut(rows, dataset)[0], contract, kinds)
+
+        def where(row: int) -> tuple[str, int]:
+            return file, 0 if dataset.late else before + row + 1  # with `late`, these are only some rows of the file
+
         try:
             # The result may have no columns, but the rows still count.
-            parts = list(
-                sifted(table, lambda t: conform(t, contract, kinds), contract, lambda row: (file, before + row + 1))
-            )
+            parts = list(sifted(table, converted, contract, where))
         except Unfit as error:
             raise Unfit(error.column, error.why, None if error.row is None else before + error.row) from None
         if len(parts) == 1:
@@ -147,7 +173,8 @@ class Attempt:
         else:
             nothing = table.slice(0, 0)
             table = pa.concat_tables([part for part, _ in parts] or [nothing])
-            found = pa.concat_tables([made for _, made in parts] or [conform(nothing, contract, kinds)])
+            found = pa.concat_tables([made for _, made in parts] or [converted(nothing)])
+        table, lists = cut(table, dataset)
         counts = {
             name: table.num_rows - table.column(name).null_count
             for name in table.column_names
@@ -165,7 +192,7 @@ class Attempt:
         for field_ in found.schema:
             self._widen(field_.name, duckdb_type(field_.type), file)
         self.given.update({ROWS: rows, **counts})
-        return found.replace_schema_metadata(None)
+        return found.replace_schema_metadata(None), lists
 
     def _widen(self, name: str, data_type: str, file: str) -> None:
         before = self.natural.get(name, NULL)

@@ -30,7 +30,7 @@ from ducklake_flows.extract import dlt_run
 from ducklake_flows.extract.attempt import ROWS, Attempt, said, timed
 from ducklake_flows.extract.items import ROWS as ITEM_ROWS
 from ducklake_flows.extract.items import items_of, parts_of, tables_of
-from ducklake_flows.extract.nested import Spool, cut, named, refused_rows, rows_of
+from ducklake_flows.extract.nested import Spool, named, refused_rows, rows_of
 from ducklake_flows.extract.outcome import cause_of, outcome_of
 from ducklake_flows.extract.pace import Pace
 from ducklake_flows.extract.reader import Reader
@@ -217,7 +217,7 @@ class _Run:
             tables = self._tables(self._in_turn(attempts, begun), mark)
             shapes = dlt_run.run(tables, self._dataset.key, work, partial(timed, begun))
             with timed(begun, "inspect"):
-                split(self._dataset, begun, shapes, self._table, work)
+                split(self._dataset, begun, shapes, self._table, work, self.spool)
                 for attempt in begun:
                     self._check_quarantine(attempt)
         except (PipelineStepFailed, duckdb.Error) as error:
@@ -307,16 +307,19 @@ class _Run:
 
     def _taken(self, attempt: Attempt, table: pa.Table) -> pa.Table:
         """A table as its attempt takes it. The lists with a table of their own are kept for that."""
-        before = attempt.given[ROWS]
-        table, lists = cut(table, self._dataset)
-        found = attempt.take(table, self._dataset)
+        aside = sum(attempt.set_aside.values())
+        before = attempt.given[ROWS] + aside
+        found, lists = attempt.take(table, self._dataset)
         for member in self._dataset.members:
             if self.spool is not None and member.name in lists:
                 try:
                     for rows in rows_of(member, lists[member.name], found):
                         self.spool.put(member, attempt, rows)
                 except Unfit as error:
-                    raise Unfit(error.column, error.why, None if error.row is None else before + error.row) from None
+                    # Once a row of the table is set aside, the places of the others are not known.
+                    is_known = aside == sum(attempt.set_aside.values())
+                    row = before + error.row if error.row is not None and is_known else None
+                    raise Unfit(error.column, error.why, row) from None
         return found
 
     def _read(self, attempt: Attempt) -> Iterator[pa.Table | None]:
@@ -325,7 +328,7 @@ class _Run:
             try:
                 contract = self._dataset.contract
                 if contract.discards_rows:
-                    contract = replace(contract, aside=attempt.refuse)
+                    contract = replace(contract, aside=attempt.refuser(source))
                 for table in tables_of(self._items(attempt, source), contract):
                     yield table if table is None else attempt.own(table, self._dataset, source)
             except NoSource:
@@ -335,7 +338,8 @@ class _Run:
     def _items(self, attempt: Attempt, source: Partition) -> Iterator[Any]:
         """The source's items, no faster than the rate limit. The rows of other resources are kept for their tables."""
         self._pace.wait()
-        given, others = parts_of(self._dataset.read(source, self._table, self.using, attempt.refuse), self._dataset)
+        found = self._dataset.read(source, self._table, self.using, attempt.refuser(source))
+        given, others = parts_of(found, self._dataset)
         yield from self._paced(given)
         for member, resource in others:
             for table in tables_of(self._paced(resource), member.contract):

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from ducklake_flows.errors import LakeError, SourceError
 from ducklake_flows.extract.items import ROWS, tables_of
 from ducklake_flows.sources.json_files import parsed
-from ducklake_flows.sources.values import Unfit
+from ducklake_flows.sources.values import Unfit, fit
+from ducklake_flows.staging.inspect import matches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -48,6 +49,34 @@ class Spool:
             found.append(self._folder / f"{member.key}-{attempt.id}-{len(found)}.arrow")
             with pa.OSFile(str(found[-1]), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
                 writer.write_table(table)
+
+    def take(self, member: Member, attempt: Attempt, keys: pa.Table) -> dict[int, list[dict[str, Any]]]:
+        """Take the elements of some parents out.
+
+        Args:
+            member: A child.
+            attempt: The attempt of the parents.
+            keys: Their primary keys, as they are staged.
+
+        Returns:
+            The elements by the row in ``keys``, without the columns that the pipeline adds.
+        """
+        taken: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for path in self._files[member.key, attempt.id]:
+            with pa.memory_map(str(path)) as file:
+                table = pa.ipc.open_file(file).read_all()
+            own = [fit(table.column(f"{member.parent}_{field.name}"), field.type, field.name) for field in keys.schema]
+            rows, parents = matches(keys, pa.table(own, keys.column_names))
+            if rows:
+                elements = table.take(rows).drop_columns(list(member.added)).to_pylist()
+                for parent, element in zip(parents, elements, strict=True):
+                    taken[parent].append(element)
+                is_taken = pc.is_in(pa.array(range(table.num_rows), pa.int64()), pa.array(rows, pa.int64()))
+                rest = table.filter(pc.invert(is_taken))
+                path.unlink()
+                with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, rest.schema) as writer:
+                    writer.write_table(rest)
+        return taken
 
     def tables(self, member: Member, attempt: Attempt) -> Iterator[pa.Table]:
         """The tables, in order."""

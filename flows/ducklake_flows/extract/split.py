@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 
 from ducklake_flows.datasets.contract import Refused
 from ducklake_flows.errors import LakeError, Rejected
-from ducklake_flows.extract.attempt import ROWS, Attempt, as_arrow, with_neighbours
+from ducklake_flows.extract.attempt import ROWS, Attempt, as_arrow, said, with_neighbours
 from ducklake_flows.sources.values import Unfit, fit, row_text
 from ducklake_flows.staging.footers import complete
-from ducklake_flows.staging.inspect import MARK, breaking, broken_rows, inspect
+from ducklake_flows.staging.inspect import MARK, breaking, broken_rows, inspect, with_keys
 from ducklake_flows.staging.lattice import contract_line
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from ducklake_flows.datasets.dataset import Dataset
     from ducklake_flows.extract.dlt_run import Shape
+    from ducklake_flows.extract.nested import Spool
     from ducklake_flows.staging.receipt import Checked
 
 LONGEST_SAMPLE = 10_000
@@ -36,7 +37,12 @@ BATCH = 122_880
 
 
 def split(
-    dataset: Dataset, attempts: Sequence[Attempt], shapes: Sequence[Shape], table: Mapping[str, str], work: Path
+    dataset: Dataset,
+    attempts: Sequence[Attempt],
+    shapes: Sequence[Shape],
+    table: Mapping[str, str],
+    work: Path,
+    spool: Spool | None = None,
 ) -> None:
     """Set the files and the inspection of each attempt, or its error.
 
@@ -46,6 +52,7 @@ def split(
         shapes: The run's files, grouped by their columns.
         table: The raw table's columns and DuckDB types.
         work: The folder to write files to.
+        spool: The rows of the dataset's other tables.
 
     Raises:
         Rejected: an audit does not fit the columns.
@@ -78,7 +85,11 @@ def split(
         if attempt.seen.aside:
             found = [check for check in attempt.seen.checks if check.on_fail == "quarantine"]
             aside = {check.name: _with_sample(dataset, check, attempt.files) for check in found}
-            _set_aside(dataset, attempt, work / f"kept-{number}")
+            try:
+                _set_aside(dataset, attempt, work / f"kept-{number}", spool)
+            except (Rejected, Unfit) as error:
+                attempt.error = said(error) if isinstance(error, Unfit) else error
+                continue
             _inspect(dataset, [attempt], [str(f) for f in attempt.files], {0: targets[number]})
         checks = (aside.get(c.name) or _with_sample(dataset, c, attempt.files) for c in attempt.seen.checks)
         attempt.seen = replace(attempt.seen, checks=tuple(checks))
@@ -108,9 +119,16 @@ def _with_sample(dataset: Dataset, check: Checked, files: Sequence[Path]) -> Che
     return replace(check, sample=f"[{', '.join(texts)}]")
 
 
-def _set_aside(dataset: Dataset, attempt: Attempt, work: Path) -> None:
-    """Take the rows that break an audit which sets rows aside out of an attempt's files."""
+def _set_aside(dataset: Dataset, attempt: Attempt, work: Path, spool: Spool | None) -> None:
+    """Take the rows that break an audit which sets rows aside out of an attempt's files, with the rows of their lists.
+
+    Raises:
+        Rejected: a row that is kept has the key of one that is not, so the rows of their lists cannot be told apart.
+    """
     work.mkdir()
+    children = [member for member in dataset.members if member.is_child] if spool is not None else []
+    keys: list[pa.Table] = []
+    refused: list[tuple[str, dict[str, Any]]] = []
     names = [audit.name for audit in dataset.audits if audit.on_fail == "quarantine"]
     kept: list[Path] = []
     for number, file in enumerate(attempt.files):
@@ -126,7 +144,9 @@ def _set_aside(dataset: Dataset, attempt: Attempt, work: Path) -> None:
                 ):
                     why = ", ".join(name for name, is_broken in zip(names, audits.values(), strict=True) if is_broken)
                     row.pop(MARK, None)
-                    attempt.refuse(Refused(f"audit {why} failed", row_text(row)))
+                    refused.append((f"audit {why} failed", row))
+                if children:
+                    keys.append(gone.select(dataset.primary_key))
                 attempt.given[ROWS] -= gone.num_rows
                 for name in gone.column_names:
                     if values := gone.num_rows - gone.column(name).null_count:
@@ -137,6 +157,19 @@ def _set_aside(dataset: Dataset, attempt: Attempt, work: Path) -> None:
         if not pc.all(bad).as_py():
             kept.append(target)
     attempt.files = kept
+    if keys and spool is not None:
+        gone_keys = pa.concat_tables(keys)
+        if twice := with_keys(gone_keys, list(map(str, kept))):
+            raise Rejected(
+                f"the key {twice} is that of a row that an audit sets aside and of another one, so that their "
+                f"{' and '.join(member.name for member in children)} cannot be told apart",
+                "correct the source",
+            )
+        for member in children:
+            for number, elements in spool.take(member, attempt, gone_keys).items():
+                refused[number][1][member.name] = elements
+    for reason, row in refused:
+        attempt.refuse(Refused(reason, row_text(row)))
 
 
 def _cut(

@@ -227,6 +227,47 @@ def broken_rows(dataset: Dataset, path: str) -> pa.Table:
         return con.read_parquet(path, hive_partitioning=False).project(selected).to_arrow_table()
 
 
+def with_keys(keys: pa.Table, paths: Sequence[str]) -> str:
+    """The first of these keys that a row of local Parquet files has; "" if none has."""
+    if not paths:
+        return ""
+    shown = ", ".join(f"k.{quoted(name)}" for name in keys.column_names)
+    files = "read_parquet($1, hive_partitioning = false)"
+    with _database().cursor() as con:
+        con.register("given_keys", keys)
+        found = con.execute(
+            f"SELECT {shown} FROM given_keys AS k SEMI JOIN {files} AS o ON {_same(keys)} LIMIT 1", [list(paths)]
+        ).fetchone()
+    return ", ".join(f"{name}={value}" for name, value in zip(keys.column_names, found, strict=True)) if found else ""
+
+
+def matches(keys: pa.Table, others: pa.Table) -> tuple[list[int], list[int]]:
+    """Which rows of a table have one of some keys.
+
+    Args:
+        keys: Keys, nulls among them.
+        others: The keys of other rows, of the same types.
+
+    Returns:
+        Numbers of rows of ``others``, in order, and for each the first row of ``keys`` that is the same.
+    """
+    import pyarrow as pa
+
+    number = quoted(MARK)  # which no key has
+    with _database().cursor() as con:
+        for name, table in (("given_keys", keys), ("other_rows", others)):
+            con.register(name, table.append_column(MARK, pa.array(range(table.num_rows), pa.int64())))
+        found = con.execute(
+            f"SELECT o.{number}, min(k.{number}) FROM other_rows AS o JOIN given_keys AS k ON {_same(keys)} "
+            "GROUP BY 1 ORDER BY 1"
+        ).fetchall()
+    return [row for row, _ in found], [key for _, key in found]
+
+
+def _same(keys: pa.Table) -> str:
+    return " AND ".join(f"k.{quoted(name)} IS NOT DISTINCT FROM o.{quoted(name)}" for name in keys.column_names)
+
+
 def _as_name(mark: str) -> str:
     return quoted(mark) if mark == MARK else mark
 
