@@ -11,7 +11,6 @@ from ducklake_flows.datasets.dataset import Dataset
 from ducklake_flows.datasets.partitions import Grain
 from ducklake_flows.extract.chunk import extract
 from ducklake_flows.lake import ledger
-from ducklake_flows.lake.connect import connected
 from ducklake_flows.lake.evolve import Contents, contents
 from ducklake_flows.lake.publish import Published, Publisher
 from ducklake_flows.lake.schema import table_columns
@@ -36,7 +35,7 @@ class Case:
         """Extract partitions together, in one chunk."""
         partitions = [self.dataset.partition(key) for key in keys]
         versions = self.dataset.versions(partitions)
-        with connected(self.lake.settings, read_only=True) as con:
+        with self.lake.reading() as con:
             tables = table_columns(con)
         others = {member.key: tables.get(member.table, {}) for member in self.dataset.members}
         asked = {key: versions.get(key, "") for key in keys}
@@ -73,7 +72,7 @@ class Case:
 
         `verify` itself knows only datasets that have a file.
         """
-        with connected(self.lake.settings, read_only=True) as con:
+        with self.lake.reading() as con:
             tables = table_columns(con)
             found = [
                 (contents(con, one, tables[one.table]) if one.table in tables else {}, ledger.latest(con, one.key))
@@ -94,7 +93,7 @@ class Case:
     @property
     def columns(self) -> dict[str, str]:
         """The columns of the raw table and their types."""
-        with connected(self.lake.settings, read_only=True) as con:
+        with self.lake.reading() as con:
             return table_columns(con).get(self.dataset.table, {})
 
     def values(self, column: str = "v", order: str = "day, rowid") -> list[Any]:

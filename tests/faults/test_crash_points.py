@@ -39,8 +39,12 @@ NEW: Contents = {"2024-01-01": (11, 2), "2024-01-03": (5, 2)}
 DAYS = sorted({**OLD, **NEW})
 
 EXTRACT, PUBLISH = POINTS[0:3], [point for point in POINTS[5:12] if point != "schema committed"]
-BEFORE = [pytest.param(point, marks=pytest.mark.soak) for point in EXTRACT]
-"""Before anything is published, one dataset is like another."""
+ENDS = [
+    point if point in ("before COMMIT", "after COMMIT") else pytest.param(point, marks=pytest.mark.soak)
+    for point in PUBLISH
+]
+WITH_EXTRACT = [*(pytest.param(point, marks=pytest.mark.soak) for point in EXTRACT), *ENDS]
+"""What is published besides a plain partition is part of the same transaction: here it is killed at its ends alone."""
 
 AGED = timedelta(days=3)
 
@@ -81,7 +85,7 @@ def load_orders(lake: Lake, *days: str) -> None:
     lake.load("orders", *days)
 
 
-@pytest.mark.parametrize("point", [*BEFORE, *PUBLISH])
+@pytest.mark.parametrize("point", WITH_EXTRACT)
 @pytest.mark.short("sqlite+folder")
 def test_a_kill_leaves_the_tables_of_a_dataset_together(
     lake: Lake, kill: Killer, point: Point, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -130,7 +134,7 @@ def load_ruled(lake: Lake, *days: str) -> None:
     lake.load("ruled", *days)
 
 
-@pytest.mark.parametrize("point", [*BEFORE, *PUBLISH])
+@pytest.mark.parametrize("point", WITH_EXTRACT)
 @pytest.mark.short("sqlite+folder")
 def test_a_kill_leaves_each_row_in_its_table_or_in_quarantine(
     lake: Lake, kill: Killer, point: Point, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -179,7 +183,7 @@ def roll_back(lake: Lake, snapshot: int) -> None:
             assert not publisher.publish(receipts).failures
 
 
-@pytest.mark.parametrize("point", PUBLISH)
+@pytest.mark.parametrize("point", ENDS)
 @pytest.mark.short("sqlite+folder")
 def test_a_kill_in_a_rollback_of_the_lake_leaves_all_of_it_or_none(lake: Lake, kill: Killer, point: Point) -> None:
     land(lake, OLD)

@@ -283,7 +283,7 @@ SKUS = st.lists(st.sampled_from(["a", "b", "c"]), max_size=3)
 
 @pytest.mark.parametrize("form", ["rows", "arrow", "jsonl"])
 @given(days=st.lists(st.lists(st.tuples(AMOUNTS, SKUS), max_size=20), min_size=1, max_size=3))
-@settings(max_examples=6, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=4, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None)
 def test_a_row_is_set_aside_with_its_list(
     lake: Lake, form: str, days: Sequence[Sequence[tuple[Any, list[str]]]]
 ) -> None:
