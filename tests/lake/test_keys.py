@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,10 +15,12 @@ from ducklake_flows.datasets.partitions import Grain
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake import maintenance
 from ducklake_flows.lake.restore import stage_previous
+from ducklake_flows.lake.verify import verify
 from tests.cases import DAYS, Case, case
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from tests.conftest import Lake
 
@@ -129,6 +131,36 @@ def test_a_key_that_moves_between_partitions_of_a_group_is_published(lake: Lake)
     one.given[FOUR] = [{"id": 1}]
     assert "id=1.0 is in 2024-01-04 and in 2024-01-02" in one.load(FOUR).failures[0].error
     assert one.errors() == []
+
+
+def test_verify_finds_keys_from_before_the_rule(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def defined(folder: str, scope: str) -> None:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "ruled.py").write_text(
+            "from ducklake_flows import Dataset, Files\n"
+            'RULED = Dataset("ruled", Files("ruled/{partition}.csv", "csv"), partition_column="day",\n'
+            f'    primary_key=("id", "w"), key_scope="{scope}")\n'
+        )
+        monkeypatch.setenv("LAKE_DATASETS", str(tmp_path / folder))
+
+    def found(*since: datetime) -> list[tuple[str, str]]:
+        return [(one.subject, one.message) for one in verify(lake.settings, *since) if one.check == "key"]
+
+    defined("before", "partition")
+    moments = []
+    for day, ids in ((ONE, (1, 2, 3)), (TWO, (3, 2)), (THREE, (4,))):
+        moments.append(datetime.now(UTC))
+        lake.land(f"ruled/{day}.csv", "".join(["id,w\n", *(f"{number},it's\n" for number in ids)]))
+        assert lake.load("ruled", day).receipts
+    assert found() == []
+    defined("after", "table")
+    said = f"the primary key (id, w) is not unique: 2 keys are in more than one row; id=2, w=it's in {ONE} and in {TWO}"
+    assert found() == [("raw.ruled", said)]
+    assert found(moments[1]) == [("raw.ruled", said)]
+    assert found(moments[2]) == []
+    lake.land(f"ruled/{TWO}.csv", "id,w\n5,it's\n")
+    assert lake.load("ruled", TWO).receipts
+    assert found() == []
 
 
 @pytest.mark.short("sqlite+folder")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
     from ducklake_flows.datasets.dataset import Dataset
+    from ducklake_flows.datasets.partitions import Partition
     from ducklake_flows.settings import Settings
     from ducklake_flows.staging.receipt import Receipt
 
@@ -103,6 +104,47 @@ def unique_in_table(
     return judged
 
 
+def twice(
+    con: DuckDBPyConnection, dataset: Dataset, columns: Mapping[str, str], only: Sequence[Partition] | None
+) -> str:
+    """How many keys of the table more than one row has, with the least of them and its partitions; "" if none has.
+
+    Rows that were published before the dataset had ``key_scope="table"`` are among them.
+
+    Args:
+        con: A connection.
+        dataset: The dataset.
+        columns: The table's columns.
+        only: Only keys of these partitions; None: all.
+    """
+    if any(column not in columns for column in dataset.primary_key):
+        return ""
+    keys = ", ".join(map(quoted, dataset.primary_key))
+    of = [quoted(name) if name else "''" for name in (dataset.segment_column, dataset.partition_column)]
+    rows = f'SELECT {keys}, {of[0]} AS "the segment", {of[1]} AS "the value" FROM {qualified(dataset)} t'
+    if only is not None:
+        con.execute(
+            f"CREATE OR REPLACE TEMP TABLE {_STAGED.removeprefix('temp.')} AS "
+            f"SELECT 0 AS {_NUMBER}, {keys} FROM {qualified(dataset)} WHERE {condition(dataset, only)}"
+        )
+        if not (bounds := _bounds(con, dataset, columns, [0])):
+            return ""
+        rows += f" SEMI JOIN {_STAGED} USING ({keys}) WHERE {bounds}"
+    count, example, places = con.execute(
+        f"""WITH found AS (
+                SELECT {keys}, list(DISTINCT struct_pack("the segment", "the value")) AS places FROM ({rows})
+                GROUP BY {keys} HAVING count(*) > 1
+            )
+            SELECT count(*), {_example(dataset)}, arg_min(places, struct_pack({_pairs(dataset)})) FROM found s"""
+    ).fetchall()[0]
+    if not count:
+        return ""
+    seen = ", ".join(f"{column}={value}" for column, value in json.loads(example).items())
+    where = sorted(key_of(dataset, *place.values()) for place in places)
+    what = "1 key is" if count == 1 else f"{count:,} keys are"
+    return f"{what} in more than one row; {seen} in {' and in '.join(where)}"
+
+
 def _read(
     con: DuckDBPyConnection,
     settings: Settings,
@@ -167,8 +209,11 @@ def _together(con: DuckDBPyConnection, dataset: Dataset, left: Sequence[int]) ->
 
 def _example(dataset: Dataset) -> str:
     """SQL of the least key of a group, as JSON; of the staged rows ``s``."""
-    struct = ", ".join(f"{quoted(column)} := s.{quoted(column)}" for column in dataset.primary_key)
-    return f"to_json(min(struct_pack({struct})))::VARCHAR"
+    return f"to_json(min(struct_pack({_pairs(dataset)})))::VARCHAR"
+
+
+def _pairs(dataset: Dataset) -> str:
+    return ", ".join(f"{quoted(column)} := s.{quoted(column)}" for column in dataset.primary_key)
 
 
 def _bounds(con: DuckDBPyConnection, dataset: Dataset, columns: Mapping[str, str], left: Sequence[int]) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ducklake_flows.datasets.types import quoted
 from ducklake_flows.errors import CatalogError
-from ducklake_flows.lake import damage, ledger, statistics
+from ducklake_flows.lake import damage, keys, ledger, statistics
 from ducklake_flows.lake.builds import refused_intervals
 from ducklake_flows.lake.connect import connected, literal, one_snapshot, renew, rows
 from ducklake_flows.lake.fence import check_release
@@ -116,6 +116,7 @@ def verify(settings: Settings, since: datetime | None = None) -> Iterator[Findin
             try:
                 yield from _paths(con, dataset, columns, paths, None if only is None else whole.keys())
                 yield from _answers(con, dataset, columns, whole)
+                yield from _keys(con, dataset, columns, only)
             except duckdb.Error as error:
                 yield Finding("error", "file readable", dataset.table, " ".join(str(error).split())[:300])
         yield from _statistics(settings, con, None if since is None else files.keys(), since, lost)
@@ -175,6 +176,18 @@ def _orphans(
     if orphans := staged - ledger.attempts_in(con, staged):
         what = f"{len(orphans)} staged files without a ledger row, from runs in progress or killed"
         yield Finding("note", "orphans", settings.data_path, what, "lake maintain (once they are a day old)")
+
+
+def _keys(
+    con: DuckDBPyConnection, dataset: Dataset, columns: Mapping[str, str], only: Set[str] | None
+) -> Iterator[Finding]:
+    """Check that a key that is unique over the whole table is."""
+    if dataset.key_scope != "table":
+        return
+    if found := keys.twice(con, dataset, columns, None if only is None else list(map(dataset.partition, sorted(only)))):
+        label = ", ".join(dataset.primary_key)
+        fix = f"correct the source of one of them, then run: lake backfill {dataset.key} --mode stale"
+        yield Finding("error", "key", dataset.table, f"the primary key ({label}) is not unique: {found}", fix)
 
 
 def _where(dataset: Dataset, only: Set[str] | None) -> str:
