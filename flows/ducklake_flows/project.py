@@ -1,7 +1,8 @@
 """A project: the folder with `[tool.ducklake-flows]` in its `pyproject.toml`, and the datasets that it defines.
 
 All files in its dataset folders are imported as one package, `lake_datasets`, so that they can share helpers:
-``from lake_datasets.common import LANDING``. Every module-level `Dataset` belongs to the project.
+``from lake_datasets.common import LANDING``. Every module-level `Dataset` belongs to the project. Packages in the
+project's folder can be imported, too, such as a source that ``dlt init`` has copied there.
 """
 
 from __future__ import annotations
@@ -160,6 +161,7 @@ def _files() -> Iterator[tuple[Path, BadInput | None]]:
     """Every file that may define datasets, with an error if it cannot be imported because of its name."""
     folders = _folders()
     _package(folders)
+    _importable(load_settings().project)
     first: dict[str, Path] = {}
     for folder in folders:
         for module in pkgutil.iter_modules([str(folder)]):
@@ -184,6 +186,24 @@ def _folders() -> tuple[Path, ...]:
                 "create it, or correct `datasets` in pyproject.toml (or LAKE_DATASETS)",
             )
     return settings.datasets
+
+
+def _importable(project: Path | None) -> None:
+    """Make the packages in a project's folder importable, after all others: none of them hides an installed one."""
+    wanted = None if project is None else str(project)
+    if wanted in _added:
+        return
+    for path in _added:
+        if path in sys.path:
+            sys.path.remove(path)
+    _added.clear()
+    if wanted is not None and wanted not in sys.path:
+        sys.path.append(wanted)
+        _added.append(wanted)
+
+
+_added: list[str] = []
+"""What `_importable` has added to the places where Python looks for modules."""
 
 
 def _package(folders: Sequence[Path]) -> None:

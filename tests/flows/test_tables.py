@@ -39,6 +39,21 @@ ORDERS = Dataset(
 )
 """
 
+SOURCE = """
+import dlt
+from dlt.sources.rest_api import rest_api_resources
+
+from .settings import BASE_URL
+
+
+@dlt.source
+def tracker_source(day: str):
+    client = {"base_url": BASE_URL, "paginator": "single_page"}
+    resources = [{"name": name, "endpoint": {"path": name, "params": {"day": day}}} for name in ("issues", "comments")]
+    return rest_api_resources({"client": client, "resources": resources})
+"""
+"""A package in the project's folder, as `dlt init` copies a source there."""
+
 TRACKER = """
 from datetime import date
 
@@ -46,13 +61,9 @@ from ducklake_flows import Dataset, Table
 
 
 def tracker(partition):
-    from dlt.sources.rest_api import rest_api_source
+    from tracker_of_the_test import tracker_source
 
-    client = {"base_url": URL, "paginator": "single_page"}
-    resources = [
-        {"name": name, "endpoint": {"path": name, "params": {"day": partition.key}}} for name in ("issues", "comments")
-    ]
-    return rest_api_source({"client": client, "resources": resources})
+    return tracker_source(partition.key)
 
 
 ISSUES = Dataset(
@@ -141,10 +152,16 @@ def test_two_resources_of_one_dlt_source_fill_two_tables(project: Project, tmp_p
         return [{"id": 10 * day + n, "issue": day, "text": f"comment {n}"} for n in range(2)]
 
     with serving(answer) as api:
-        (tmp_path / "several" / "tracker.py").write_text(TRACKER.replace("URL", repr(api.url)))
-        assert loaded("issues") == 2
-        assert [(a.path, a.query["day"]) for a in api.asked] == [
-            (f"/{name}", f"2024-01-0{day}") for day in (2, 1) for name in ("issues", "comments")
+        (tmp_path / "several" / "tracker.py").write_text(TRACKER)
+        root = load_settings().project
+        assert root is not None
+        package = root / "tracker_of_the_test"
+        package.mkdir()
+        (package / "__init__.py").write_text(SOURCE)
+        (package / "settings.py").write_text(f"BASE_URL = {api.url!r}")
+        assert loaded("issues", workers=2) == 2
+        assert sorted((a.path, a.query["day"]) for a in api.asked) == [
+            (f"/{name}", f"2024-01-0{day}") for name in ("comments", "issues") for day in (1, 2)
         ]
     lake = project.lake
     assert lake.column("SELECT id FROM raw.issues ORDER BY id") == [1, 2]
