@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ducklake_flows.datasets.audits import Audit, expect, not_null
-from ducklake_flows.datasets.contract import Contract
+from ducklake_flows.datasets.contract import Contract, Refused
 from ducklake_flows.datasets.dataset import Dataset, Table
 from ducklake_flows.errors import BadInput
 from ducklake_flows.lake.connect import connect
@@ -21,6 +21,7 @@ from ducklake_flows.lake.restore import stage_previous
 from ducklake_flows.lake.schema import bootstrap
 from ducklake_flows.lake.verify import verify
 from ducklake_flows.sources.files import Files
+from ducklake_flows.sources.values import conform, sifted
 from tests.cases import DAYS, Case, case
 
 if TYPE_CHECKING:
@@ -406,3 +407,38 @@ def test_late_rows_are_set_aside_once(lake: Lake) -> None:
     ]
     assert counted(lake, "tables") == {ONE: (5, 2, 3), TWO: (2, 1, 1)}
     assert other.errors() == []
+
+
+TEXTS = st.sampled_from(["1", "x", "-2", "1.5", "", "99999999999999999999", None])
+
+
+@given(rows=st.lists(st.tuples(TEXTS, TEXTS), max_size=40), first=st.integers(0, 5), in_table=st.booleans())
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_each_row_is_kept_or_set_aside_for_its_first_column_that_does_not_fit(
+    rows: list[tuple[str | None, str | None]], first: int, in_table: bool
+) -> None:
+    def fits(text: str | None) -> bool:
+        return text is None or (text.lstrip("-").isdigit() and len(text) < 10)
+
+    dicts: list[dict[str, Any]] = [{"a": a, "b": b, "n": n} for n, (a, b) in enumerate(rows)]
+    found: list[Refused] = []
+    contract = Contract({"a": "bigint", "b": "bigint", "n": "bigint"}, {"data_type": "discard_row"}, aside=found.append)
+    schema = pa.schema([("a", pa.string()), ("b", pa.string()), ("n", pa.int64())])
+    given_rows: Any = pa.Table.from_pylist(dicts, schema) if in_table else dicts
+
+    def convert(part: Any) -> pa.Table:
+        return conform(part if in_table else pa.Table.from_pylist(part, schema), contract)
+
+    parts = list(sifted(given_rows, convert, contract, lambda row: ("file", row), first))
+    kept = [row for part, _ in parts for row in (part.to_pylist() if in_table else part)]
+    good = [row for row in dicts if fits(row["a"]) and fits(row["b"])]
+    assert kept == good
+    converted = [row for _, made in parts for row in made.to_pylist()]
+    as_numbers = [{k: int(v) if v is not None else None for k, v in row.items()} for row in good]
+    assert converted == as_numbers
+    assert sorted((one.line - first, one.column, one.reason) for one in found) == [
+        (n, column, f"{row[column]!r} cannot be bigint")
+        for n, row in enumerate(dicts)
+        if (column := next((c for c in ("a", "b") if not fits(row[c])), ""))
+    ]
+    assert all(json.loads(one.content) == dicts[one.line - first] for one in found)

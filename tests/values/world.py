@@ -116,7 +116,7 @@ def read(dataset: Dataset, key: str) -> tuple[Given, dict[str, str], str]:
     tables: list[pa.Table] = []
     try:
         given = tables_of(items_of(dataset.read(attempt.partition, {})), dataset.contract)
-        tables += [attempt.take(table, dataset) for table in given if table is not None and table.num_rows]
+        tables += [attempt.take(table, dataset)[0] for table in given if table is not None and table.num_rows]
     except Unfit as error:
         return {}, {}, said(error).message
     except LakeError as error:

@@ -7,6 +7,7 @@ and this module checks those.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import math
 import re
@@ -57,11 +58,18 @@ class Unfit(ValueError):
         column: The column.
         why: What is wrong.
         row: The value's row in the converted data, counted from 0; None if the whole column is wrong.
+        each: Finds all such values of the column, each with its row and what is wrong. None: only the first is known.
     """
 
-    def __init__(self, column: str, why: str, row: int | None = None) -> None:
+    def __init__(
+        self,
+        column: str,
+        why: str,
+        row: int | None = None,
+        each: Callable[[], Iterator[tuple[int, str]]] | None = None,
+    ) -> None:
         super().__init__(f"column {column}: {why}")
-        self.column, self.why, self.row = column, why, row
+        self.column, self.why, self.row, self.each = column, why, row, each
 
 
 def contract_type(data_type: str) -> pa.DataType:
@@ -158,8 +166,18 @@ def fit(column: pa.ChunkedArray, target: pa.DataType, name: str, zone: Zone | No
     except (ValueError, TypeError, pa.ArrowException) as error:
         row = _first_bad(convert, column)
         value = column[row].as_py() if row is not None else None
-        raise Unfit(name, f"{_short(value)} cannot be {described(target)}{_reason(error, value)}", row) from None
+
+        def each() -> Iterator[tuple[int, str]]:
+            for number in _all_bad(convert, column):
+                _, error = _converted(convert, column.slice(number, 1))
+                yield number, _cannot(column[number].as_py(), target, error)
+
+        raise Unfit(name, _cannot(value, target, error), row, each) from None
     return found
+
+
+def _cannot(value: Any, target: pa.DataType, error: Exception | None) -> str:
+    return f"{_short(value)} cannot be {described(target)}{_reason(error, value)}"
 
 
 def described(data_type: pa.DataType) -> str:
@@ -169,7 +187,7 @@ def described(data_type: pa.DataType) -> str:
     return next((name for name, known in _CONTRACT.items() if known.equals(data_type)), str(data_type))
 
 
-def _reason(error: Exception, value: Any) -> str:
+def _reason(error: Exception | None, value: Any) -> str:
     if isinstance(error, _Because):
         return f": {error}"
     is_local = isinstance(value, str) and re.match(r"\d{4}-\d{2}-\d{2}[ T]?[\d:.]*$", value)
@@ -190,20 +208,37 @@ def _short(value: Any) -> str:
 
 def _first_bad(convert: Callable[[pa.ChunkedArray], pa.ChunkedArray], column: pa.ChunkedArray) -> int | None:
     """The first row that cannot be converted, found by bisection."""
-
-    def fails(rows: pa.ChunkedArray) -> bool:
-        try:
-            return bool(convert(rows).null_count != rows.null_count)
-        except (ValueError, TypeError, pa.ArrowException):
-            return True
-
     low, high = 0, len(column)
-    if not fails(column):
+    if _converted(convert, column)[0]:
         return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if fails(column.slice(low, middle - low)) else (middle, high)
+        is_good, _ = _converted(convert, column.slice(low, middle - low))
+        low, high = (middle, high) if is_good else (low, middle)
     return low
+
+
+def _all_bad(convert: Callable[[pa.ChunkedArray], pa.ChunkedArray], column: pa.ChunkedArray) -> Iterator[int]:
+    """All rows that cannot be converted, in order, found by bisection."""
+    left = [(0, len(column))]
+    while left:
+        low, high = left.pop()
+        if not _converted(convert, column.slice(low, high - low))[0]:
+            if high - low == 1:
+                yield low
+            else:
+                middle = (low + high) // 2
+                left += [(middle, high), (low, middle)]
+
+
+def _converted(
+    convert: Callable[[pa.ChunkedArray], pa.ChunkedArray], column: pa.ChunkedArray
+) -> tuple[bool, Exception | None]:
+    """Whether a column can be converted, and the error."""
+    try:
+        return convert(column).null_count == column.null_count, None
+    except (ValueError, TypeError, pa.ArrowException) as error:
+        return False, error
 
 
 def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -589,11 +624,21 @@ def conform(
         elif contract.mode("columns") == "freeze":
             raise Unfit(name, "is not in the contract")
         elif contract.mode("columns") == "discard_row" and table.column(name).null_count < rows:
-            row = pc.index(pc.is_valid(table.column(name)), True).as_py()
-            raise Unfit(name, f"is not in the contract, but holds {_short(table.column(name)[row].as_py())}", row)
+            raise _undeclared(table.column(name), name)
     for name, column in made.items():
         _check_text(column, name)
     return pa.table(made) if made else table.select([])
+
+
+def _undeclared(column: pa.ChunkedArray, name: str) -> Unfit:
+    """The error of a column that a contract does not declare, and that has values."""
+
+    def each() -> Iterator[tuple[int, str]]:
+        for row in pc.indices_nonzero(pc.is_valid(column)).to_pylist():
+            yield row, f"is not in the contract, but holds {_short(column[row].as_py())}"
+
+    row, why = next(each())
+    return Unfit(name, why, row, each)
 
 
 Rows = TypeVar("Rows", pa.Table, Sequence[Mapping[str, Any]])
@@ -621,25 +666,43 @@ def sifted(
     Raises:
         Unfit: the contract does not discard rows, or a column as a whole does not fit.
     """
-    try:
-        converted = convert(rows)
-    except Unfit as error:
-        if contract.aside is None or error.row is None:
-            raise
-        if len(rows) > 1:
-            half = len(rows) // 2
-            yield from sifted(_between(rows, 0, half), convert, contract, where, first)
-            yield from sifted(_between(rows, half, len(rows)), convert, contract, where, first + half)
+    yield from _sifted(rows, convert, contract, where, range(first, first + len(rows)))
+
+
+def _sifted(
+    rows: Any,
+    convert: Callable[[Any], pa.Table],
+    contract: Contract,
+    where: Callable[[int], tuple[str, int]],
+    numbers: Sequence[int],
+) -> Iterator[tuple[Any, pa.Table]]:
+    while True:
+        try:
+            converted = convert(rows)
+        except Unfit as error:
+            if contract.aside is None or error.row is None:
+                raise
+            bad = dict(error.each()) if error.each is not None else {}
+            if len(numbers) == 1:
+                bad = {0: error.why}
+            if not bad:
+                half = len(numbers) // 2
+                for start, end in ((0, half), (half, len(numbers))):
+                    part = rows.slice(start, end - start) if isinstance(rows, pa.Table) else rows[start:end]
+                    yield from _sifted(part, convert, contract, where, numbers[start:end])
+                return
+            refused = rows.take(list(bad)).to_pylist() if isinstance(rows, pa.Table) else [rows[row] for row in bad]
+            for (number, why), row in zip(bad.items(), refused, strict=True):
+                file, line = where(numbers[number])
+                contract.aside(Refused(why, row_text(row), error.column, file, line))
+            keep = [number not in bad for number in range(len(numbers))]
+            if not any(keep):
+                return
+            rows = rows.filter(pa.array(keep)) if isinstance(rows, pa.Table) else list(itertools.compress(rows, keep))
+            numbers = list(itertools.compress(numbers, keep))
+        else:
+            yield rows, converted
             return
-        row = rows.to_pylist()[0] if isinstance(rows, pa.Table) else rows[0]
-        file, line = where(first)
-        contract.aside(Refused(error.why, row_text(row), error.column, file, line))
-        return
-    yield rows, converted
-
-
-def _between(rows: Any, start: int, end: int) -> Any:
-    return rows.slice(start, end - start) if isinstance(rows, pa.Table) else rows[start:end]
 
 
 def row_text(row: Mapping[str, Any]) -> str:
