@@ -80,7 +80,7 @@ class Served:
             assert serve.poll() is None, printed.read_text()
             self.printed = printed.read_text()
             yield serve
-            assert serve.wait(100) == 0, printed.read_text()
+            assert serve.wait(300) == 0, printed.read_text()
             assert self.left() == []
         finally:
             for process in [serve, *self.left()]:
@@ -183,7 +183,7 @@ def test_every_trigger_brings_its_rows_to_gold_and_ctrl_c_leaves_nothing(served:
             "job_variables": {"command": f"touch {found}", "env": {"LAKE_PROJECT": "/"}, "env.LAKE_HOME": "/"},
         }
         lost = served.api.post("flow_runs/", json=body).raise_for_status().json()
-        assert until(lambda: list(served.home.glob("asked-*")), 100), served.states()
+        assert until(lambda: list(served.home.glob("asked-*")), 300), served.states()
         assert not found.exists()
         # The server has no password: neither it nor anything else may be reached from another machine.
         addresses = {ip for process in served.left() for ip in listening(process)}
