@@ -21,7 +21,8 @@ from ducklake_flows.lake.restore import stage_previous
 from ducklake_flows.lake.schema import bootstrap
 from ducklake_flows.lake.verify import verify
 from ducklake_flows.sources.files import Files
-from ducklake_flows.sources.values import conform, sifted
+from ducklake_flows.sources.sift import sifted
+from ducklake_flows.sources.values import conform
 from tests.cases import DAYS, Case, case
 
 if TYPE_CHECKING:

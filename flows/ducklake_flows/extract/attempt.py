@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from ducklake_flows.datasets.partitions import Grain
 from ducklake_flows.datasets.types import arrow_type, duckdb_type
 from ducklake_flows.errors import Rejected
-from ducklake_flows.extract.nested import cut
-from ducklake_flows.sources.values import FILE, Unfit, conform, fit, sifted
+from ducklake_flows.sources.sift import sifted
+from ducklake_flows.sources.values import FILE, Unfit, conform, fit
 from ducklake_flows.staging.lattice import contract_line, join
 from ducklake_flows.staging.layout import new_attempt
 
@@ -158,7 +158,7 @@ class Attempt:
         before = self.given[ROWS] + sum(self.set_aside.values())
 
         def converted(rows: pa.Table) -> pa.Table:
-            return conform(cut(rows, dataset)[0], contract, kinds)
+            return conform(_cut(rows, dataset)[0], contract, kinds)
 
         def where(row: int) -> tuple[str, int]:
             return file, 0 if dataset.late else before + row + 1  # with `late`, these are only some rows of the file
@@ -174,7 +174,7 @@ class Attempt:
             nothing = table.slice(0, 0)
             table = pa.concat_tables([part for part, _ in parts] or [nothing])
             found = pa.concat_tables([made for _, made in parts] or [converted(nothing)])
-        table, lists = cut(table, dataset)
+        table, lists = _cut(table, dataset)
         counts = {
             name: table.num_rows - table.column(name).null_count
             for name in table.column_names
@@ -241,6 +241,12 @@ class Attempt:
                 )
         # A column without values has no type. It is added with its first value.
         return wanted | {n: t for n, t in self.natural.items() if n not in wanted and t != NULL}
+
+
+def _cut(table: pa.Table, dataset: Dataset) -> tuple[pa.Table, dict[str, pa.ChunkedArray]]:
+    """Take the columns of children out of a table of a source."""
+    lists = {name: table.column(name) for name in dataset.children if name in table.column_names}
+    return table.drop_columns(list(lists)) if lists else table, lists
 
 
 def with_neighbours(table: Mapping[str, str], attempts: Sequence[Attempt]) -> dict[str, str]:

@@ -11,7 +11,8 @@ import pyarrow as pa
 from ducklake_flows.datasets.names import clash, clash_text, columns_of
 from ducklake_flows.errors import SourceError
 from ducklake_flows.sources.rows import column_of, rows_to_table
-from ducklake_flows.sources.values import Unfit, sifted
+from ducklake_flows.sources.sift import sifted
+from ducklake_flows.sources.values import Unfit
 
 if TYPE_CHECKING:
     from ducklake_flows.datasets.contract import Contract

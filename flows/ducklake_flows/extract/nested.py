@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ducklake_flows.datasets.contract import Refused
-    from ducklake_flows.datasets.dataset import Dataset, Member
+    from ducklake_flows.datasets.dataset import Member
     from ducklake_flows.extract.attempt import Attempt
 
 VALUE = "value"
@@ -100,12 +100,6 @@ def refused_rows(rows: Sequence[Refused]) -> pa.Table:
 def _plain(text: str) -> str:
     """A text that can be stored: without a NUL, and without halves of characters."""
     return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
-
-
-def cut(table: pa.Table, dataset: Dataset) -> tuple[pa.Table, dict[str, pa.ChunkedArray]]:
-    """Take the columns of children out of a table of a source."""
-    lists = {name: table.column(name) for name in dataset.children if name in table.column_names}
-    return table.drop_columns(list(lists)) if lists else table, lists
 
 
 def rows_of(member: Member, column: pa.ChunkedArray, parents: pa.Table) -> Iterator[pa.Table]:

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from ducklake_flows.datasets.contract import Refused
 from ducklake_flows.errors import LakeError, Rejected
 from ducklake_flows.extract.attempt import ROWS, Attempt, as_arrow, said, with_neighbours
-from ducklake_flows.sources.values import Unfit, fit, row_text
+from ducklake_flows.sources.sift import row_text
+from ducklake_flows.sources.values import Unfit, fit
 from ducklake_flows.staging.footers import complete
 from ducklake_flows.staging.inspect import MARK, breaking, broken_rows, inspect, with_keys
 from ducklake_flows.staging.lattice import contract_line

@@ -106,11 +106,14 @@ def _transform(dataset: str, settings: Settings) -> str:
         return "follows"
     if settings.models is None or not is_read(settings.models, get_dataset(dataset)):
         return "unread"
-    return "waits" if _transform_waits() else "wanted"
+    return "waits" if transform_waits() else "wanted"
 
 
-def _transform_waits() -> bool:
-    """Whether a run of the transform deployment waits for its slot or its start: it has not read the ledger yet."""
+def transform_waits() -> bool:
+    """Whether a production run of the transform deployment waits for its slot or its start.
+
+    Such a run has not read the ledger yet.
+    """
     from prefect.client.orchestration import get_client
 
     scheduled = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))

@@ -18,7 +18,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 import psutil
 
 from ducklake_flows.errors import LakeError
+from ducklake_flows.lake import ledger
+from ducklake_flows.lake.connect import connected
 from ducklake_flows.orchestration import server
+from ducklake_flows.report.words import count
+from ducklake_flows.settings import PROD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -64,6 +68,7 @@ def serve(settings: Settings, datasets: Sequence[Dataset], tell: Callable[[str],
                 workers.append(_start_worker(settings, pool))
                 _write(state, [worker.pid for worker in workers])
             _wait_for_workers(settings, workers, pools)
+            _catch_up(settings, tell)
             tell(f"Metrics are at {held.enter_context(_metrics(settings))}")
             tell(f"Serving {len(pools)} work pool{'s' * (len(pools) > 1)} at {server.ui_url(url)}; Ctrl-C stops it.")
             tell(f"In another terminal:  export PREFECT_API_URL={url}; prefect deployment run ingest/ingest")
@@ -198,6 +203,26 @@ def _wait_for_workers(settings: Settings, workers: Sequence[subprocess.Popen[byt
 
         server.until(lambda: all(map(online, pools)) or _ended(workers), server.START_SECONDS, every=0.5)
     _check(settings, workers)
+
+
+def _catch_up(settings: Settings, tell: Callable[[str], None]) -> None:
+    """Start a transform if partitions are newer than the models: its trigger is lost if the server ends meanwhile."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    from ducklake_flows.orchestration.events import transform_waits
+
+    with connected(settings, read_only=True) as con:
+        newer = ledger.unbuilt(con, PROD) if ledger.built_project(con, PROD) else {}
+    if not newer or transform_waits():
+        return
+    with get_client(sync_client=True) as client:
+        try:
+            deployment = client.read_deployment_by_name("transform/transform")
+        except ObjectNotFound:
+            return  # the project has no models any more
+        client.create_flow_run_from_deployment(deployment.id)
+    tell(f"Started a transform: {count(len(newer), 'partition')} newer than the models.")
 
 
 def _watch(settings: Settings, workers: Sequence[subprocess.Popen[bytes]], *, own: bool) -> None:

@@ -543,8 +543,8 @@ class _Place:
         return table.replace_schema_metadata({FILE: self.name})
 
     def sifted(self, rows: Any, convert: Callable[[Any], pa.Table], contract: Contract) -> Iterator[pa.Table]:
-        """Convert rows of the file, see `ducklake_flows.sources.values.sifted`."""
-        from ducklake_flows.sources.values import sifted
+        """Convert rows of the file, see `ducklake_flows.sources.sift.sifted`."""
+        from ducklake_flows.sources.sift import sifted
 
         def where(row: int) -> tuple[str, int]:
             return self.name, int(self.find(self.row + row).rpartition(" ")[2])

@@ -7,22 +7,21 @@ and this module checks those.
 from __future__ import annotations
 
 import base64
-import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal, InvalidOperation
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import simplejson
 
-from ducklake_flows.datasets.contract import DECIMAL, Contract, Nested, Refused, Zone
+from ducklake_flows.datasets.contract import DECIMAL, Contract, Nested, Zone
 from ducklake_flows.errors import SourceError
 
 JSON = pa.json_(pa.string())
@@ -639,78 +638,6 @@ def _undeclared(column: pa.ChunkedArray, name: str) -> Unfit:
 
     row, why = next(each())
     return Unfit(name, why, row, each)
-
-
-Rows = TypeVar("Rows", pa.Table, Sequence[Mapping[str, Any]])
-
-
-def sifted(
-    rows: Rows,
-    convert: Callable[[Rows], pa.Table],
-    contract: Contract,
-    where: Callable[[int], tuple[str, int]] = lambda row: ("", row + 1),
-    first: int = 0,
-) -> Iterator[tuple[Rows, pa.Table]]:
-    """Convert rows. If the contract discards rows, those that do not fit are set aside, each on its own.
-
-    Args:
-        rows: A table, or a list of rows.
-        convert: Converts them, or raises `Unfit`.
-        contract: The contract.
-        where: The file and the line of a row, by its number; see `Refused`.
-        first: The number of the first row.
-
-    Yields:
-        The rows that were kept, as they came and converted, in order. Without a discarded row, they come at once.
-
-    Raises:
-        Unfit: the contract does not discard rows, or a column as a whole does not fit.
-    """
-    yield from _sifted(rows, convert, contract, where, range(first, first + len(rows)))
-
-
-def _sifted(
-    rows: Any,
-    convert: Callable[[Any], pa.Table],
-    contract: Contract,
-    where: Callable[[int], tuple[str, int]],
-    numbers: Sequence[int],
-) -> Iterator[tuple[Any, pa.Table]]:
-    while True:
-        try:
-            converted = convert(rows)
-        except Unfit as error:
-            if contract.aside is None or error.row is None:
-                raise
-            bad = dict(error.each()) if error.each is not None else {}
-            if len(numbers) == 1:
-                bad = {0: error.why}
-            if not bad:
-                half = len(numbers) // 2
-                for start, end in ((0, half), (half, len(numbers))):
-                    part = rows.slice(start, end - start) if isinstance(rows, pa.Table) else rows[start:end]
-                    yield from _sifted(part, convert, contract, where, numbers[start:end])
-                return
-            refused = rows.take(list(bad)).to_pylist() if isinstance(rows, pa.Table) else [rows[row] for row in bad]
-            for (number, why), row in zip(bad.items(), refused, strict=True):
-                file, line = where(numbers[number])
-                contract.aside(Refused(why, row_text(row), error.column, file, line))
-            keep = [number not in bad for number in range(len(numbers))]
-            if not any(keep):
-                return
-            rows = rows.filter(pa.array(keep)) if isinstance(rows, pa.Table) else list(itertools.compress(rows, keep))
-            numbers = list(itertools.compress(numbers, keep))
-        else:
-            yield rows, converted
-            return
-
-
-def row_text(row: Mapping[str, Any]) -> str:
-    """A row as JSON. Values that JSON cannot hold are written as Python writes them."""
-    try:
-        return json_text(row)
-    except ValueError:
-        return json.dumps({str(name): value for name, value in row.items()}, default=repr, ensure_ascii=False)
 
 
 def _nested(column: pa.ChunkedArray, name: str, nested: Nested) -> pa.ChunkedArray:
