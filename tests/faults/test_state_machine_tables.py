@@ -25,19 +25,24 @@ if TYPE_CHECKING:
 
     from tests.conftest import Lake
 
-State = tuple[tuple[int, ...], tuple[Any, ...]]
-"""Of one day: the ids of its rows, and what is in the other table: ids that are set aside, or elements by parent."""
+State = tuple[tuple[Any, ...], ...]
+"""Of one day: the ids of its rows, those that are set aside, and the elements by parent if the dataset has a child."""
 
 days = st.sampled_from(DAYS[:3])
 sources = st.lists(st.tuples(st.integers(0, 9), st.lists(st.integers(0, 3), max_size=2)), max_size=4)
-EMPTY: State = ((), ())
 
 
 class Tables:
-    """One dataset, and what each day of it is and was."""
+    """One dataset, and what each day of it is and was.
 
-    def __init__(self, one: Case) -> None:
-        self.case = one
+    Args:
+        one: The dataset.
+        queries: What is in each of its tables, by day, in the order of a `State`.
+    """
+
+    def __init__(self, one: Case, *queries: str) -> None:
+        self.case, self.queries = one, queries
+        self.empty: State = ((),) * len(queries)
         self.history: dict[str, list[tuple[int, State]]] = {}
         """The states of each published day that a rollback goes through; number 0: nothing."""
         self.number = 0
@@ -70,15 +75,19 @@ class Tables:
         self.shown(day, *before[-1])
 
     def drop(self, day: str) -> None:
-        state = self.now(day) if day in self.history else EMPTY
-        if state == EMPTY:
+        state = self.now(day) if day in self.history else self.empty
+        if state == self.empty:
             with pytest.raises(BadInput, match="no rows"):
                 emptied(self.case.lake.settings, self.case.dataset, day)
             return
         receipts, rows = emptied(self.case.lake.settings, self.case.dataset, day)
         assert rows == sum(map(len, state))
         assert self.case.publish(list(receipts)).receipts
-        self.shown(day, 0, EMPTY)
+        self.shown(day, 0, self.empty)
+
+    def waiting(self) -> dict[str, int]:
+        """How many rows of each day are set aside."""
+        return {day: len(state[1]) for day in self.history if (state := self.now(day))[1]}
 
     def there(self, query: str) -> dict[str, tuple[Any, ...]]:
         """What a query finds, by day; nothing if there is no table yet."""
@@ -90,12 +99,18 @@ class Tables:
             found.setdefault(str(row["day"]), []).append(row["v"])
         return {day: tuple(sorted(values)) for day, values in found.items()}
 
-    def check(self, rows: str, others: str) -> None:
-        first, second = self.there(rows), self.there(others)
-        assert {d: (first.get(d, ()), second.get(d, ())) for d in first | second} == {
-            day: state for day in self.history if (state := self.now(day)) != EMPTY
+    def check(self) -> None:
+        found = [self.there(query) for query in self.queries]
+        assert {day: tuple(one.get(day, ()) for one in found) for some in found for day in some} == {
+            day: state for day in self.history if (state := self.now(day)) != self.empty
         }
         assert self.case.damaged() == []
+
+
+def queries(key: str) -> tuple[str, str]:
+    """The ids of the rows of a dataset, and of those that are set aside."""
+    aside = f"SELECT day, (content::JSON->>'id')::INT AS v FROM raw.{key}__quarantine "
+    return f"SELECT day, id AS v FROM raw.{key} ", aside
 
 
 def machine(places: Places) -> type[RuleBasedStateMachine]:
@@ -103,22 +118,27 @@ def machine(places: Places) -> type[RuleBasedStateMachine]:
         def __init__(self) -> None:
             super().__init__()
             lake = places.fresh()
-            self.ruled = Tables(case(lake, "ruled"))
-            self.orders = Tables(case(lake, "orders", divided={"primary_key": ("id",), "children": {"items": Table()}}))
+            nested: Any = {"primary_key": ("id",), "children": {"items": Table()}}
+            self.ruled = Tables(case(lake, "ruled"), *queries("ruled"))
+            items = "SELECT day, (orders_id, n) AS v FROM raw.orders__items "
+            self.orders = Tables(case(lake, "orders", divided=nested), *queries("orders"), items)
             self.source: dict[str, list[tuple[int, list[int]]]] = {}
             self.accept_below(7)
 
         def accept_below(self, limit: int) -> None:
             self.limit = limit
             rule = expect("small", f"v < {limit}", on_fail="quarantine")
-            self.ruled.case.dataset = replace(self.ruled.case.dataset, audits=(rule,))
+            for tables in (self.ruled, self.orders):
+                tables.case.dataset = replace(tables.case.dataset, audits=(rule,))
 
-        def load_ruled(self, chosen: Sequence[str]) -> None:
-            assert not self.ruled.case.load(*chosen).failures
+        def load(self, tables: Tables, chosen: Sequence[str]) -> None:
+            assert not tables.case.load(*chosen).failures
             for day in chosen:
-                numbered = list(enumerate(v for v, _ in self.source[day]))
-                accepted = tuple(n for n, v in numbered if v < self.limit)
-                self.ruled.loaded(day, (accepted, tuple(n for n, v in numbered if v >= self.limit)))
+                rows = list(enumerate(self.source[day]))
+                accepted = tuple(n for n, (v, _) in rows if v < self.limit)
+                aside = tuple(n for n, (v, _) in rows if v >= self.limit)
+                elements = sorted((n, each) for n, (_, items) in rows if n in accepted for each in items)
+                tables.loaded(day, (accepted, aside, tuple(elements))[: len(tables.queries)])
 
         @rule(chosen=st.lists(days, min_size=1, unique=True), given=sources)
         def deliver(self, chosen: list[str], given: list[tuple[int, list[int]]]) -> None:
@@ -129,21 +149,17 @@ def machine(places: Places) -> type[RuleBasedStateMachine]:
                 self.orders.case.given[day] = [
                     {"id": n, "v": v, "items": [{"n": each} for each in items]} for n, (v, items) in enumerate(given)
                 ]
-            self.load_ruled(chosen)
-            assert not self.orders.case.load(*chosen).failures
-            for day in chosen:
-                elements = sorted((n, each) for n, (_, items) in enumerate(given) for each in items)
-                self.orders.loaded(day, (tuple(range(len(given))), tuple(elements)))
+            self.load(self.ruled, chosen)
+            self.load(self.orders, chosen)
 
         @rule(limit=st.integers(3, 10))
         def replay(self, limit: int) -> None:
             """The rule is corrected, and what is set aside is loaded again."""
             self.accept_below(limit)
-            waiting = {d: len(s[1]) for d in self.ruled.history if (s := self.ruled.now(d))[1]}
-            found = read(self.ruled.case.lake.settings, self.ruled.case.dataset).partitions if waiting else {}
-            assert found == waiting
-            if waiting:
-                self.load_ruled(sorted(waiting))
+            for tables in (self.ruled, self.orders):
+                if waiting := tables.waiting():
+                    assert read(tables.case.lake.settings, tables.case.dataset).partitions == waiting
+                    self.load(tables, sorted(waiting))
 
         @rule(day=days)
         def roll_back(self, day: str) -> None:
@@ -166,13 +182,8 @@ def machine(places: Places) -> type[RuleBasedStateMachine]:
 
         @invariant()
         def every_row_is_where_it_belongs(self) -> None:
-            self.ruled.check(
-                "SELECT day, id AS v FROM raw.ruled ",
-                "SELECT day, (content::JSON->>'id')::INT AS v FROM raw.ruled__quarantine ",
-            )
-            self.orders.check(
-                "SELECT day, id AS v FROM raw.orders ", "SELECT day, (orders_id, n) AS v FROM raw.orders__items "
-            )
+            self.ruled.check()
+            self.orders.check()
 
         def teardown(self) -> None:
             assert self.ruled.case.lake.errors() == []
